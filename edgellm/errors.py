@@ -1,8 +1,8 @@
 """Every error that edgellm raises on purpose.
 
-All are subclasses of `EdgeLLMError`, so `except edgellm.EdgeLLMError` catches everything. The text of each is one clear line:
-what is wrong, where (file, offset, field, value, limit) and what to do next. `exit_code` is what the command line returns:
-2 for usage or a missing path, 3 for a refused file, 4 for memory, 1 for anything else.
+All are subclasses of `EdgeLLMError`, so `except edgellm.EdgeLLMError` catches everything. The text of each is one clear
+line: what is wrong, where (file, offset, field, value, limit) and what to do next. `exit_code` is what the command line
+returns: 2 for usage or a missing path, 3 for a refused file, 4 for memory, 1 for anything else.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ def _with_details(message: str, details: Iterable[tuple[str, Any]], path: object
 class ModelFormatError(EdgeLLMError):
     """A model file breaks a rule of its format, so it is refused before anything in it is used.
 
-    `rule` is a short stable code for the broken rule (`"H2"`, `"K6"`, `"T11"`, ...; `formats/container.md` lists them with
-    their reasons). `path`, `offset` (bytes from the start of the file), `field`, `value` (what was found) and `limit`
-    (what would have been legal) are kept as attributes; those that do not apply are None.
+    `rule` is a short stable code for the broken rule (`"H2"`, `"K6"`, `"T11"`, ...; `formats/container.md` lists them
+    with their reasons). `path`, `offset` (bytes from the start of the file), `field`, `value` (what was found) and
+    `limit` (what would have been legal) are kept as attributes; those that do not apply are None.
     """
 
     exit_code = 3
@@ -100,7 +100,7 @@ class UnsupportedQuantError(ModelFormatError):
 
 
 class UnsupportedFeatureError(ModelFormatError):
-    """The file is sound but asks for something that edgellm does not do (a rope scaling, an activation, a split file)."""
+    """The file is sound but asks for something that edgellm does not do (a rope scaling, a split file)."""
 
 
 class TokenizerError(ModelFormatError):
@@ -132,7 +132,9 @@ class ModelFileChanged(EdgeLLMError):
 class OutputError(EdgeLLMError):
     """An output file could not be written (folder missing, no permission, disk full). Nothing half-written stays."""
 
-    def __init__(self, message: str, *, path: object = None, needed: int | None = None, free: int | None = None) -> None:
+    def __init__(
+        self, message: str, *, path: object = None, needed: int | None = None, free: int | None = None
+    ) -> None:
         self.path, self.needed, self.free = path, needed, free
         details = [("bytes needed", needed), ("bytes free", free)]
         super().__init__(_with_details(message, details, path))
@@ -185,12 +187,14 @@ class ContextOverflowError(EdgeLLMError):
 
 
 class NonFiniteError(EdgeLLMError):
-    """A NaN or infinity appeared. `step` names the first bad plan step, `layer` and `buffer` where they are known."""
+    """A NaN or infinity appeared. `step` names the first bad plan step, `detail` says more where more is known."""
 
     def __init__(self, step: object, detail: str = "") -> None:
         self.step, self.detail = step, detail
         tail = f": {detail}" if detail else ""
-        super().__init__(f"a value is not finite after step {one_line(str(step))}{tail}; the model file is damaged or unfit")
+        super().__init__(
+            f"a value is not finite after step {one_line(str(step))}{tail}; the model file is damaged or unfit"
+        )
 
 
 class BackendError(EdgeLLMError):
