@@ -1,0 +1,20 @@
+"""NumPy (de)quantisers and panel packing: the slow, obvious twins of the C kernels, and the definition of every format.
+
+`dequantize` and `quantize` define the block formats (pictures in formats/blocks.md), `pack_panels` and `unpack_panels`
+the panel layout (formats/panels.md). The sizes and field offsets come from `edgellm.blocks`.
+"""
+
+from __future__ import annotations
+
+from .codecs import can_quantize, dequantize, quantize, resolve_type
+from .panels import pack_panels, panel_bytes, unpack_panels
+
+__all__ = [
+    "can_quantize",
+    "dequantize",
+    "pack_panels",
+    "panel_bytes",
+    "quantize",
+    "resolve_type",
+    "unpack_panels",
+]
