@@ -1,0 +1,41 @@
+# Two commands do everything on a fresh machine: `make chat` and `make test`.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PY     := $(BIN)/python
+
+.PHONY: help chat test native lint gen-check clean
+
+help:
+	@echo "make chat     install into $(VENV) and talk to the built-in model"
+	@echo "make test     install into $(VENV) and run the tests"
+	@echo "make native   compile native/ in place (development)"
+	@echo "make lint     ruff, and the generated files against formats/blocks.toml"
+
+$(VENV)/installed: pyproject.toml setup.py $(wildcard native/*.[ch] native/*.py native/kernels/*.[ch])
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@$(PY) -m pip install --quiet --disable-pip-version-check --upgrade pip
+	@echo "edgellm: installing into $(VENV) (a minute or two the first time)" >&2
+	@$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+chat: $(VENV)/installed
+	@$(BIN)/edgellm chat
+
+test: $(VENV)/installed
+	@$(PY) -m pytest
+
+# For development: PY may point to any interpreter that has the dependencies.
+native:
+	@mkdir -p build
+	@flock build/.lock $(PY) setup.py --quiet build_ext --inplace
+
+lint: $(VENV)/installed
+	$(PY) -m ruff check .
+	$(MAKE) gen-check PY=$(PY)
+
+gen-check:
+	$(PY) tools/gen_blocks.py --check
+
+clean:
+	rm -rf build dist *.egg-info edgellm/*.so

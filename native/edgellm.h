@@ -1,0 +1,156 @@
+/* edgellm.h: the one public header of the native library.
+ *
+ * Everything between the two cffi marks is read by native/build.py as the declaration of the Python
+ * binding, so the binding cannot drift from the code. Keep that region free of preprocessor lines.
+ *
+ * Rules of this interface: plain C11, no Python.h; every function that can fail returns an el_status;
+ * nothing calls abort or exit; sizes are int64_t; the caller owns every buffer unless a line says otherwise.
+ */
+#ifndef EDGELLM_H
+#define EDGELLM_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* [cffi begin] */
+enum el_status {
+    EL_OK = 0,
+    EL_E_ARGUMENT = 1,    /* a length, index or pointer breaks the rules of the call */
+    EL_E_NOMEM = 2,       /* an allocation failed; nothing was changed */
+    EL_E_CANCELLED = 3,   /* the cancel flag was seen */
+    EL_E_NONFINITE = 4,   /* a logit is NaN or infinite; el_pass.bad_step names the first bad step */
+    EL_E_UNSUPPORTED = 5, /* no kernel for this combination */
+    EL_E_SYSTEM = 6       /* the operating system refused (threads, memory mapping) */
+};
+
+/* ---- the machine and the kernel tables -------------------------------------------------------- */
+/* el_init reads the CPU and merges the kernel tables once; later calls do nothing. `cap` is a level
+ * name ("portable", "avx2") that limits the choice, or NULL for the best one this machine can run. */
+int el_init(const char *cap);
+const char *el_isa(void);                 /* name of the highest level in use */
+int el_n_levels(void);                    /* levels compiled in, lowest first */
+const char *el_level_name(int level);
+int el_level_usable(int level);           /* 1 usable, 0 the CPU or the OS lacks it, -1 failed its self-test */
+int el_set_isa(const char *name);         /* switch the tables (tests); no pass may be running */
+const char *el_kernel_level(int type, int layout); /* level whose linear kernel runs this type; NULL: none */
+
+/* ---- memory ------------------------------------------------------------------------------------ */
+void *el_arena_alloc(int64_t bytes);      /* zeroed, 64-byte aligned, on 2 MB pages where there are any; NULL on failure */
+void el_arena_free(void *p, int64_t bytes);
+
+/* ---- weights: types, panels, conversion --------------------------------------------------------- */
+enum el_layout { EL_ROWS = 0, EL_PANELS = 1 };
+
+int64_t el_row_bytes(int type, int64_t k);                       /* -1: k does not fit the block */
+int64_t el_panel_bytes(int type, int64_t rows, int64_t k);       /* -1: no panel form */
+/* rows [row0, row1) of a row-major matrix into panels; row0 is a multiple of 16, row1 one too or the last row */
+int el_pack_panels(int type, const void *src, void *dst, int64_t rows, int64_t k, int64_t row0, int64_t row1);
+int el_dequantize(int type, const void *src, float *dst, int64_t rows, int64_t k);
+int el_quantize(int type, const float *src, void *dst, int64_t rows, int64_t k);
+
+/* y[m][r] (leading dimension ldy) = dot(row r of w, x[m]) for r in [row0, row1), one thread; for tests and tools */
+int el_linear_test(int type, int layout, const void *w, int64_t rows, int64_t k, int64_t row0, int64_t row1,
+                   const float *x, int64_t n_cols, float *y, int64_t ldy);
+
+/* ---- the plan ------------------------------------------------------------------------------------ */
+/* Buffers are float32, (n_rows, cols); n_rows is the number of tokens of the pass, or of wanted outputs. */
+enum el_op {
+    EL_OP_EMBED = 0,      /* out[0] (tokens, dim) = rows `token id` of w[0] */
+    EL_OP_RMSNORM = 1,    /* out[0] = in[0] / rms(in[0]) * w[0]; f[0] = eps */
+    EL_OP_LINEAR = 2,     /* out[j] = in[0] @ w[j]^T (+ b[j]) for j < n; in[1] >= 0: + in[1] (residual, n = 1) */
+    EL_OP_LINEAR_GATED = 3, /* out[0] = act(in[0] @ w[0]^T) * (in[0] @ w[1]^T); i[0] = activation; biases b[0], b[1] */
+    EL_OP_ROPE = 4,       /* in place on in[0] (and in[1]): i[0] head_dim, i[1] rotary dims, i[2] style, i[3] table */
+    EL_OP_ATTENTION = 5,  /* out[0] = attention of in[0] = q, in[1] = k, in[2] = v over the cache; i[0] layer,
+                             i[1] n_heads, i[2] n_kv_heads, i[3] head_dim, i[4] window (0: all); f[0] scale */
+    EL_OP_GATED = 6,      /* out[0] = act(in[0]) * in[1]; i[0] activation */
+    EL_OP_ADD = 7,        /* out[0] = in[0] + in[1] */
+    EL_OP_TAKE_ROWS = 8,  /* out[0] (outputs, cols) = wanted rows of in[0] */
+    EL_N_OPS = 9
+};
+enum el_activation { EL_ACT_SILU = 0, EL_ACT_GELU_TANH = 1 };
+enum el_rope_style { EL_ROPE_INTERLEAVED = 0, EL_ROPE_HALVES = 1 };
+
+typedef struct {
+    int32_t op;
+    int32_t n;            /* LINEAR: how many weights share the input */
+    int32_t in[4];        /* buffer ids, -1 none */
+    int32_t out[4];
+    int32_t w[4];         /* weight ids, -1 none */
+    int32_t b[4];         /* bias weight ids (F32 vectors), -1 none */
+    int32_t i[8];
+    float f[4];
+} el_step;
+
+typedef struct {
+    int64_t cols;         /* floats per row */
+    int32_t rows_kind;    /* 0: one row per token, 1: one row per wanted output */
+    int32_t reserved;
+} el_buffer;
+
+typedef struct {
+    int32_t type;         /* enum el_type (GGUF type id) */
+    int32_t layout;       /* enum el_layout */
+    int64_t rows;         /* output features; 1 for vectors */
+    int64_t cols;         /* input features */
+    const void *data;     /* stays valid as long as the plan; owned by the caller */
+    int64_t bytes;
+} el_weight;
+
+typedef struct {
+    const double *inv_freq; /* (rotary_dims / 2) angle per position */
+    int64_t n;              /* rotary_dims / 2 */
+    double magnitude;       /* factor on cos and sin (yarn's attention factor), 1 else */
+} el_rope_table;
+
+typedef struct el_plan el_plan; /* owns its scratch and buffers; steps, tables and weight rows are copied in */
+
+int el_plan_new(el_plan **out, const el_step *steps, int64_t n_steps, const el_buffer *buffers, int64_t n_buffers,
+                const el_weight *weights, int64_t n_weights, const el_rope_table *ropes, int64_t n_ropes,
+                int64_t max_tokens);
+void el_plan_free(el_plan *plan);
+float *el_plan_buffer(el_plan *plan, int32_t buffer); /* for the step-compare mode; NULL: no such buffer */
+
+/* ---- the KV cache ----------------------------------------------------------------------------------- */
+enum el_kv_type { EL_KV_F32 = 0, EL_KV_F16 = 1 };
+#define EL_PAGE_TOKENS 64
+
+/* One page holds 64 tokens of one layer: for each KV head first K as [head_dim][64] (a lane is a token),
+ * then V as [64][head_dim] (a lane is a channel). The page table names the page of each block of 64 positions. */
+typedef struct {
+    void *base;              /* the pool's arena */
+    int64_t n_pages;
+    int64_t page_bytes;
+    int32_t kv_type;         /* enum el_kv_type */
+    int32_t n_layers;
+    const int32_t *table;    /* (n_layers, table_stride), -1: no page */
+    int64_t table_stride;    /* blocks of 64 positions per layer */
+} el_kv;
+int64_t el_kv_page_bytes(int kv_type, int64_t n_kv_heads, int64_t head_dim); /* -1: not possible */
+
+/* ---- one pass ------------------------------------------------------------------------------------------ */
+typedef struct {
+    const int32_t *tokens;   /* (n_tokens) ids, each in the embedding's range */
+    int64_t n_tokens;        /* 1 .. max_tokens */
+    int64_t position;        /* of tokens[0] */
+    const int32_t *outputs;  /* (n_outputs) ascending indices of tokens whose logits are wanted */
+    int64_t n_outputs;
+    const el_kv *kv;
+    int32_t n_threads;       /* helpers + the caller */
+    int32_t check_finite;    /* 1: a non-finite value in the last step's output is an error */
+    int64_t first_step;      /* run steps [first_step, last_step); 0 and n_steps for a whole pass */
+    int64_t last_step;
+    const int32_t *cancel;   /* polled per chunk; may be NULL */
+    int64_t bad_step;        /* set with EL_E_NONFINITE: the first step whose output is not finite */
+} el_pass;
+int el_forward(el_plan *plan, el_pass *pass);
+
+/* ---- threads --------------------------------------------------------------------------------------------- */
+int el_pool_chunks(int64_t *chunks, int n);    /* chunks run so far by worker 0 (the caller), 1, ...; returns how many workers exist */
+void el_pool_shutdown(void);                   /* ends the helper threads (they come back when needed) */
+
+/* ---- text: sampler and tokenizer -------------------------------------------------------------------------- */
+/* [text begin] */
+/* [text end] */
+/* [cffi end] */
+
+#endif

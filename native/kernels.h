@@ -1,0 +1,120 @@
+/* kernels.h: what a kernel file implements, and the table that the plan runner calls through.
+ *
+ * One file per instruction set in kernels/. Each ends in one const table; a NULL entry keeps the lower
+ * table's function. Float order is part of every format's definition (formats/arithmetic.md), so all
+ * tables give the same bits: integer dot products are exact, and each row adds its blocks in ascending k
+ * with one fused multiply-add per block. `static` everywhere: an inline function that the linker merges
+ * could end up with another file's instruction set.
+ */
+#ifndef EL_KERNELS_H
+#define EL_KERNELS_H
+
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "blocks.h"
+#include "edgellm.h"
+
+#define EL_PANEL_ROWS 16
+#define EL_TYPE_LIMIT 64 /* GGUF type ids below this have a row in the tables */
+
+/* How a linear kernel wants its input. Each block format names one (formats/blocks.toml). */
+enum el_act_format {
+    EL_ACTF_F32 = 0,    /* the floats themselves */
+    EL_ACTF_Q8_32 = 1,  /* int8, one float scale per 32, and the integer sum of each 32 */
+    EL_ACTF_Q8_256 = 2  /* int8, one float scale per 256, and the integer sum of each 16 */
+};
+
+/* Activations of a pass, quantised once per distinct input. All pointers 64-byte aligned.
+ * k_pad is k rounded up to 256, so that a row of q is always a whole number of cache lines. */
+typedef struct {
+    const float *f;     /* (n_cols, k) the floats */
+    int64_t ldf;        /* floats between columns of f */
+    const int8_t *q;    /* (n_cols, k_pad) */
+    const float *d;     /* (n_cols, k_pad / 32 or / 256) */
+    const int32_t *sum; /* (n_cols, k_pad / 32 or / 16) */
+    int64_t k;
+    int64_t k_pad;
+} el_act;
+
+/* y[m * ldy + r - row0] = dot(row r, column m) for r in [row0, row1), m in [0, n_cols).
+ * `w` is the whole tensor. For panels row0 is a multiple of 16 and rows beyond row1 are not written. */
+typedef void (*el_linear_fn)(const void *w, int64_t row0, int64_t row1, const el_act *x, int64_t n_cols,
+                             float *y, int64_t ldy);
+
+typedef struct {
+    const char *name;
+    uint32_t need;                                /* EL_CPU_* bits this table requires */
+    el_linear_fn linear[2][EL_TYPE_LIMIT];        /* [layout][GGUF type id] */
+    /* x (k) -> q (k_pad), d, sum; the padding gets zeros */
+    void (*quantize_q8_32)(const float *x, int64_t k, int8_t *q, float *d, int32_t *sum);
+    void (*quantize_q8_256)(const float *x, int64_t k, int8_t *q, float *d, int32_t *sum);
+    /* y = x / sqrt(mean(x^2) + eps) * w */
+    void (*rmsnorm)(const float *x, const float *w, float *y, int64_t n, float eps);
+    void (*gated)(const float *gate, const float *up, float *y, int64_t n, int activation);
+    void (*add)(const float *a, const float *b, float *y, int64_t n);
+    /* scores[g * 64 + t] = scale * dot(q[g], K[.][t]) for the 64 tokens of a page; k_page is [head_dim][64] */
+    void (*attn_scores[2])(const float *q, int64_t n_group, int64_t head_dim, const void *k_page, float scale,
+                           float *scores);
+    /* acc[g][d] += sum over t < n_tokens of p[g * 64 + t] * V[t][d]; v_page is [64][head_dim] */
+    void (*attn_values[2])(const float *p, int64_t n_group, int64_t head_dim, int64_t first, int64_t n_tokens,
+                           const void *v_page, float *acc);
+    /* in place: x = exp(x - max); returns nothing, *sum gets the total in lane order */
+    void (*exp_sum)(float *x, int64_t n, float max, float *sum);
+} el_kernels;
+
+enum el_cpu_bits { EL_CPU_AVX2 = 1, EL_CPU_FMA = 2, EL_CPU_F16C = 4 };
+uint32_t el_cpu_features(void); /* CPU bits that the operating system also saves and restores */
+
+extern const el_kernels el_kernels_portable;
+extern const el_kernels el_kernels_avx2; /* all NULL where it was not compiled */
+
+extern el_kernels el_k; /* the merged table in use */
+extern const char *el_linear_level[2][EL_TYPE_LIMIT];
+
+/* Which activation format a type's kernels read; -1: the type is unknown. */
+int el_act_format_of(int type);
+
+/* ---- half floats, exact, without hardware help ------------------------------------------------ */
+static inline float el_f16_to_f32(uint16_t h) {
+    uint32_t sign = (uint32_t)(h & 0x8000u) << 16, exponent = (h >> 10) & 31u, mantissa = h & 1023u, bits;
+    if (exponent == 31) bits = sign | 0x7f800000u | (mantissa << 13);
+    else if (exponent) bits = sign | ((exponent + 112) << 23) | (mantissa << 13);
+    else { /* zero or subnormal: mantissa * 2^-24 is exact in float32 */
+        float f = (float)mantissa * 0x1p-24f;
+        memcpy(&bits, &f, 4);
+        bits |= sign;
+    }
+    float out;
+    memcpy(&out, &bits, 4);
+    return out;
+}
+
+static inline uint16_t el_f32_to_f16(float f) { /* round to nearest even; NaN stays NaN */
+    uint32_t x;
+    memcpy(&x, &f, 4);
+    uint32_t sign = (x >> 16) & 0x8000u, a = x & 0x7fffffffu;
+    if (a >= 0x7f800000u) return (uint16_t)(sign | (a > 0x7f800000u ? 0x7e00u | ((a >> 13) & 1023u) : 0x7c00u));
+    if (a >= 0x477ff000u) return (uint16_t)(sign | 0x7c00u);              /* rounds to infinity */
+    if (a < 0x38800000u) {                                               /* subnormal half: let the FPU round */
+        float tiny;
+        memcpy(&tiny, &a, 4);
+        tiny += 0.5f; /* 2^-1 has an ulp of 2^-24, the half's subnormal step */
+        uint32_t t;
+        memcpy(&t, &tiny, 4);
+        return (uint16_t)(sign | (t - 0x3f000000u));
+    }
+    uint32_t odd = (a >> 13) & 1u;
+    return (uint16_t)(sign | ((a + 0xfffu + odd - 0x38000000u) >> 13));
+}
+
+static inline float el_bf16_to_f32(uint16_t h) {
+    uint32_t bits = (uint32_t)h << 16;
+    float out;
+    memcpy(&out, &bits, 4);
+    return out;
+}
+
+#endif

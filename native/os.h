@@ -1,0 +1,29 @@
+/* os.h: every call to the operating system that the library makes. One os_*.c per system implements it. */
+#ifndef EL_OS_H
+#define EL_OS_H
+
+#include <stdatomic.h>
+#include <stdint.h>
+
+/* Zeroed memory, aligned to 64 bytes at least, on huge pages where the system offers them; NULL on failure. */
+void *el_os_alloc(int64_t bytes);
+void el_os_free(void *p, int64_t bytes);
+
+/* Starts a detached thread; 0 on success. */
+int el_os_thread_start(void (*run)(void *), void *arg);
+/* Sleeps while *word == expected, until woken or at most timeout_us; may return early. */
+void el_os_wait(_Atomic uint32_t *word, uint32_t expected, int64_t timeout_us);
+void el_os_wake_all(_Atomic uint32_t *word);
+void el_os_yield(void);
+
+/* Monotonic time in nanoseconds. */
+int64_t el_os_now(void);
+/* Calls child() in the child of every fork, where the system has fork. */
+void el_os_at_fork_child(void (*child)(void));
+
+typedef struct el_mutex el_mutex;
+el_mutex *el_os_mutex_new(void);
+void el_os_lock(el_mutex *m);
+void el_os_unlock(el_mutex *m);
+
+#endif

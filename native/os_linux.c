@@ -1,0 +1,102 @@
+/* os_linux.c: threads and memory through pthreads, futex and madvise. */
+#define _GNU_SOURCE
+#include "os.h"
+
+#include <linux/futex.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { HUGE_PAGE = 2 << 20 };
+
+/* Big blocks are cut out of a larger mapping so that they start on a 2 MB border: the kernel can then back
+ * them with huge pages, which saves most TLB misses when weights stream through. */
+void *el_os_alloc(int64_t bytes) {
+    if (bytes <= 0 || bytes > INT64_MAX - 2 * HUGE_PAGE) return NULL;
+    size_t want = (size_t)bytes;
+    if (want < HUGE_PAGE) {
+        void *p = mmap(NULL, want, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        return p == MAP_FAILED ? NULL : p;
+    }
+    size_t span = want + HUGE_PAGE;
+    char *raw = mmap(NULL, span, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (raw == MAP_FAILED) return NULL;
+    char *start = (char *)(((uintptr_t)raw + HUGE_PAGE - 1) & ~(uintptr_t)(HUGE_PAGE - 1));
+    size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    size_t kept = (want + page - 1) / page * page;
+    if (start > raw) munmap(raw, (size_t)(start - raw));
+    if (raw + span > start + kept) munmap(start + kept, (size_t)(raw + span - (start + kept)));
+    madvise(start, kept, MADV_HUGEPAGE); /* advice only: refused means ordinary pages */
+    return start;
+}
+
+void el_os_free(void *p, int64_t bytes) {
+    if (p) munmap(p, (size_t)bytes);
+}
+
+typedef struct {
+    void (*run)(void *);
+    void *arg;
+} start_args;
+
+static void *trampoline(void *p) {
+    start_args args = *(start_args *)p;
+    free(p);
+    args.run(args.arg);
+    return NULL;
+}
+
+int el_os_thread_start(void (*run)(void *), void *arg) {
+    start_args *args = malloc(sizeof *args);
+    if (!args) return -1;
+    *args = (start_args){run, arg};
+    pthread_attr_t attr;
+    pthread_attr_init(&attr);
+    pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
+    /* signals belong to the host program's threads, never to ours */
+    sigset_t all, old;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &old);
+    pthread_t thread;
+    int rc = pthread_create(&thread, &attr, trampoline, args);
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    pthread_attr_destroy(&attr);
+    if (rc) free(args);
+    return rc;
+}
+
+void el_os_wait(_Atomic uint32_t *word, uint32_t expected, int64_t timeout_us) {
+    struct timespec t = {timeout_us / 1000000, (timeout_us % 1000000) * 1000};
+    syscall(SYS_futex, (uint32_t *)word, FUTEX_WAIT_PRIVATE, expected, &t, NULL, 0);
+}
+
+void el_os_wake_all(_Atomic uint32_t *word) {
+    syscall(SYS_futex, (uint32_t *)word, FUTEX_WAKE_PRIVATE, INT32_MAX, NULL, NULL, 0);
+}
+
+void el_os_yield(void) { sched_yield(); }
+
+int64_t el_os_now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+void el_os_at_fork_child(void (*child)(void)) { pthread_atfork(NULL, NULL, child); }
+
+struct el_mutex {
+    pthread_mutex_t m;
+};
+
+el_mutex *el_os_mutex_new(void) {
+    el_mutex *m = malloc(sizeof *m);
+    if (m) pthread_mutex_init(&m->m, NULL);
+    return m;
+}
+void el_os_lock(el_mutex *m) { pthread_mutex_lock(&m->m); }
+void el_os_unlock(el_mutex *m) { pthread_mutex_unlock(&m->m); }
