@@ -1,0 +1,101 @@
+"""What a call gives back: frozen records that hold everything one may want to know about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+FinishReason = Literal["stop", "length", "cancelled"]
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Token counts of one call."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Timings of one call (seconds; tokens per second) and what ran it.
+
+    `ttft` is the time from the start of the work to the first token. `prompt_tps` counts the prompt tokens that were
+    worked on, without those that were still in the cache; `generation_tps` counts the tokens after the first. Both are
+    0.0 where there was nothing to measure.
+    """
+
+    ttft: float
+    prompt_seconds: float
+    prompt_tps: float
+    generation_seconds: float
+    generation_tps: float
+    passes: int
+    threads: int
+    backend: str
+    isa: str
+
+
+@dataclass(frozen=True)
+class Context:
+    """The context window after a call: tokens in it, its size, and how many were reused from the call before."""
+
+    used: int
+    n_ctx: int
+    reused: int
+
+
+@dataclass(frozen=True)
+class Event:
+    """A piece of a streamed answer: whole characters of `text`, and the id of the token that completed it.
+
+    `token` is None for the text that was held back (as a possible stop string) and comes out at the end.
+    """
+
+    text: str
+    token: int | None
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished answer.
+
+    `tokens` are all ids the model chose, an end token included. `finish_reason` is "stop" (end token or stop string),
+    "length" (`max_tokens` or the context window is full) or "cancelled" (stopped from outside, the text was kept).
+    `seed` reproduces the answer when it is given to the same call.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    finish_reason: FinishReason
+    usage: Usage
+    stats: Stats
+    context: Context
+    seed: int
+
+    @property
+    def message(self) -> dict[str, str]:
+        """The answer as a chat message, ready to be appended to the list of messages."""
+        return {"role": "assistant", "content": self.text}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain types, for JSON."""
+        from dataclasses import asdict
+
+        out = asdict(self)
+        out["tokens"] = list(self.tokens)
+        return out
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a long piece of work is: `done` of `total` `unit`s (total 0: not known). Given to `progress=` callbacks."""
+
+    stage: str
+    done: int
+    total: int
+    unit: str = "bytes"
