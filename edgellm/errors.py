@@ -197,6 +197,10 @@ class NonFiniteError(EdgeLLMError):
         )
 
 
+class PlanError(EdgeLLMError):
+    """A plan breaks a rule of the op table: a fault in a model family file of edgellm, not in the user's input."""
+
+
 class BackendError(EdgeLLMError):
     """A backend failed or is not available. `code` is the status of the C library where there is one."""
 

@@ -1,0 +1,124 @@
+"""Backends run plans. `create` makes one by name; all of them keep to the `Backend` interface below.
+
+`reference` (NumPy) defines every op, `native` (compiled C) is fast, `numba` is for machines without a compiled library.
+Each is imported only when it is asked for.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from ..errors import BackendError, InvalidArgumentError
+
+if TYPE_CHECKING:
+    from ..kv import Sequence
+    from ..plan import Plan
+    from ..weights import Weights
+
+NAMES = ("auto", "native", "numba", "reference")
+_log = logging.getLogger("edgellm")
+_told: set[str] = set()
+
+
+class Backend(Protocol):
+    """What runs the passes of one model. Not thread-safe; `close` gives its memory back and may be called twice.
+
+    A pass takes `tokens`, int32 (n,) with 1 <= n <= max_tokens, at positions position .. position + n - 1 of `seq`;
+    the caller has done `seq.ensure(position + n)` before and does `seq.commit(position + n)` after it. `outputs`, int32
+    (m,), are the ascending indices into `tokens` whose logits are wanted (m may be 0).
+    """
+
+    name: str
+
+    def forward(
+        self,
+        tokens: np.ndarray,
+        position: int,
+        outputs: np.ndarray,
+        seq: Sequence,
+        cancel: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """One pass -> float32 (m, n_vocab), valid until the next call.
+
+        `cancel` is an int32 (1,) array; when another thread sets it to non-zero the pass stops soon.
+        Raises Cancelled, NonFiniteError (a logit is not finite; names the first bad step), BackendError,
+        InvalidArgumentError (n, a token id or `outputs` out of range).
+        """
+        ...
+
+    def begin(self, tokens: np.ndarray, position: int, outputs: np.ndarray, seq: Sequence) -> None:
+        """Starts a pass that is run step by step (debugging; `edgellm.backends.compare`)."""
+        ...
+
+    def run_step(self, index: int) -> None:
+        """Runs step `index` of the plan on the pass that `begin` started."""
+        ...
+
+    def read(self, buffer: int) -> np.ndarray:
+        """A float32 (rows, cols) copy of a plan buffer in the pass that `begin` started."""
+        ...
+
+    def write(self, buffer: int, values: np.ndarray) -> None:
+        """Sets a plan buffer to `values`, float32 (rows, cols)."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def check_pass(
+    plan: Plan, tokens: np.ndarray, position: int, outputs: np.ndarray, seq: Sequence, max_tokens: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The arguments of a pass, checked, as contiguous int32 arrays (tokens, outputs). Raises InvalidArgumentError."""
+    tokens = np.ascontiguousarray(tokens, dtype=np.int32)
+    outputs = np.ascontiguousarray(outputs, dtype=np.int32)
+    n = tokens.size
+    if tokens.ndim != 1 or not 1 <= n <= max_tokens:
+        raise InvalidArgumentError(f"a pass of {tokens.shape} tokens; choose 1 to {max_tokens} in one dimension")
+    if tokens.min() < 0 or tokens.max() >= plan.n_vocab:
+        bad = int(tokens[(tokens < 0) | (tokens >= plan.n_vocab)][0])
+        raise InvalidArgumentError(f"token id {bad} is outside the vocabulary of {plan.n_vocab}")
+    ascending = outputs.ndim == 1 and np.all(np.diff(outputs) > 0)
+    if not ascending or (outputs.size and (outputs[0] < 0 or outputs[-1] >= n)):
+        raise InvalidArgumentError(f"outputs must be ascending indices below {n}")
+    blocks = seq.table[:, : -(-(position + n) // 64)]
+    if position < 0 or position + n > seq.n_ctx or np.any(blocks < 0):
+        raise InvalidArgumentError(f"positions {position} .. {position + n - 1} have no pages; call ensure first")
+    return tokens, outputs
+
+
+def create(
+    name: str, plan: Plan, weights: Weights, *, n_threads: int = 1, max_tokens: int = 512, pack: bool = True
+) -> Backend:
+    """The backend `name` ("auto", "native", "numba", "reference") for one model.
+
+    "auto" is native where the compiled library loads, else numba, which it says once in a log line. `max_tokens` is the
+    most tokens of one pass; `pack` turns weights into panels where the backend has them.
+    Raises InvalidArgumentError (unknown name), BackendError (the backend cannot run here), NotEnoughMemoryError.
+    """
+    if name not in NAMES:
+        raise InvalidArgumentError(f"backend is '{name}'; choose {', '.join(NAMES)}")
+    if name in ("auto", "native"):
+        try:
+            from .native import NativeBackend
+
+            return NativeBackend(plan, weights, n_threads=n_threads, max_tokens=max_tokens, pack=pack)
+        except ImportError as e:
+            if name == "native":
+                raise BackendError(f"the compiled library is not available ({e}); use backend='numba'") from None
+            _tell_once("no compiled library found: running the slower Numba backend (see `edgellm doctor`)")
+    if name == "reference":
+        from .reference import ReferenceBackend
+
+        return ReferenceBackend(plan, weights, n_threads=n_threads, max_tokens=max_tokens, pack=pack)
+    from .numba_ import NumbaBackend
+
+    return NumbaBackend(plan, weights, n_threads=n_threads, max_tokens=max_tokens, pack=pack)
+
+
+def _tell_once(line: str) -> None:
+    if line not in _told:
+        _told.add(line)
+        _log.warning(line)

@@ -1,0 +1,236 @@
+"""The KV cache: a pool of pages of 64 tokens, and sequences, which are page tables over it.
+
+One page holds 64 positions of one layer, all KV heads: for each head first K as [head_dim][64] (a lane is a position),
+then V as [64][head_dim] (a lane is a channel). That is the order in which kernels read it (native/edgellm.h), and the
+only cache there is. A page may belong to several sequences (reference counts).
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+
+import numpy as np
+
+from .errors import ContextOverflowError, EdgeLLMError, InvalidArgumentError, ModelClosedError, NotEnoughMemoryError
+from .plan import KVShape
+
+PAGE_TOKENS = 64
+NO_PAGE = -1
+KV_TYPES: dict[str, np.dtype] = {"f32": np.dtype(np.float32), "f16": np.dtype(np.float16)}
+
+
+class PageError(EdgeLLMError):
+    """A page was released or used that nobody holds: a fault in edgellm, stopped before it damages the cache."""
+
+
+def resolve_kv_type(kv_type: str, matrix_types: set[str]) -> str:
+    """"f32" or "f16" for a `kv_type` of "auto", "f16" or "f32".
+
+    `matrix_types` are the type names of the model's matrices (`Weights.matrix_types`); "auto" is f32 where all of them
+    are F32, else f16. Raises InvalidArgumentError.
+    """
+    if kv_type == "auto":
+        return "f32" if matrix_types == {"F32"} else "f16"
+    if kv_type not in KV_TYPES:
+        raise InvalidArgumentError(f"kv_type is '{kv_type}'; choose auto, {' or '.join(sorted(KV_TYPES))}")
+    return kv_type
+
+
+def page_bytes(shape: KVShape, kv_type: str) -> int:
+    """Bytes of one page: 64 positions of one layer."""
+    return shape.n_kv_heads * 2 * shape.head_dim * PAGE_TOKENS * KV_TYPES[kv_type].itemsize
+
+
+def n_blocks(n_tokens: int) -> int:
+    """Blocks of 64 positions that hold `n_tokens`."""
+    return -(-n_tokens // PAGE_TOKENS)
+
+
+def cache_bytes(shape: KVShape, kv_type: str, n_tokens: int) -> int:
+    """Bytes of all pages of one sequence of `n_tokens`."""
+    return n_blocks(n_tokens) * shape.n_layers * page_bytes(shape, kv_type)
+
+
+def default_n_ctx(n_ctx_train: int, shape: KVShape, kv_type: str, free_bytes: int) -> int:
+    """The context window to use when nobody chose one: min(trained, what fits in `free_bytes`).
+
+    A result below `n_ctx_train` is a multiple of 64. Raises NotEnoughMemoryError when not even 64 tokens fit.
+    """
+    per_block = shape.n_layers * page_bytes(shape, kv_type)
+    fits = free_bytes // per_block * PAGE_TOKENS
+    if fits < PAGE_TOKENS:
+        raise NotEnoughMemoryError(per_block, max(free_bytes, 0), ["a smaller model"], what="the KV cache")
+    return min(n_ctx_train, fits)
+
+
+class PagePool:
+    """All pages of one model. The arena is virtual memory: a page costs memory once something was written to it.
+
+    `arena` is uint8 (n_pages, page_bytes), its first byte at `address`, aligned to a memory page. A page is all zeros
+    when it is handed out. Not thread-safe: a model uses its pool from one thread at a time.
+
+    Raises InvalidArgumentError (kv_type, n_pages), NotEnoughMemoryError (the arena cannot be reserved).
+    """
+
+    def __init__(self, shape: KVShape, kv_type: str, n_pages: int) -> None:
+        if kv_type not in KV_TYPES:
+            raise InvalidArgumentError(f"kv_type is '{kv_type}'; choose {' or '.join(sorted(KV_TYPES))}")
+        if not 1 <= n_pages < 2**31:
+            raise InvalidArgumentError(f"a page pool of {n_pages} pages; choose 1 to 2^31 - 1")
+        self.shape, self.kv_type, self.n_pages = shape, kv_type, n_pages
+        self.dtype = KV_TYPES[kv_type]
+        self.page_bytes = page_bytes(shape, kv_type)
+        self.arena: np.ndarray | None = _reserve(n_pages * self.page_bytes).reshape(n_pages, self.page_bytes)
+        self.refs = np.zeros(n_pages, dtype=np.int32)  # (n_pages,) how many sequences hold each page
+        self._fresh = 0  # pages from here on were never handed out: they are zero and cost nothing
+        self._free: list[int] = []  # pages that were released, last one first
+
+    @classmethod
+    def for_tokens(cls, shape: KVShape, kv_type: str, n_tokens: int) -> PagePool:
+        """A pool that holds one sequence of `n_tokens`."""
+        return cls(shape, kv_type, max(1, n_blocks(n_tokens) * shape.n_layers))
+
+    @property
+    def address(self) -> int:
+        """Where the arena is in memory, for compiled kernels. Raises ModelClosedError."""
+        return self._open().ctypes.data
+
+    @property
+    def n_free(self) -> int:
+        """Pages that can still be handed out."""
+        return self.n_pages - self._fresh + len(self._free)
+
+    def allocate(self, n: int) -> list[int]:
+        """`n` zeroed pages, each with one reference; all or none. Raises NotEnoughMemoryError when the pool is full."""
+        arena = self._open()
+        if n > self.n_free:
+            have = self.n_free * self.page_bytes
+            raise NotEnoughMemoryError(n * self.page_bytes, have, ["a shorter context (n_ctx)"], what="the KV cache")
+        pages = [self._free.pop() for _ in range(min(n, len(self._free)))]
+        for page in pages:
+            arena[page] = 0  # kernels multiply unused lanes by 0, so nothing non-finite may be left in them
+        fresh = n - len(pages)
+        pages += range(self._fresh, self._fresh + fresh)
+        self._fresh += fresh
+        self.refs[pages] = 1
+        return pages
+
+    def retain(self, page: int) -> None:
+        """One more reference to a page that is in use. Raises PageError."""
+        self._held(page)
+        self.refs[page] += 1
+
+    def release(self, page: int) -> None:
+        """One reference less; the last one puts the page on the free list. Raises PageError."""
+        self._held(page)
+        self.refs[page] -= 1
+        if self.refs[page] == 0:
+            self._free.append(page)
+
+    def k_view(self, page: int, head: int) -> np.ndarray:
+        """(head_dim, 64) keys of one KV head, writable, in the pool's type."""
+        return self._heads(page)[head, 0].reshape(self.shape.head_dim, PAGE_TOKENS)
+
+    def v_view(self, page: int, head: int) -> np.ndarray:
+        """(64, head_dim) values of one KV head, writable, in the pool's type."""
+        return self._heads(page)[head, 1].reshape(PAGE_TOKENS, self.shape.head_dim)
+
+    def close(self) -> None:
+        """Gives the memory back as soon as no view of it is left. Calling it again does nothing."""
+        self.arena = None
+
+    def _heads(self, page: int) -> np.ndarray:
+        """(n_kv_heads, 2, 64 * head_dim) of one page: K and V of each head."""
+        self._held(page)
+        return self._open()[page].view(self.dtype).reshape(self.shape.n_kv_heads, 2, -1)
+
+    def _held(self, page: int) -> None:
+        if not 0 <= page < self.n_pages or self.refs[page] < 1:
+            raise PageError(f"page {page} of {self.n_pages} is not in use")
+
+    def _open(self) -> np.ndarray:
+        if self.arena is None:
+            raise ModelClosedError("the KV cache is closed; load the model again")
+        return self.arena
+
+
+def _reserve(n_bytes: int) -> np.ndarray:
+    """Zeroed bytes that take no memory until they are written. Private: a forked child gets its own copy."""
+    try:
+        if os.name == "nt":
+            arena = mmap.mmap(-1, n_bytes)
+        else:
+            arena = mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except (OSError, OverflowError, ValueError, MemoryError):
+        raise NotEnoughMemoryError(n_bytes, 0, ["a shorter context (n_ctx)"], what="the KV cache") from None
+    return np.frombuffer(arena, dtype=np.uint8)
+
+
+class Sequence:
+    """One conversation's place in the cache: a page table, and how many positions hold valid K and V.
+
+    `table` is int32 (n_layers, ceil(n_ctx / 64)), -1 where there is no page. A pass over positions
+    [length, length + n) goes: `ensure(length + n)`, the backend's forward, `commit(length + n)`. When the pass failed,
+    `rewind(length)` gives its pages back. Use it as a context manager, or `close` it.
+
+    Raises InvalidArgumentError for n_ctx < 1.
+    """
+
+    def __init__(self, pool: PagePool, n_ctx: int) -> None:
+        if not 1 <= n_ctx < 2**31:
+            raise InvalidArgumentError(f"n_ctx is {n_ctx}; choose 1 to 2^31 - 1")
+        self.pool, self.n_ctx, self.length = pool, n_ctx, 0
+        self.table = np.full((pool.shape.n_layers, n_blocks(n_ctx)), NO_PAGE, dtype=np.int32)
+        self._closed = False
+
+    @property
+    def n_pages(self) -> int:
+        """Pages that this sequence holds."""
+        return int(np.count_nonzero(self.table != NO_PAGE))
+
+    def ensure(self, n_tokens: int) -> None:
+        """Makes sure that positions [0, n_tokens) have pages in every layer; nothing changes on failure.
+
+        Raises ContextOverflowError beyond n_ctx, NotEnoughMemoryError when the pool is full, ModelClosedError.
+        """
+        if self._closed:
+            raise ModelClosedError("the sequence is closed")
+        if n_tokens > self.n_ctx:
+            raise ContextOverflowError(n_tokens, self.n_ctx)
+        part = self.table[:, : n_blocks(n_tokens)]
+        missing = part == NO_PAGE
+        n = int(np.count_nonzero(missing))
+        if n:
+            part[missing] = self.pool.allocate(n)
+
+    def commit(self, n_tokens: int) -> None:
+        """Positions [0, n_tokens) are valid now: a pass has written them. Raises InvalidArgumentError."""
+        if not self.length <= n_tokens <= self.n_ctx or np.any(self.table[:, : n_blocks(n_tokens)] == NO_PAGE):
+            raise InvalidArgumentError(f"commit of {n_tokens} tokens; the sequence has {self.length}")
+        self.length = n_tokens
+
+    def rewind(self, n_tokens: int) -> None:
+        """Forgets everything from position `n_tokens` on and frees the pages that lie wholly beyond it.
+
+        Raises InvalidArgumentError unless 0 <= n_tokens <= length.
+        """
+        if not 0 <= n_tokens <= self.length:
+            raise InvalidArgumentError(f"rewind to {n_tokens} tokens; the sequence has {self.length}")
+        beyond = self.table[:, n_blocks(n_tokens) :]
+        for page in beyond[beyond != NO_PAGE]:
+            self.pool.release(int(page))
+        beyond[...] = NO_PAGE
+        self.length = n_tokens
+
+    def close(self) -> None:
+        """Gives all pages back. Calling it again does nothing."""
+        if not self._closed:
+            self.rewind(0)
+            self._closed = True
+
+    def __enter__(self) -> Sequence:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()

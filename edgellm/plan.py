@@ -1,0 +1,268 @@
+"""A plan: the flat list of steps that a model is, over named buffers; and the builder that model families use.
+
+A plan knows names and shapes, never weights' bytes: backends get those from `edgellm.weights`. `Plan.print` shows a
+model as a page that a person can read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from .errors import PlanError
+from .ops import Op, verify
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """Float32 values (n_rows, cols); `rows` is "tokens" (of the pass) or "outputs" (tokens whose logits are wanted)."""
+
+    id: int
+    name: str
+    cols: int
+    rows: str
+
+
+@dataclass(frozen=True)
+class Step:
+    """One op on buffers (by id) and weights (by GGUF tensor name). `label` names it in errors, e.g. "blk.3.attn_q"."""
+
+    op: Op
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    weights: tuple[str, ...]
+    params: Mapping[str, Any]
+    label: str
+
+
+@dataclass(frozen=True, eq=False)
+class RopeTable:
+    """Rotation of pair i at position p: angle p * inv_freq[i] in radians; cos and sin are multiplied by `magnitude`.
+
+    `inv_freq` is float64 (rotary_dims / 2,).
+    """
+
+    inv_freq: np.ndarray
+    magnitude: float = 1.0
+
+
+@dataclass(frozen=True)
+class KVShape:
+    """Shape of the KV cache: what `edgellm.kv` makes its pages from."""
+
+    n_layers: int
+    n_kv_heads: int
+    head_dim: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A whole model, verified against the op table when it is made (PlanError).
+
+    `weights` maps each tensor name to the shape that the steps need (output features first). `logits` is the id of the
+    (outputs, n_vocab) buffer that holds the result. `consumed` names tensors that were read while the plan was made
+    (RoPE divisors), so that they do not count as unknown.
+    """
+
+    name: str
+    buffers: tuple[Buffer, ...]
+    steps: tuple[Step, ...]
+    ropes: tuple[RopeTable, ...]
+    kv: KVShape
+    logits: int
+    n_vocab: int
+    weights: Mapping[str, tuple[int, ...]]
+    consumed: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        verify(self)
+
+    def print(self, full: bool = False) -> str:
+        """The plan as text. Layers that repeat the one before them are shown as one line unless `full`."""
+        return "\n".join(_page(self, full))
+
+
+# ---- printing --------------------------------------------------------------------------------------------------------
+
+
+def _page(plan: Plan, full: bool) -> Iterable[str]:
+    kv = plan.kv
+    n_weights = sum(int(np.prod(s, dtype=np.int64)) for s in plan.weights.values())
+    yield f"{plan.name}: {len(plan.steps)} steps, {len(plan.weights)} tensors, {n_weights:,} weights"
+    yield f"KV cache: {kv.n_layers} layers x {kv.n_kv_heads} heads x {kv.head_dim}"
+    for i, rope in enumerate(plan.ropes):
+        f = rope.inv_freq
+        yield f"rope table {i}: {len(f)} angles, {f[0]:.6g} .. {f[-1]:.6g} rad/position, magnitude {rope.magnitude:.6g}"
+    yield "buffers: " + ", ".join(f"{b.name} ({b.rows}, {b.cols})" for b in plan.buffers)
+    yield ""
+    groups = _groups(plan.steps)
+    shown_shape = None
+    skipped: list[str] = []
+    for group, (start, steps) in groups.items():
+        shape = [_relative(plan, s, group) for s in steps]
+        if not full and group.startswith("blk.") and shape == shown_shape:
+            skipped.append(group)
+            continue
+        yield from _same_again(skipped)
+        skipped, shown_shape = [], shape
+        yield from (_line(plan, start + i, s) for i, s in enumerate(steps))
+    yield from _same_again(skipped)
+    yield f"logits: {plan.buffers[plan.logits].name}"
+
+
+def _same_again(groups: list[str]) -> Iterable[str]:
+    if groups:
+        yield f"      {groups[0]} .. {groups[-1]}: the same steps ({len(groups)} times)"
+
+
+def _groups(steps: tuple[Step, ...]) -> dict[str, tuple[int, list[Step]]]:
+    """Consecutive steps by layer: {"blk.3": (index of its first step, steps)}; steps outside layers stand alone."""
+    groups: dict[str, tuple[int, list[Step]]] = {}
+    for i, step in enumerate(steps):
+        parts = step.label.split(".")
+        key = ".".join(parts[:2]) if parts[0] == "blk" else f"{i}:{step.label}"
+        groups.setdefault(key, (i, []))[1].append(step)
+    return groups
+
+
+def _relative(plan: Plan, step: Step, group: str) -> tuple:
+    """A step without its layer number: equal for layers that are built the same way."""
+    names = tuple((w.removeprefix(group), plan.weights[w]) for w in step.weights)
+    params = {k: v for k, v in step.params.items() if k != "layer"}
+    return step.op, step.inputs, step.outputs, names, params, step.label.removeprefix(group)
+
+
+def _line(plan: Plan, index: int, step: Step) -> str:
+    name = [b.name for b in plan.buffers]
+    out = plan.buffers[step.outputs[0]]
+    args = [name[b] for b in step.inputs]
+    args += [f"{w} {plan.weights[w]}" for w in step.weights]
+    args += [f"{k}={v:.6g}" if isinstance(v, float) else f"{k}={v}" for k, v in step.params.items()]
+    return f"{index:5d} {out.name:>8} ({out.rows}, {out.cols}) = {step.op.value}({', '.join(args)})"
+
+
+# ---- building --------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class PlanBuilder:
+    """Writes a plan step by step. Values are buffer ids; each method returns the id of its output.
+
+    `out` names the role of a value ("q", "ffn", ...). A role has one buffer, used again by every layer, so a plan needs
+    little memory. `tensors` are the names in the file, for `optional`.
+    """
+
+    name: str
+    kv: KVShape
+    n_vocab: int
+    tensors: Iterable[str] = ()
+    _buffers: list[Buffer] = field(default_factory=list)
+    _steps: list[Step] = field(default_factory=list)
+    _ropes: list[RopeTable] = field(default_factory=list)
+    _weights: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    _consumed: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.tensors = frozenset(self.tensors)
+
+    def optional(self, name: str) -> str | None:
+        """`name` where the file has that tensor, else None."""
+        return name if name in self.tensors else None
+
+    def rope_table(self, table: RopeTable, consumed: str | None = None) -> int:
+        """Adds a table of angles; returns its number. `consumed` names the tensor that it was made from, if any."""
+        self._ropes.append(table)
+        if consumed:
+            self._consumed.add(consumed)
+        return len(self._ropes) - 1
+
+    # Each op of the table has one method below.
+
+    def embed(self, weight: str, dim: int, *, out: str = "x") -> int:
+        """(tokens, dim): the rows of `weight` (n_vocab, dim) for the tokens of the pass."""
+        return self._add(Op.EMBED, (), (out, dim, "tokens"), {weight: (self.n_vocab, dim)})
+
+    def rmsnorm(self, x: int, weight: str, eps: float, *, out: str = "h") -> int:
+        """x normalised by its root mean square, times `weight` (cols,)."""
+        b = self._buffers[x]
+        return self._add(Op.RMSNORM, (x,), (out, b.cols, b.rows), {weight: (b.cols,)}, {"eps": float(eps)})
+
+    def linear(self, x: int, weight: str, n_out: int, *, bias: str | None = None, out: str) -> int:
+        """(rows of x, n_out): x @ weight.T + bias; `weight` is (n_out, cols of x), `bias` (n_out,) or None."""
+        b = self._buffers[x]
+        shapes: dict[str, tuple[int, ...]] = {weight: (n_out, b.cols)}
+        if bias:
+            shapes[bias] = (n_out,)
+        return self._add(Op.LINEAR, (x,), (out, n_out, b.rows), shapes)
+
+    def rope(self, x: int, head_dim: int, rotary_dims: int, *, style: str, table: int, label: str) -> int:
+        """Rotates the heads of x in place. `style` is "interleaved" or "halves", `table` a number from rope_table."""
+        b = self._buffers[x]
+        params = {"head_dim": head_dim, "rotary_dims": rotary_dims, "style": style, "table": table}
+        return self._add(Op.ROPE, (x,), (b.name, b.cols, b.rows), {}, params, label)
+
+    def attention(
+        self, q: int, k: int, v: int, *, layer: int, scale: float, window: int = 0, out: str = "attn", label: str
+    ) -> int:
+        """(tokens, n_heads * head_dim): attention of q over the cache of `layer`, to which k and v are added first."""
+        head_dim, cols = self.kv.head_dim, self._buffers[q].cols
+        params = {"layer": layer, "n_heads": cols // head_dim, "n_kv_heads": self.kv.n_kv_heads, "head_dim": head_dim}
+        params |= {"scale": float(scale), "window": window}
+        return self._add(Op.ATTENTION, (q, k, v), (out, cols, "tokens"), {}, params, label)
+
+    def gated(self, activation: str, gate: int, up: int, *, label: str) -> int:
+        """activation(gate) * up, in the buffer of `gate`."""
+        b = self._buffers[gate]
+        return self._add(Op.GATED, (gate, up), (b.name, b.cols, b.rows), {}, {"activation": activation}, label)
+
+    def add(self, x: int, y: int, *, label: str) -> int:
+        """x + y, in the buffer of x."""
+        b = self._buffers[x]
+        return self._add(Op.ADD, (x, y), (b.name, b.cols, b.rows), {}, {}, label)
+
+    def take_rows(self, x: int, *, out: str = "x_out", label: str = "take_rows") -> int:
+        """(outputs, cols): the rows of x whose logits are wanted."""
+        return self._add(Op.TAKE_ROWS, (x,), (out, self._buffers[x].cols, "outputs"), {}, {}, label)
+
+    def build(self, logits: int) -> Plan:
+        """The finished plan; `logits` is the value that holds the result. Raises PlanError."""
+        return Plan(
+            name=self.name,
+            buffers=tuple(self._buffers),
+            steps=tuple(self._steps),
+            ropes=tuple(self._ropes),
+            kv=self.kv,
+            logits=logits,
+            n_vocab=self.n_vocab,
+            weights=dict(self._weights),
+            consumed=frozenset(self._consumed),
+        )
+
+    def _add(
+        self,
+        op: Op,
+        inputs: tuple[int, ...],
+        out: tuple[str, int, str],
+        weights: Mapping[str, tuple[int, ...]],
+        params: Mapping[str, Any] | None = None,
+        label: str | None = None,
+    ) -> int:
+        for name, shape in weights.items():
+            if self._weights.setdefault(name, shape) != shape:
+                raise PlanError(f"tensor '{name}' is used with shapes {self._weights[name]} and {shape}")
+        label = label or next(iter(weights)).removesuffix(".weight")
+        target = self._buffer(*out)
+        self._steps.append(Step(op, inputs, (target,), tuple(weights), dict(params or {}), label))
+        return target
+
+    def _buffer(self, name: str, cols: int, rows: str) -> int:
+        for b in self._buffers:
+            if b.name == name:
+                if (b.cols, b.rows) != (cols, rows):
+                    raise PlanError(f"buffer '{name}' is used as ({b.rows}, {b.cols}) and as ({rows}, {cols})")
+                return b.id
+        self._buffers.append(Buffer(len(self._buffers), name, cols, rows))
+        return self._buffers[-1].id
