@@ -150,6 +150,42 @@ void el_pool_shutdown(void);                   /* ends the helper threads (they 
 
 /* ---- text: sampler and tokenizer -------------------------------------------------------------------------- */
 /* [text begin] */
+/* SentencePiece BPE. Texts are UTF-8 with spaces already written as U+2581; special pieces were cut out before. */
+typedef struct el_spm el_spm; /* a vocabulary: piece texts, scores and a hash table over them; read-only after el_spm_new */
+enum el_piece_kind {
+    EL_PIECE_TEXT = 0,   /* made from text by merges */
+    EL_PIECE_UNUSED = 1, /* a merge may pass through it; it is split again at the end */
+    EL_PIECE_NEVER = 2   /* control, unknown and byte pieces: text never becomes one by its spelling */
+};
+/* piece i is text[offsets[i] .. offsets[i + 1]); byte_ids (256) is the piece of each byte or -1; unk_id -1: none.
+ * Everything is copied. */
+int el_spm_new(el_spm **out, const uint8_t *text, const int64_t *offsets, const float *scores, const uint8_t *kinds,
+               int64_t n_pieces, const int32_t *byte_ids, int32_t unk_id);
+void el_spm_free(el_spm *spm);
+/* ids (capacity >= n_bytes) gets the tokens of text, *n_ids their number. EL_E_UNSUPPORTED: a character has neither a
+ * piece, nor byte pieces, nor an unknown token. Any number of threads may call this with one vocabulary. */
+int el_spm_encode(const el_spm *spm, const uint8_t *text, int64_t n_bytes, int32_t *ids, int64_t capacity,
+                  int64_t *n_ids);
+
+/* The sampler: penalties, top-k, typical, top-p, min-p, temperature, one draw. All sums are in double and in index order. */
+typedef struct {
+    double temperature;       /* 0: the largest logit, the lowest id of equals */
+    double top_p;             /* >= 1: off */
+    double min_p;             /* <= 0: off */
+    double typical_p;         /* >= 1: off */
+    double repeat_penalty;    /* 1: off */
+    double presence_penalty;  /* 0: off */
+    double frequency_penalty; /* 0: off */
+    int64_t top_k;            /* <= 0: off */
+} el_sampling;
+int64_t el_sample_scratch_bytes(int64_t n_vocab); /* -1: n_vocab is not in 1 .. 2^31 - 1 */
+/* recent (n_recent): the ids that the penalties look at. scratch: el_sample_scratch_bytes(n_vocab) bytes, 8-byte aligned.
+ * EL_E_NONFINITE: a logit is NaN or +infinity, or all of them are -infinity. */
+int el_sample(const el_sampling *params, const float *logits, int64_t n_vocab, const int32_t *recent, int64_t n_recent,
+              uint64_t seed, uint64_t counter, void *scratch, int64_t scratch_bytes, int32_t *token);
+/* Philox4x32-10 (Salmon et al. 2011): out (4) from key = seed and counter = (counter, 0), low words first */
+void el_philox(uint64_t seed, uint64_t counter, uint32_t *out);
+void el_exp_log_test(const double *x, double *exp_out, double *log_out, int64_t n); /* the sampler's own exp(x) and log(x) */
 /* [text end] */
 /* [cffi end] */
 

@@ -1,0 +1,196 @@
+/* linear.c: the linear steps. Quantises the input once, then hands out chunks of output rows.
+ *
+ * A step may carry several weights that read the same input (q|k|v, gate|up): their rows form one list of
+ * 16-row groups, so that one phase serves all of them. Rows never share an accumulator, which is why the
+ * result does not depend on how the list is cut.
+ */
+#include "plan.h"
+
+enum { TARGET_CHUNKS_PER_WORKER = 12, MIN_CHUNK_BYTES = 24 << 10, MAX_CHUNK_MACS = 48 << 20 };
+
+int64_t el_linear_scratch(void) { return 2 * (int64_t)EL_COLUMN_BLOCK * EL_GATED_ROWS; }
+
+typedef struct {
+    el_run *run;
+    const el_step *step;
+    int64_t n_cols;           /* rows of the input buffer in this pass */
+    int64_t k, k_pad;
+    int64_t groups_per_chunk; /* 16-row groups */
+    int64_t first_group[5];   /* running count of groups per weight */
+    int n_weights;
+} linear_job;
+
+/* ---- the input --------------------------------------------------------------------------------- */
+
+typedef struct {
+    const el_plan *plan;
+    const float *x;
+    int64_t k, k_pad, n_cols;
+    int format;
+} quantize_job;
+
+static void quantize_column(void *ctx, int64_t column, int worker) {
+    (void)worker;
+    const quantize_job *job = ctx;
+    const float *x = job->x + column * job->k;
+    int8_t *q = job->plan->act_q[job->format] + column * job->k_pad;
+    if (job->format == EL_ACTF_Q8_32)
+        el_k.quantize_q8_32(x, job->k, q, job->plan->act_d[job->format] + column * (job->k_pad / 32),
+                            job->plan->act_sum[job->format] + column * (job->k_pad / 32));
+    else
+        el_k.quantize_q8_256(x, job->k, q, job->plan->act_d[job->format] + column * (job->k_pad / 256),
+                             job->plan->act_sum[job->format] + column * (job->k_pad / 16));
+}
+
+static void quantize_input(const linear_job *job) {
+    int done = 0;
+    const float *x = job->run->plan->data[job->step->in[0]];
+    for (int j = 0; j < job->n_weights; j++) {
+        int format = el_act_format_of(job->run->plan->weights[job->step->w[j]].type);
+        if (format == EL_ACTF_F32 || (done & 1 << format)) continue;
+        done |= 1 << format;
+        quantize_job q = {job->run->plan, x, job->k, job->k_pad, job->n_cols, format};
+        if (job->n_cols < 4) /* cheaper than waking anybody */
+            for (int64_t m = 0; m < job->n_cols; m++) quantize_column(&q, m, 0);
+        else
+            el_pool_run(quantize_column, &q, job->n_cols, job->run->pass->cancel);
+    }
+}
+
+/* The activation view of columns [m0, ...) for weight type `type`. */
+static el_act activations(const linear_job *job, int type, int64_t m0) {
+    const el_plan *plan = job->run->plan;
+    int format = el_act_format_of(type);
+    el_act act = {.f = plan->data[job->step->in[0]] + m0 * job->k, .ldf = job->k, .k = job->k, .k_pad = job->k_pad};
+    if (format == EL_ACTF_F32) return act;
+    int64_t per_scale = format == EL_ACTF_Q8_32 ? 32 : 256, per_sum = format == EL_ACTF_Q8_32 ? 32 : 16;
+    act.q = plan->act_q[format] + m0 * job->k_pad;
+    act.d = plan->act_d[format] + m0 * (job->k_pad / per_scale);
+    act.sum = plan->act_sum[format] + m0 * (job->k_pad / per_sum);
+    return act;
+}
+
+/* ---- LINEAR -------------------------------------------------------------------------------------- */
+
+static void add_vector(float *y, const float *bias, int64_t n) {
+    for (int64_t i = 0; i < n; i++) y[i] += bias[i];
+}
+
+static const float *vector_of(const el_plan *plan, int32_t id) { return id < 0 ? NULL : plan->weights[id].data; }
+
+/* out = residual + product: the two may be one buffer, so the product goes through the worker's scratch. */
+static void residual_rows(const linear_job *job, const el_act *act, int64_t m0, int64_t n, int64_t r0, int64_t r1,
+                          float *scratch) {
+    const el_plan *plan = job->run->plan;
+    const el_weight *w = &plan->weights[job->step->w[0]];
+    const float *bias = vector_of(plan, job->step->b[0]);
+    const float *residual = plan->data[job->step->in[1]];
+    float *out = plan->data[job->step->out[0]];
+    for (int64_t r = r0; r < r1; r += EL_GATED_ROWS) {
+        int64_t width = r1 - r < EL_GATED_ROWS ? r1 - r : EL_GATED_ROWS;
+        el_k.linear[w->layout][w->type](w->data, r, r + width, act, n, scratch, width); /* (n, width) */
+        for (int64_t m = 0; m < n; m++) {
+            int64_t at = (m0 + m) * w->rows + r;
+            if (bias) add_vector(scratch + m * width, bias + r, width);
+            el_k.add(residual + at, scratch + m * width, out + at, width);
+        }
+    }
+}
+
+/* Rows [r0, r1) of weight j, all columns: kernel, then bias, then residual. */
+static void linear_rows(const linear_job *job, int j, int64_t r0, int64_t r1, float *scratch) {
+    const el_plan *plan = job->run->plan;
+    const el_step *step = job->step;
+    const el_weight *w = &plan->weights[step->w[j]];
+    const float *bias = vector_of(plan, step->b[j]);
+    for (int64_t m0 = 0; m0 < job->n_cols; m0 += EL_COLUMN_BLOCK) {
+        int64_t n = job->n_cols - m0 < EL_COLUMN_BLOCK ? job->n_cols - m0 : EL_COLUMN_BLOCK;
+        el_act act = activations(job, w->type, m0);
+        if (step->in[1] >= 0) {
+            residual_rows(job, &act, m0, n, r0, r1, scratch);
+            continue;
+        }
+        float *out = plan->data[step->out[j]] + m0 * w->rows + r0;
+        el_k.linear[w->layout][w->type](w->data, r0, r1, &act, n, out, w->rows);
+        for (int64_t m = 0; bias && m < n; m++) add_vector(out + m * w->rows, bias + r0, r1 - r0);
+    }
+}
+
+static void linear_chunk(void *ctx, int64_t chunk, int worker) {
+    const linear_job *job = ctx;
+    int64_t g0 = chunk * job->groups_per_chunk, g1 = g0 + job->groups_per_chunk;
+    for (int j = 0; j < job->n_weights; j++) {
+        int64_t lo = g0 > job->first_group[j] ? g0 : job->first_group[j];
+        int64_t hi = g1 < job->first_group[j + 1] ? g1 : job->first_group[j + 1];
+        if (lo >= hi) continue;
+        int64_t rows = job->run->plan->weights[job->step->w[j]].rows;
+        int64_t r0 = (lo - job->first_group[j]) * EL_PANEL_ROWS, r1 = (hi - job->first_group[j]) * EL_PANEL_ROWS;
+        linear_rows(job, j, r0, r1 < rows ? r1 : rows, el_worker_scratch(job->run, worker));
+    }
+}
+
+/* ---- LINEAR_GATED ---------------------------------------------------------------------------------- */
+
+/* out = act(gate) * up for one chunk of rows: both products meet in the worker's scratch. */
+static void gated_chunk(void *ctx, int64_t chunk, int worker) {
+    const linear_job *job = ctx;
+    const el_plan *plan = job->run->plan;
+    const el_step *step = job->step;
+    const el_weight *w[2] = {&plan->weights[step->w[0]], &plan->weights[step->w[1]]};
+    int64_t rows = w[0]->rows;
+    int64_t r0 = chunk * job->groups_per_chunk * EL_PANEL_ROWS;
+    int64_t r1 = r0 + job->groups_per_chunk * EL_PANEL_ROWS;
+    if (r1 > rows) r1 = rows;
+    int64_t width = r1 - r0;
+    float *scratch = el_worker_scratch(job->run, worker);
+    float *out = plan->data[step->out[0]];
+    for (int64_t m0 = 0; m0 < job->n_cols; m0 += EL_COLUMN_BLOCK) {
+        int64_t n = job->n_cols - m0 < EL_COLUMN_BLOCK ? job->n_cols - m0 : EL_COLUMN_BLOCK;
+        for (int j = 0; j < 2; j++) {
+            float *y = scratch + j * EL_COLUMN_BLOCK * EL_GATED_ROWS; /* (n, width) */
+            el_act act = activations(job, w[j]->type, m0);
+            el_k.linear[w[j]->layout][w[j]->type](w[j]->data, r0, r1, &act, n, y, width);
+            const float *bias = vector_of(plan, step->b[j]);
+            for (int64_t m = 0; bias && m < n; m++) add_vector(y + m * width, bias + r0, width);
+        }
+        for (int64_t m = 0; m < n; m++)
+            el_k.gated(scratch + m * width, scratch + EL_COLUMN_BLOCK * EL_GATED_ROWS + m * width,
+                       out + (m0 + m) * rows + r0, width, step->i[0]);
+    }
+}
+
+/* ---- both --------------------------------------------------------------------------------------------- */
+
+/* Chunks small enough to share out evenly and to notice a cancel soon, large enough to be worth drawing. */
+static int64_t choose_chunk(const linear_job *job, int64_t n_groups, int64_t group_bytes, int64_t limit) {
+    int64_t per_chunk = n_groups / ((int64_t)job->run->n_threads * TARGET_CHUNKS_PER_WORKER);
+    int64_t by_bytes = (MIN_CHUNK_BYTES + group_bytes - 1) / group_bytes;
+    int64_t by_work = MAX_CHUNK_MACS / (EL_PANEL_ROWS * job->k * job->n_cols);
+    if (per_chunk < by_bytes) per_chunk = by_bytes;
+    int64_t share = (n_groups + job->run->n_threads - 1) / job->run->n_threads; /* nobody stays idle */
+    if (per_chunk > share) per_chunk = share;
+    if (per_chunk > by_work) per_chunk = by_work;
+    if (per_chunk > limit) per_chunk = limit;
+    int64_t floor = n_groups / (EL_MAX_CHUNKS - 1) + 1;
+    return per_chunk < floor ? floor : per_chunk;
+}
+
+int el_step_linear(el_run *run, const el_step *step) {
+    int gated = step->op == EL_OP_LINEAR_GATED;
+    linear_job job = {.run = run, .step = step, .n_cols = el_rows(run, step->in[0]), .n_weights = gated ? 2 : step->n};
+    if (job.n_cols == 0) return EL_OK;
+    const el_weight *w0 = &run->plan->weights[step->w[0]];
+    job.k = w0->cols;
+    job.k_pad = (job.k + 255) / 256 * 256;
+    quantize_input(&job);
+    for (int j = 0; j < job.n_weights; j++) {
+        int64_t rows = run->plan->weights[step->w[j]].rows;
+        job.first_group[j + 1] = job.first_group[j] + (rows + EL_PANEL_ROWS - 1) / EL_PANEL_ROWS;
+    }
+    int64_t n_groups = gated ? job.first_group[1] : job.first_group[job.n_weights];
+    int64_t group_bytes = (gated ? 2 : 1) * EL_PANEL_ROWS * el_row_bytes(w0->type, w0->cols);
+    job.groups_per_chunk = choose_chunk(&job, n_groups, group_bytes, gated ? EL_GATED_ROWS / EL_PANEL_ROWS : n_groups);
+    el_pool_run(gated ? gated_chunk : linear_chunk, &job, (n_groups + job.groups_per_chunk - 1) / job.groups_per_chunk,
+                run->pass->cancel);
+    return el_cancelled(run) ? EL_E_CANCELLED : EL_OK;
+}

@@ -1,0 +1,68 @@
+/* plan.h: the plan as the runner holds it. Private to native/. */
+#ifndef EL_PLAN_H
+#define EL_PLAN_H
+
+#include "edgellm.h"
+#include "kernels.h"
+#include "threads.h"
+
+enum {
+    EL_COLUMN_BLOCK = 64,    /* tokens that one sweep over a chunk's rows handles: their activations stay in L2 */
+    EL_GATED_ROWS = 256,     /* rows of a gated chunk at most: bounds the per-worker scratch */
+    EL_SPLIT_PAGES = 8,      /* attention over long caches is merged from runs of 8 pages, at fixed borders */
+    EL_MAX_GROUP = 64,       /* query heads per KV head */
+    EL_MAX_HEAD_DIM = 1024
+};
+
+struct el_plan {
+    el_step *steps;          /* (n_steps) */
+    int64_t n_steps;
+    el_buffer *buffers;      /* (n_buffers) */
+    float **data;            /* (n_buffers) each (max_tokens, cols) */
+    int64_t *data_bytes;
+    int64_t n_buffers;
+    el_weight *weights;      /* (n_weights) */
+    int64_t n_weights;
+    el_rope_table *ropes;    /* (n_ropes), own copies of inv_freq */
+    float **rope_cos;        /* (n_ropes) each (max_tokens, n) */
+    float **rope_sin;
+    int64_t n_ropes;
+    int64_t max_tokens;
+
+    /* quantised activations of the current linear step: the widest input of the plan fits */
+    int8_t *act_q[3];        /* by el_act_format: (max_tokens, k_pad); NULL: no step needs it */
+    float *act_d[3];
+    int32_t *act_sum[3];
+    int64_t act_bytes[3][3];
+
+    float *worker_scratch;   /* (n_workers, worker_floats) */
+    int64_t worker_floats;
+    int64_t n_workers;
+    float *partials;         /* decode attention over long caches: one partial result per (token, head, split) */
+    int64_t partial_bytes;
+};
+
+/* Everything one pass needs to know, shared by its phases. */
+typedef struct {
+    el_plan *plan;
+    el_pass *pass;
+    int n_threads;
+} el_run;
+
+/* Rows of a buffer in this pass. */
+static inline int64_t el_rows(const el_run *run, int32_t buffer) {
+    return run->plan->buffers[buffer].rows_kind ? run->pass->n_outputs : run->pass->n_tokens;
+}
+static inline float *el_worker_scratch(const el_run *run, int worker) {
+    return run->plan->worker_scratch + worker * run->plan->worker_floats;
+}
+static inline int el_cancelled(const el_run *run) {
+    return run->pass->cancel && *(const volatile int32_t *)run->pass->cancel;
+}
+
+int el_step_linear(el_run *run, const el_step *step);       /* linear.c: LINEAR and LINEAR_GATED */
+int el_step_attention(el_run *run, const el_step *step);    /* attention.c */
+int64_t el_attention_scratch(int64_t n_group, int64_t head_dim); /* floats per worker */
+int64_t el_linear_scratch(void);
+
+#endif

@@ -1,0 +1,187 @@
+/* threads.c: the thread pool.
+ *
+ * A pass is a row of phases (one linear layer, one attention, ...). The caller publishes a phase as one
+ * 64-bit ticket [phase : 24][number of chunks : 20][next chunk : 20]; whoever wants work adds 1 to it.
+ * The old value says at once which phase and chunk was drawn, and because a phase cannot end before all
+ * its chunks are done, the holder of a chunk may read the phase's function without a lock.
+ *
+ * A phase ends when all its chunks are done, not when all workers have arrived: a helper that the system
+ * has put aside delays nobody unless it holds a chunk. Helpers spin for tens of microseconds between
+ * phases, then sleep in the kernel; an idle process burns nothing.
+ */
+#include "threads.h"
+
+#include <stdatomic.h>
+#include <stddef.h>
+
+#include "edgellm.h"
+#include "os.h"
+
+enum { CHUNK_BITS = 20, SPIN_NS = 60000, YIELD_NS = 20000 };
+#define CHUNK_MASK (((uint64_t)1 << CHUNK_BITS) - 1)
+
+static struct {
+    _Alignas(64) _Atomic uint64_t ticket;
+    _Alignas(64) _Atomic int64_t done; /* chunks of the current phase that are finished */
+    _Alignas(64) _Atomic uint32_t wake;
+    _Atomic int32_t sleepers;
+    _Atomic int32_t active; /* workers of the current pass, the caller included */
+    _Atomic int32_t alive;  /* helper threads that exist */
+    _Atomic int32_t stop;
+    el_chunk_fn fn;
+    void *ctx;
+    const int32_t *cancel;
+    uint64_t phase;
+    int started; /* helpers started since the last shutdown */
+    el_mutex *lock;
+    _Atomic int64_t chunks[EL_MAX_THREADS];
+} pool;
+
+static void pause_cpu(void) {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ __volatile__("yield");
+#endif
+}
+
+static int chunk_waiting(uint64_t ticket) {
+    return (ticket & CHUNK_MASK) < ((ticket >> CHUNK_BITS) & CHUNK_MASK);
+}
+
+/* Draws and does one chunk; 0 when there was none left. */
+static int do_chunk(int worker) {
+    if (!chunk_waiting(atomic_load_explicit(&pool.ticket, memory_order_acquire))) return 0;
+    uint64_t mine = atomic_fetch_add_explicit(&pool.ticket, 1, memory_order_acq_rel);
+    if (!chunk_waiting(mine)) return 0;
+    const volatile int32_t *cancel = pool.cancel;
+    if (!cancel || !*cancel) pool.fn(pool.ctx, (int64_t)(mine & CHUNK_MASK), worker);
+    atomic_fetch_add_explicit(&pool.chunks[worker], 1, memory_order_relaxed);
+    atomic_fetch_add_explicit(&pool.done, 1, memory_order_release);
+    return 1;
+}
+
+static void sleep_until_woken(int worker) {
+    uint32_t seen = atomic_load(&pool.wake);
+    atomic_fetch_add(&pool.sleepers, 1);
+    /* a phase published before the line above saw no sleeper: look once more before sleeping */
+    int work = worker < atomic_load(&pool.active) && chunk_waiting(atomic_load(&pool.ticket));
+    if (!work && !atomic_load(&pool.stop)) el_os_wait(&pool.wake, seen, 60 * 1000000LL);
+    atomic_fetch_sub(&pool.sleepers, 1);
+}
+
+static void helper(void *arg) {
+    int worker = (int)(intptr_t)arg;
+    int64_t idle_since = 0;
+    while (!atomic_load(&pool.stop)) {
+        if (worker < atomic_load_explicit(&pool.active, memory_order_acquire) && do_chunk(worker)) {
+            idle_since = 0;
+            continue;
+        }
+        int64_t now = el_os_now();
+        if (!idle_since) idle_since = now;
+        if (worker >= atomic_load(&pool.active) || now - idle_since > SPIN_NS) {
+            sleep_until_woken(worker);
+            idle_since = 0;
+        } else {
+            for (int i = 0; i < 16; i++) pause_cpu();
+        }
+    }
+    atomic_fetch_sub(&pool.alive, 1);
+}
+
+static void wake_sleepers(void) {
+    if (atomic_load(&pool.sleepers) > 0) {
+        atomic_fetch_add(&pool.wake, 1);
+        el_os_wake_all(&pool.wake);
+    }
+}
+
+/* The child of a fork has none of the helpers: forget them, start new ones when they are needed. */
+static void forget_helpers(void) {
+    pool.lock = el_os_mutex_new();
+    pool.started = 0;
+    atomic_store(&pool.alive, 0);
+    atomic_store(&pool.sleepers, 0);
+    atomic_store(&pool.active, 0);
+    atomic_store(&pool.ticket, 0);
+    atomic_store(&pool.stop, 0);
+}
+
+static int ensure_lock(void) {
+    static _Atomic int state; /* 0 new, 1 being made, 2 ready */
+    int expected = 0;
+    if (atomic_compare_exchange_strong(&state, &expected, 1)) {
+        pool.lock = el_os_mutex_new();
+        el_os_at_fork_child(forget_helpers);
+        atomic_store(&state, 2);
+    }
+    while (atomic_load(&state) != 2) el_os_yield();
+    return pool.lock != NULL;
+}
+
+int el_pool_begin(int n_threads) {
+    if (!ensure_lock()) return 0;
+    if (n_threads < 1) n_threads = 1;
+    if (n_threads > EL_MAX_THREADS) n_threads = EL_MAX_THREADS;
+    el_os_lock(pool.lock);
+    while (pool.started < n_threads - 1) {
+        atomic_fetch_add(&pool.alive, 1);
+        if (el_os_thread_start(helper, (void *)(intptr_t)(pool.started + 1))) {
+            atomic_fetch_sub(&pool.alive, 1);
+            n_threads = pool.started + 1;
+            break;
+        }
+        pool.started++;
+    }
+    atomic_store(&pool.active, n_threads);
+    return n_threads;
+}
+
+void el_pool_run(el_chunk_fn fn, void *ctx, int64_t n_chunks, const int32_t *cancel) {
+    if (n_chunks <= 0) return;
+    if (n_chunks == 1 || atomic_load_explicit(&pool.active, memory_order_relaxed) == 1) {
+        for (int64_t c = 0; c < n_chunks && !(cancel && *(const volatile int32_t *)cancel); c++) {
+            fn(ctx, c, 0);
+            atomic_fetch_add_explicit(&pool.chunks[0], 1, memory_order_relaxed);
+        }
+        return;
+    }
+    pool.fn = fn;
+    pool.ctx = ctx;
+    pool.cancel = cancel;
+    pool.phase++;
+    atomic_store_explicit(&pool.done, 0, memory_order_relaxed);
+    atomic_store(&pool.ticket, pool.phase << (2 * CHUNK_BITS) | (uint64_t)n_chunks << CHUNK_BITS);
+    wake_sleepers();
+    while (do_chunk(0)) {
+    }
+    int64_t since = 0;
+    while (atomic_load_explicit(&pool.done, memory_order_acquire) < n_chunks) {
+        for (int i = 0; i < 16; i++) pause_cpu();
+        int64_t now = el_os_now();
+        if (!since) since = now;
+        if (now - since > YIELD_NS) el_os_yield(); /* the last chunk's owner may need this core */
+    }
+}
+
+void el_pool_end(void) { el_os_unlock(pool.lock); }
+
+int el_pool_chunks(int64_t *chunks, int n) {
+    for (int i = 0; i < n && i < EL_MAX_THREADS; i++) chunks[i] = atomic_load(&pool.chunks[i]);
+    return pool.started + 1;
+}
+
+void el_pool_shutdown(void) {
+    if (!ensure_lock()) return;
+    el_os_lock(pool.lock);
+    atomic_store(&pool.stop, 1);
+    while (atomic_load(&pool.alive) > 0) {
+        atomic_fetch_add(&pool.wake, 1);
+        el_os_wake_all(&pool.wake);
+        el_os_yield();
+    }
+    pool.started = 0;
+    atomic_store(&pool.stop, 0);
+    el_os_unlock(pool.lock);
+}
