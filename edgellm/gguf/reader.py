@@ -1,0 +1,233 @@
+"""`open_gguf`: a GGUF file (version 2 or 3, little-endian), checked whole before the first view of its data exists."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from ..blocks import BlockType
+from ..errors import MissingTensorError, ModelFormatError, UnsupportedFeatureError, UnsupportedQuantError, one_line
+from .constants import (
+    DEFAULT_ALIGNMENT,
+    HEADER_BYTES,
+    MAGIC,
+    MAX_ALIGNMENT,
+    MIN_ALIGNMENT,
+    VERSIONS,
+    ValueType,
+)
+from .metadata import REQUIRED, Cursor, Metadata, read_counts
+from .source import MappedFile
+from .tensors import TensorInfo, place, read_entries
+
+# what people open by mistake, by its first bytes
+_LOOKALIKES = (
+    (b"PK\x03\x04", "this is a zip archive (a PyTorch checkpoint?); convert it with `edgellm convert`"),
+    (b"version https://git-lfs", "this is a Git LFS pointer, not the model; run `git lfs pull`"),
+    (b"<", "this is a web page, not a model; the download went wrong"),
+    (b"{", "this is a JSON file, not a model; give the .gguf file, or a folder to `edgellm convert`"),
+    (b"lmgg", "this is a ggml file from before GGUF; get or convert the model again"),
+    (b"tjgg", "this is a ggjt file from before GGUF; get or convert the model again"),
+    (b"fmgg", "this is a ggmf file from before GGUF; get or convert the model again"),
+)
+
+
+def open_gguf(path: str | os.PathLike[str], strict: bool = False) -> GGUFFile:
+    """Open and check a GGUF file; nothing of the data is read, it is mapped.
+
+    `strict` also refuses bytes after the last tensor (otherwise a warning). Raises ModelFileNotFoundError, or
+    ModelFormatError with the rule that is broken (formats/container.md), or one of its subclasses.
+    """
+    return GGUFFile(path, strict=strict)
+
+
+class GGUFFile:
+    """An open GGUF file; a context manager.
+
+    `path`, `version`; `metadata`: mapping of key -> value (see `Metadata`); `tensors`: dict of name -> TensorInfo in
+    file order; `alignment` in bytes; `n_bytes`: size of the file; `warnings`: list of str.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], strict: bool = False) -> None:
+        self._file = MappedFile(path)
+        try:
+            self._parse(strict)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _parse(self, strict: bool) -> None:
+        self.path = self._file.path
+        self.n_bytes = self._file.size
+        cursor = Cursor(self._file)
+        self.version = _read_version(cursor)
+        n_tensors, n_keys = read_counts(cursor)
+        self.metadata = Metadata(self._file)
+        self.metadata.read(cursor, n_keys)
+        self.warnings = self.metadata.warnings
+        self.alignment = _read_alignment(cursor, self.metadata)
+        _check_split(self.metadata, n_tensors, self.path)
+        entries = read_entries(cursor, n_tensors, self.alignment)
+        header_end = cursor.pos
+        self.tensors, data_end = place(cursor, entries, self.alignment)
+        self._check_tail(header_end if not entries else data_end, strict)
+        self._bound: set[str] = set()
+
+    def _check_tail(self, end: int, strict: bool) -> None:
+        """Rule T15. A file may end right after the last tensor or after its padding."""
+        end = -(-end // self.alignment) * self.alignment
+        extra = self.n_bytes - end
+        if extra <= 0:
+            return
+        if strict:
+            raise ModelFormatError(
+                "there are bytes after the last tensor", path=self.path, offset=end, field="size", value=self.n_bytes,
+                limit=end, rule="T15",
+            )  # fmt: skip
+        self.warnings.append(f"{extra} bytes after the last tensor are ignored")
+
+    # ---- metadata ------------------------------------------------------------------------------------------------
+
+    def get(self, key: str, kind: Any, default: Any = REQUIRED) -> Any:
+        """The value of `key`, checked to be of `kind`.
+
+        `kind` is int, float, bool, str, list (any array), list[int], list[float], list[bool] or list[str], or a tuple
+        of these. Arrays of numbers come as NumPy arrays. An integer is no float and the other way round. Raises
+        MissingKeyError (rule K11) when there is no such key and no `default`, WrongKeyTypeError (rule K12).
+        """
+        return self.metadata.get_typed(key, kind, default)
+
+    # ---- tensors -------------------------------------------------------------------------------------------------
+
+    def bind(
+        self, name: str, shape: Sequence[int], types: Iterable[BlockType | str] | None = None
+    ) -> TensorInfo:
+        """The tensor `name`, checked to have this shape (rows first) and, where given, one of these types.
+
+        Raises MissingTensorError (rule T12), ModelFormatError (rule T13) for another shape, UnsupportedQuantError for
+        another type; each names what is expected and what is there.
+        """
+        info = self._info(name)
+        if info.shape != tuple(shape):
+            raise ModelFormatError(
+                f"tensor {name} does not fit the model's metadata", path=self.path, offset=info.offset,
+                field=f"shape of {name}", value=info.shape, limit=tuple(shape), rule="T13",
+            )  # fmt: skip
+        names = None if types is None else [t if isinstance(t, str) else t.name for t in types]
+        if names is not None and info.type.name not in names:
+            raise UnsupportedQuantError(
+                f"tensor {name} has a type that cannot be used here", path=self.path, offset=info.offset,
+                field=f"type of {name}", value=info.type.name, limit=" or ".join(names), rule="T8",
+            )  # fmt: skip
+        self._bound.add(name)
+        return info
+
+    def unbound(self) -> list[str]:
+        """Names of the tensors that no `bind` asked for; a warning is noted when there are some (rule T12)."""
+        extra = [name for name in self.tensors if name not in self._bound]
+        if extra:
+            shown = ", ".join(one_line(n, 64) for n in extra[:3]) + (", ..." if len(extra) > 3 else "")
+            self.warnings.append(f"{len(extra)} tensors are not used by this model family: {shown}")
+        return extra
+
+    def data(self, name: str) -> np.ndarray:
+        """The bytes of a tensor: read-only uint8 view of the map, no copy. Raises MissingTensorError."""
+        info = self._info(name)
+        return np.frombuffer(self._file.buffer, dtype=np.uint8, count=info.n_bytes, offset=info.offset)
+
+    def _info(self, name: str) -> TensorInfo:
+        info = self.tensors.get(name)
+        if info is None:
+            raise MissingTensorError(
+                "a tensor that the model needs is missing", path=self.path, field=name, rule="T12"
+            )
+        return info
+
+    # ---- the file ------------------------------------------------------------------------------------------------
+
+    def advise_dont_need(self, offset: int, n: int) -> None:
+        """Give the mapped pages of `n` bytes from `offset` (of the file) back, where the system can.
+
+        The data stays readable: the system fetches it again from the file.
+        """
+        self._file.advise_dont_need(offset, n)
+
+    def check_unchanged(self) -> None:
+        """Raises ModelFileChanged when the file was cut, grown or written to since it was opened."""
+        self._file.check_unchanged()
+
+    @property
+    def closed(self) -> bool:
+        return self._file.closed
+
+    def close(self) -> None:
+        """Close the file; views from `data` that are still held stay valid. Safe to call twice."""
+        self._file.close()
+
+    def __enter__(self) -> GGUFFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _read_version(cursor: Cursor) -> int:
+    """Magic and version (rules H1 to H4); leaves the cursor at the counts."""
+    start = bytes(cursor.buf[:HEADER_BYTES])
+    if start[:4] != MAGIC[: len(start)]:
+        hint = next((text for magic, text in _LOOKALIKES if start.startswith(magic)), "this is no GGUF file")
+        if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < cursor.end:
+            hint = "this is a safetensors file; convert its folder with `edgellm convert`"
+        cursor.fail("H2", hint, "magic", start[:4], MAGIC)
+    if len(start) < HEADER_BYTES:
+        cursor.fail("H1", "the file is too short to be a model", "size", len(start), f"{HEADER_BYTES} bytes")
+    cursor.pos = 4
+    version = cursor.u32("version")
+    if version not in VERSIONS:
+        swapped = int.from_bytes(version.to_bytes(4, "little"), "big")
+        if swapped in (1, *VERSIONS):
+            cursor.fail("H4", "this is a big-endian GGUF file; only little-endian files are read", "version",
+                        version, "2 or 3", back=4)  # fmt: skip
+        cursor.fail("H3", "this GGUF version is not supported; convert the model again", "version", version,
+                    "2 or 3", back=4)  # fmt: skip
+    return version
+
+
+def _read_alignment(cursor: Cursor, metadata: Metadata) -> int:
+    """Rule K9: a power of two from 8 (the format asks for multiples of 8) to 1 MiB."""
+    key = "general.alignment"
+    if key not in metadata:
+        return DEFAULT_ALIGNMENT
+    kind, _ = metadata.types[key]
+    value = metadata[key] if kind == ValueType.UINT32 else f"a value of type {kind.name.lower()}"
+    good = isinstance(value, int) and MIN_ALIGNMENT <= value <= MAX_ALIGNMENT and value & (value - 1) == 0
+    if not good:
+        raise ModelFormatError(
+            "bad alignment", path=cursor.path, offset=metadata.offsets[key], field=key, value=value,
+            limit=f"uint32, a power of two from {MIN_ALIGNMENT} to {MAX_ALIGNMENT}", rule="K9",
+        )  # fmt: skip
+    return value
+
+
+def _check_split(metadata: Metadata, n_tensors: int, path: str) -> None:
+    """Rule K13: the keys of a split file agree with each other; a model in several files is refused by name for now."""
+    count = metadata.get_typed("split.count", int, 1)
+    number = metadata.get_typed("split.no", int, 0)
+    total = metadata.get_typed("split.tensors.count", int, n_tensors)
+    if count < 0 or not 0 <= number < max(count, 1) or total < n_tensors or (count <= 1 and total != n_tensors):
+        raise ModelFormatError(
+            "the keys of a split file contradict each other", path=path, offset=metadata.offsets.get("split.count"),
+            field="split.no, split.count, split.tensors.count", value=(number, count, total),
+            limit=f"no < count, {n_tensors} tensors here", rule="K13",
+        )  # fmt: skip
+    if count > 1:
+        raise UnsupportedFeatureError(
+            f"this is part {number + 1} of a model in {count} files; merge them with llama-gguf-split --merge",
+            path=path, offset=metadata.offsets["split.count"], field="split.count", value=count, limit=1, rule="K13",
+        )  # fmt: skip

@@ -1,0 +1,111 @@
+"""A checked, mapped, read-only file. All checks are made on the opened descriptor: nobody can swap the file between."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import mmap
+import os
+import stat
+
+from ..errors import InvalidArgumentError, ModelClosedError, ModelFileChanged, ModelFileNotFoundError, ModelFormatError
+
+_KINDS = (
+    (stat.S_ISDIR, "is a folder, not a file"),
+    (stat.S_ISFIFO, "is a named pipe; a model must be a regular file"),
+    (stat.S_ISCHR, "is a device; a model must be a regular file"),
+    (stat.S_ISBLK, "is a device; a model must be a regular file"),
+    (stat.S_ISSOCK, "is a socket; a model must be a regular file"),
+)
+
+
+def _refuse_kind(path: str, mode: int) -> None:
+    for test, message in _KINDS:
+        if test(mode):
+            raise ModelFormatError(message, path=path, rule="F1")
+
+
+def _open(path: str) -> int:
+    """A read descriptor, or the typed error that says why not (rules F1 to F3)."""
+    flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+    flags |= getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)  # a pipe must not block, a terminal not attach
+    try:
+        return os.open(path, flags)
+    except ValueError as error:  # NUL or lone surrogates in the path
+        raise InvalidArgumentError(f"{path!r} cannot be a file name: {error}") from None
+    except OSError as error:
+        with contextlib.suppress(OSError):  # Windows cannot open a folder, nobody can open a socket
+            _refuse_kind(path, os.stat(path).st_mode)
+        if error.errno in (errno.ENOENT, errno.ENOTDIR):
+            raise ModelFileNotFoundError(path) from None
+        if error.errno in (errno.EACCES, errno.EPERM):
+            raise ModelFormatError("no permission to read this file", path=path, rule="F2") from None
+        if error.errno == errno.ELOOP:
+            raise ModelFormatError("the symbolic link points to itself", path=path, rule="F3") from None
+        raise ModelFormatError(f"cannot be opened: {error.strerror}", path=path, rule="F1") from None
+
+
+class MappedFile:
+    """A regular file mapped read-only. `buffer` is the map, `size` its bytes; `close()` ends the use of both."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = os.fspath(path)
+        if isinstance(self.path, bytes):
+            self.path = os.fsdecode(self.path)
+        self._fd = _open(self.path)
+        try:
+            info = os.fstat(self._fd)
+            _refuse_kind(self.path, info.st_mode)
+            if info.st_size == 0:
+                raise ModelFormatError(
+                    "the file is empty; copy or download it again", path=self.path, offset=0, field="size", value=0,
+                    limit="at least 24 bytes", rule="F4",
+                )  # fmt: skip
+            self.size = info.st_size
+            self._stamp = (info.st_size, info.st_mtime_ns)
+            self._map: mmap.mmap | None = mmap.mmap(self._fd, self.size, access=mmap.ACCESS_READ)
+        except (OSError, ValueError, OverflowError) as error:
+            os.close(self._fd)
+            raise ModelFormatError(f"cannot be mapped into memory: {error}", path=self.path, rule="F1") from None
+        except BaseException:
+            os.close(self._fd)
+            raise
+
+    @property
+    def closed(self) -> bool:
+        return self._map is None
+
+    @property
+    def buffer(self) -> mmap.mmap:
+        if self._map is None:
+            raise ModelClosedError(f"{self.path}: the file is closed; open it again")
+        return self._map
+
+    def check_unchanged(self) -> None:
+        """Raises ModelFileChanged when the mapped file was cut, grown or written to since it was opened.
+
+        A file that was replaced by renaming another over it is no problem: the map still shows the old one.
+        """
+        if self._map is None:
+            raise ModelClosedError(f"{self.path}: the file is closed; open it again")
+        info = os.fstat(self._fd)
+        if (info.st_size, info.st_mtime_ns) != self._stamp:
+            raise ModelFileChanged(self.path)
+
+    def advise_dont_need(self, offset: int, n: int) -> None:
+        """Give the mapped pages of `n` bytes from `offset` back to the system; they stay readable."""
+        advice = getattr(mmap, "MADV_DONTNEED", None)
+        if advice is None or n <= 0 or self._map is None:
+            return
+        start = offset // mmap.PAGESIZE * mmap.PAGESIZE
+        with contextlib.suppress(OSError, ValueError):  # advice only
+            self._map.madvise(advice, start, min(offset + n, self.size) - start)
+
+    def close(self) -> None:
+        """Unmap and close. Views that are still in use keep the map alive until they are gone. Safe to call twice."""
+        if self._map is None:
+            return
+        with contextlib.suppress(BufferError):  # a view is still alive; the map goes with it
+            self._map.close()
+        self._map = None
+        os.close(self._fd)

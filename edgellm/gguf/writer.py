@@ -1,0 +1,366 @@
+"""`GGUFWriter`: writes a GGUF v3 file tensor by tensor, so that the whole model is never in memory.
+
+The file grows under a temporary name in the folder of the output; when it is complete it is flushed to disk and
+renamed, so the output is either the old file or the whole new one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import shutil
+import stat
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from types import TracebackType
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from ..blocks import BlockType
+from ..errors import InvalidArgumentError, OutputError
+from ..quants import resolve_type
+from .constants import (
+    DEFAULT_ALIGNMENT,
+    FLOATS,
+    INTEGERS,
+    MAGIC,
+    MAX_DIM,
+    MAX_DIMS,
+    MAX_KEY_BYTES,
+    MAX_NAME_BYTES,
+    SCALARS,
+    ValueType,
+)
+from .tensors import align_up
+
+_SHORT = {
+    "u8": ValueType.UINT8, "i8": ValueType.INT8, "u16": ValueType.UINT16, "i16": ValueType.INT16,
+    "u32": ValueType.UINT32, "i32": ValueType.INT32, "u64": ValueType.UINT64, "i64": ValueType.INT64,
+    "f32": ValueType.FLOAT32, "f64": ValueType.FLOAT64, "bool": ValueType.BOOL, "str": ValueType.STRING,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    name: str
+    type: BlockType
+    shape: tuple[int, ...]  # rows first
+    n_bytes: int
+
+
+class GGUFWriter:
+    """Write a file: `add` the metadata, `add_tensor_info` for every tensor, `write_tensor` in the same order, `close`.
+
+        with GGUFWriter("out.gguf", "llama") as w:
+            w.add("llama.block_count", 2)
+            w.add_tensor_info("output_norm.weight", (64,), "F32")
+            w.write_tensor("output_norm.weight", np.ones(64, np.float32))
+
+    As a context manager it closes at the end and aborts on an exception. Raises OutputError when the system refuses
+    (nothing half-written stays), InvalidArgumentError when it is used wrongly.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], arch: str) -> None:
+        self.path = os.fspath(path)
+        if isinstance(self.path, bytes):
+            self.path = os.fsdecode(self.path)
+        self._target = os.path.realpath(self.path)  # through a symbolic link, not over it
+        self._metadata: dict[str, bytes] = {}
+        self._tensors: dict[str, _Tensor] = {}
+        self._order: list[_Tensor] = []
+        self._written = 0
+        self._out: BinaryIO | None = None
+        self._temporary = ""
+        self._done = False
+        _check_target(self.path, self._target)
+        self.add("general.architecture", arch)
+
+    # ---- metadata and tensor descriptions ------------------------------------------------------------------------
+
+    def add(self, key: str, value: Any, kind: ValueType | str | None = None) -> None:
+        """Add one metadata value; keys keep their order.
+
+        Without `kind`: bool, int (u32 where it fits, else i32, u64 or i64), float (f32), str; a NumPy array keeps its
+        type; a list becomes an array of str, bool, f32 or i32. `kind` ("u32", "f32", ... or a ValueType) sets the type,
+        of arrays that of their items.
+        """
+        self._open_for_description()
+        raw = key.encode("utf-8")
+        if not 0 < len(raw) <= MAX_KEY_BYTES or "\0" in key or key in self._metadata:
+            raise InvalidArgumentError(f"metadata key {key[:80]!r} is empty, too long, holds a NUL or was added before")
+        wanted = _SHORT.get(kind) if isinstance(kind, str) else kind
+        if kind is not None and wanted is None:
+            raise InvalidArgumentError(f"unknown metadata type {kind!r}; known: {', '.join(_SHORT)}")
+        try:
+            self._metadata[key] = _string(raw) + _encode(value, wanted)
+        except (TypeError, ValueError, OverflowError, struct.error) as error:
+            raise InvalidArgumentError(f"metadata {key}: the value does not fit its type: {error}") from None
+
+    def add_tensor_info(self, name: str, shape: Sequence[int], type: BlockType | str | int) -> int:
+        """Describe the next tensor; returns its bytes. `shape`: rows first, the last entry a multiple of the block."""
+        self._open_for_description()
+        kind, shape = resolve_type(type), tuple(int(n) for n in shape)
+        if not 0 < len(name.encode("utf-8")) <= MAX_NAME_BYTES or "\0" in name or name in self._tensors:
+            raise InvalidArgumentError(f"tensor name {name[:80]!r} is empty, too long (63 bytes) or was added before")
+        if not 1 <= len(shape) <= MAX_DIMS or any(not 1 <= n <= MAX_DIM for n in shape):
+            raise InvalidArgumentError(f"tensor {name}: shape {shape} needs 1 to {MAX_DIMS} sizes from 1 to {MAX_DIM}")
+        if shape[-1] % kind.block_size:
+            raise InvalidArgumentError(f"tensor {name}: a row of {shape[-1]} is no multiple of the {kind.name} block")
+        tensor = _Tensor(name, kind, shape, prod(shape) // kind.block_size * kind.type_size)
+        self._tensors[name] = tensor
+        self._order.append(tensor)
+        return tensor.n_bytes
+
+    def _open_for_description(self) -> None:
+        if self._out is not None or self._done:
+            raise InvalidArgumentError(f"{self.path}: describe metadata and tensors before the first is written")
+
+    # ---- data ----------------------------------------------------------------------------------------------------
+
+    def write_tensor(self, name: str, data: Any) -> None:
+        """Write the next tensor: its bytes as a C-contiguous buffer or array, or an iterable of such parts in order.
+
+        Raises InvalidArgumentError when it is not this tensor's turn or the number of bytes is wrong.
+        """
+        if self._done:
+            raise InvalidArgumentError(f"{self.path}: the writer is closed")
+        if self._written >= len(self._order) or self._order[self._written].name != name:
+            due = self._order[self._written].name if self._written < len(self._order) else "none"
+            raise InvalidArgumentError(f"tensor {name} is written out of order; due: {due}")
+        out = self._start()
+        tensor, count = self._order[self._written], 0
+        parts = [data] if isinstance(data, (np.ndarray, bytes, bytearray, memoryview)) else data
+        for part in parts:
+            view = _byte_view(part)
+            count += view.nbytes
+            if count > tensor.n_bytes:
+                break
+            self._write(out, view)
+        if count != tensor.n_bytes:
+            self.abort()
+            raise InvalidArgumentError(f"tensor {name}: {tensor.n_bytes} bytes expected, got {count}")
+        self._write(out, bytes(align_up(count, DEFAULT_ALIGNMENT) - count))
+        self._written += 1
+
+    def close(self) -> None:
+        """Finish: all tensors must be there. Flushes to disk and renames over the output. Safe to call twice."""
+        if self._done:
+            return
+        if self._written != len(self._order):
+            due = self._order[self._written].name
+            self.abort()
+            raise InvalidArgumentError(f"{self.path}: tensor {due} was described but not written")
+        out = self._start()
+        try:
+            out.flush()
+            os.fsync(out.fileno())
+            out.close()
+            os.replace(self._temporary, self._target)
+        except OSError as error:
+            self._fail(error)
+        self._done, self._out = True, None
+        _sync_folder(os.path.dirname(self._target))
+
+    def abort(self) -> None:
+        """Give up: the temporary file goes, an old output stays as it was. Safe to call at any time."""
+        self._done = True
+        out, self._out = self._out, None
+        if out is None:
+            return
+        with contextlib.suppress(OSError):  # closing flushes, which may fail again
+            out.close()
+        with contextlib.suppress(OSError):
+            os.unlink(self._temporary)
+
+    def __enter__(self) -> GGUFWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.abort()
+
+    def __del__(self) -> None:
+        if getattr(self, "_out", None) is not None:
+            self.abort()
+
+    # ---- inside --------------------------------------------------------------------------------------------------
+
+    def _header(self) -> bytes:
+        parts = [MAGIC, struct.pack("<IQQ", 3, len(self._order), len(self._metadata)), *self._metadata.values()]
+        offset = 0
+        for t in self._order:
+            parts.append(_string(t.name.encode("utf-8")))
+            parts.append(struct.pack(f"<I{len(t.shape)}QIQ", len(t.shape), *reversed(t.shape), t.type.id, offset))
+            offset += align_up(t.n_bytes, DEFAULT_ALIGNMENT)
+        header = b"".join(parts)
+        return header + bytes(align_up(len(header), DEFAULT_ALIGNMENT) - len(header))
+
+    def _start(self) -> BinaryIO:
+        """The open temporary file with the header in it; made at the first call."""
+        if self._out is not None:
+            return self._out
+        header = self._header()
+        self._needed = len(header) + sum(align_up(t.n_bytes, DEFAULT_ALIGNMENT) for t in self._order)
+        folder, base = os.path.split(self._target)
+        try:
+            free = shutil.disk_usage(folder).free
+            if free < self._needed:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self._temporary = os.path.join(folder, f".{base[:100]}.{secrets.token_hex(6)}.partial")
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+            self._out = os.fdopen(os.open(self._temporary, flags, 0o666), "wb", buffering=1 << 20)
+        except OSError as error:
+            self._fail(error)
+        self._write(self._out, header)
+        return self._out
+
+    def _write(self, out: BinaryIO, data: Any) -> None:
+        try:
+            out.write(data)
+        except OSError as error:
+            self._fail(error)
+
+    def _fail(self, error: OSError) -> Any:
+        """Clean up and raise OutputError; a full disk says how much is needed and how much is there."""
+        self.abort()
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            free = None
+            with contextlib.suppress(OSError):
+                free = shutil.disk_usage(os.path.dirname(self._target)).free
+            message = "there is not enough room on the disk for the output; free some or write elsewhere"
+            raise OutputError(message, path=self.path, needed=self._needed, free=free) from None
+        raise OutputError(f"the output cannot be written: {error.strerror}", path=self.path) from None
+
+
+def _check_target(path: str, target: str) -> None:
+    """The output must be a new file or an ordinary one, in a folder that exists."""
+    if not os.path.isdir(os.path.dirname(target)):
+        raise OutputError("the folder of the output does not exist; make it first", path=path)
+    try:
+        mode = os.stat(target).st_mode
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:
+        raise OutputError(f"the output cannot be written: {error}", path=path) from None
+    if not stat.S_ISREG(mode):
+        raise OutputError("the output is a folder or a device; give the name of a file", path=path)
+
+
+def _sync_folder(folder: str) -> None:
+    """Make the rename last through a power cut. Systems that cannot open a folder do this on their own."""
+    with contextlib.suppress(OSError):
+        fd = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def _byte_view(data: Any) -> memoryview:
+    """A flat view of the bytes; a strided array is copied."""
+    if isinstance(data, np.ndarray):
+        data = np.ascontiguousarray(data).reshape(-1).view(np.uint8)
+    return memoryview(data).cast("B")
+
+
+def _string(raw: bytes) -> bytes:
+    return struct.pack("<Q", len(raw)) + raw
+
+
+def _encode(value: Any, kind: ValueType | None) -> bytes:
+    """Type code and value."""
+    if isinstance(value, np.generic):
+        value, kind = value.item(), kind or _kind_of_dtype(value.dtype)
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return struct.pack("<I", ValueType.ARRAY) + _encode_array(value, kind)
+    kind = _kind_of_scalar(value) if kind is None else kind
+    return struct.pack("<I", kind) + _encode_scalar(value, kind)
+
+
+def _encode_scalar(value: Any, kind: ValueType) -> bytes:
+    if kind == ValueType.STRING:
+        if not isinstance(value, str):
+            raise TypeError(f"expected str, got {type(value).__name__}")
+        return _string(value.encode("utf-8"))
+    if isinstance(value, str) or (kind in INTEGERS and value != int(value)):
+        raise TypeError(f"{value!r} is not {kind.name.lower()}")
+    return _checked_array([value], kind).tobytes()
+
+
+def _encode_array(value: Any, kind: ValueType | None) -> bytes:
+    if isinstance(value, np.ndarray):
+        if value.ndim != 1:
+            raise ValueError("arrays in metadata have one dimension")
+        kind = kind or _kind_of_dtype(value.dtype)
+    elif kind is None:
+        kind = _kind_of_list(value)
+    head = struct.pack("<IQ", kind, len(value))
+    if kind == ValueType.STRING:
+        return head + b"".join(_string(_text_bytes(v)) for v in value)
+    return head + _checked_array(value, kind).tobytes()
+
+
+def _text_bytes(value: Any) -> bytes:
+    """UTF-8; lone surrogates from the reader become the bytes they stand for, bytes stay."""
+    return value if isinstance(value, bytes) else value.encode("utf-8", "surrogateescape")
+
+
+def _checked_array(value: Any, kind: ValueType) -> np.ndarray:
+    """The numbers in the type of `kind`; raises where one does not fit."""
+    array = np.asarray(value)
+    if array.size and array.dtype.kind not in "buif":
+        raise TypeError(f"expected numbers, got {array.dtype}")
+    if kind == ValueType.BOOL:
+        return array.astype(np.bool_).astype(np.uint8)
+    if kind in FLOATS:
+        return array.astype(SCALARS[kind])
+    info = np.iinfo(SCALARS[kind])
+    if array.size and (array.dtype.kind == "f" or int(array.min()) < info.min or int(array.max()) > info.max):
+        raise OverflowError(f"a value does not fit {kind.name.lower()}")
+    return array.astype(SCALARS[kind])
+
+
+def _kind_of_dtype(dtype: np.dtype) -> ValueType:
+    if dtype.kind == "b":
+        return ValueType.BOOL
+    for kind, have in SCALARS.items():
+        if kind != ValueType.BOOL and have == dtype.newbyteorder("<"):
+            return kind
+    raise TypeError(f"no metadata type for {dtype}")
+
+
+def _kind_of_scalar(value: Any) -> ValueType:
+    if isinstance(value, bool):
+        return ValueType.BOOL
+    if isinstance(value, int):
+        for kind in (ValueType.UINT32, ValueType.INT32, ValueType.UINT64, ValueType.INT64):
+            info = np.iinfo(SCALARS[kind])
+            if info.min <= value <= info.max:
+                return kind
+        raise OverflowError("an integer has more than 64 bits")
+    if isinstance(value, float):
+        return ValueType.FLOAT32
+    if isinstance(value, str):
+        return ValueType.STRING
+    raise TypeError(f"no metadata type for {type(value).__name__}")
+
+
+def _kind_of_list(value: Sequence[Any]) -> ValueType:
+    if all(isinstance(v, (str, bytes)) for v in value):
+        return ValueType.STRING
+    if all(isinstance(v, bool) for v in value):
+        return ValueType.BOOL
+    if all(isinstance(v, int) for v in value):
+        return ValueType.INT32
+    return ValueType.FLOAT32
+
+
