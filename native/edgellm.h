@@ -183,8 +183,7 @@ int64_t el_sample_scratch_bytes(int64_t n_vocab); /* -1: n_vocab is not in 1 .. 
  * EL_E_NONFINITE: a logit is NaN or +infinity, or all of them are -infinity. */
 int el_sample(const el_sampling *params, const float *logits, int64_t n_vocab, const int32_t *recent, int64_t n_recent,
               uint64_t seed, uint64_t counter, void *scratch, int64_t scratch_bytes, int32_t *token);
-/* Philox4x32-10 (Salmon et al. 2011): out (4) from key = seed and counter = (counter, 0), low words first */
-void el_philox(uint64_t seed, uint64_t counter, uint32_t *out);
+void el_philox(const uint32_t *counter, const uint32_t *key, uint32_t *out); /* Philox4x32-10: (4), (2) -> (4) */
 void el_exp_log_test(const double *x, double *exp_out, double *log_out, int64_t n); /* the sampler's own exp(x) and log(x) */
 /* [text end] */
 /* [cffi end] */
