@@ -1,0 +1,260 @@
+"""The native backend: hands the whole lowered plan to C, one call per pass, with the GIL released.
+
+What lives where: weights with a panel form are packed into one arena at load, in parallel, and the mapped pages they
+came from are given back; everything else is read straight from the mapped file. Buffers belong to the C plan, KV pages
+to `edgellm.kv`. This file only turns Python objects into the structs of native/edgellm.h.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from .. import clib
+from ..errors import NonFiniteError, NotEnoughMemoryError
+from ..kv import Sequence
+from ..ops import ACTIVATIONS, ROPE_STYLES, Op
+from ..plan import Plan
+from ..weights import Weights
+from . import check_pass
+from .lowering import LoweredStep, lower
+
+_ROWS, _PANELS = 0, 1
+_KV_TYPES = {"f32": 0, "f16": 1}
+_PACK_ROWS = 1024  # rows that one packing task turns into panels
+_LINE = 64  # bytes; panels start on cache lines
+
+
+class NativeBackend:
+    """Runs a plan with the compiled kernels. See `Backend` for the methods.
+
+    Raises ImportError when the library was not built, NotEnoughMemoryError, BackendError.
+    """
+
+    name = "native"
+
+    def __init__(
+        self, plan: Plan, weights: Weights, *, n_threads: int = 1, max_tokens: int = 512, pack: bool = True
+    ) -> None:
+        if not clib.available():
+            raise ImportError("edgellm._native was not built")
+        self._ffi, self._lib = clib.library()
+        self.plan, self.n_threads, self.max_tokens = plan, n_threads, max_tokens
+        self.calls = 0  # native calls for forward passes, for the tests
+        self._table = _WeightTable(plan, weights, n_threads, pack)
+        self._fused = _NativePlan(plan, lower(plan), self._table, max_tokens)
+        self._single: _NativePlan | None = None  # one native step per plan step, made when somebody debugs
+        self._debug: tuple[Any, ...] | None = None
+
+    def forward(
+        self,
+        tokens: np.ndarray,
+        position: int,
+        outputs: np.ndarray,
+        seq: Sequence,
+        cancel: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """One pass -> float32 (m, n_vocab), a view that is valid until the next call."""
+        tokens, outputs = check_pass(self.plan, tokens, position, outputs, seq, self.max_tokens)
+        native = self._fused
+        self._run(native, tokens, position, outputs, seq, 0, len(native.steps), cancel)
+        return native.view(self.plan.logits, outputs.size)
+
+    def _run(self, native, tokens, position, outputs, seq, first, last, cancel=None) -> None:
+        ffi, lib = self._ffi, self._lib
+        keep: list[Any] = []  # what the structs point to, until the call returns
+        one = ffi.new("el_pass *")
+        one.tokens = ffi.from_buffer("int32_t[]", tokens)
+        one.outputs = ffi.from_buffer("int32_t[]", outputs) if outputs.size else ffi.NULL
+        one.n_tokens, one.n_outputs, one.position = tokens.size, outputs.size, position
+        one.kv = _kv_struct(ffi, seq, keep)
+        one.n_threads, one.check_finite = self.n_threads, last == len(native.steps)
+        one.first_step, one.last_step = first, last
+        one.cancel = ffi.NULL if cancel is None else ffi.from_buffer("int32_t[]", cancel)
+        self.calls += 1
+        rc = lib.el_forward(native.handle, one)
+        if rc == clib.EL_E_NONFINITE:
+            raise NonFiniteError(native.steps[one.bad_step].label)
+        clib.check(rc, "the forward pass")
+
+    # ---- step by step, for debugging -----------------------------------------------------------------------------
+
+    def begin(self, tokens: np.ndarray, position: int, outputs: np.ndarray, seq: Sequence) -> None:
+        if self._single is None:
+            self._single = _NativePlan(self.plan, lower(self.plan, fuse=False), self._table, self.max_tokens)
+        tokens, outputs = check_pass(self.plan, tokens, position, outputs, seq, self.max_tokens)
+        self._debug = (tokens, position, outputs, seq)
+
+    def run_step(self, index: int) -> None:
+        native = self._single
+        tokens, position, outputs, seq = self._debug
+        self._run(native, tokens, position, outputs, seq, index, index + 1)
+
+    def read(self, buffer: int) -> np.ndarray:
+        return self._debug_view(buffer).copy()
+
+    def write(self, buffer: int, values: np.ndarray) -> None:
+        self._debug_view(buffer)[...] = values
+
+    def _debug_view(self, buffer: int) -> np.ndarray:
+        tokens, _, outputs, _ = self._debug
+        n = tokens.size if self.plan.buffers[buffer].rows == "tokens" else outputs.size
+        return self._single.view(buffer, n)
+
+    def close(self) -> None:
+        """Gives the arena and the buffers back; calling it again does nothing."""
+        for part in (self._fused, self._single, self._table):
+            if part is not None:
+                part.close()
+
+
+def _kv_struct(ffi: Any, seq: Sequence, keep: list[Any]) -> Any:
+    pool = seq.pool
+    kv = ffi.new("el_kv *")
+    kv.base = ffi.cast("void *", pool.address)
+    kv.n_pages, kv.page_bytes = pool.n_pages, pool.page_bytes
+    kv.kv_type, kv.n_layers = _KV_TYPES[pool.kv_type], seq.table.shape[0]
+    kv.table = ffi.from_buffer("int32_t[]", seq.table)
+    kv.table_stride = seq.table.shape[1]
+    keep.append(kv)
+    return kv
+
+
+# ---- weights -----------------------------------------------------------------------------------------------------
+
+
+class _WeightTable:
+    """The plan's weights as el_weight structs: panels in one arena, rows in the mapped file, vectors as float32."""
+
+    def __init__(self, plan: Plan, weights: Weights, n_threads: int, pack: bool) -> None:
+        self._ffi, self._lib = clib.library()
+        self.ids = {name: i for i, name in enumerate(plan.weights)}
+        self._keep: list[np.ndarray] = []  # arrays that structs point into
+        self.structs = self._ffi.new("el_weight[]", len(self.ids))
+        multiplied = {s.weights[0] for s in plan.steps if s.op is Op.LINEAR}
+        panels = [
+            name
+            for name, shape in plan.weights.items()
+            if pack and name in multiplied and len(shape) == 2 and weights[name].type.has_panel
+        ]
+        self._arena, self._arena_bytes = self._ffi.NULL, 0
+        offsets = self._reserve(panels, weights)
+        for name in self.ids:
+            if name not in offsets:
+                self._map_rows(name, weights)
+        self._pack(offsets, weights, n_threads)
+
+    def _reserve(self, names: list[str], weights: Weights) -> dict[str, int]:
+        """Where in the arena each tensor's panels go."""
+        offsets: dict[str, int] = {}
+        for name in names:
+            t = weights[name]
+            offsets[name] = self._arena_bytes
+            self._arena_bytes += -(-self._lib.el_panel_bytes(t.type.id, *t.shape) // _LINE) * _LINE
+        if self._arena_bytes:
+            self._arena = self._lib.el_arena_alloc(self._arena_bytes)
+            if self._arena == self._ffi.NULL:
+                raise NotEnoughMemoryError(self._arena_bytes, 0, ["a smaller quantisation"], what="the weights")
+        return offsets
+
+    def _map_rows(self, name: str, weights: Weights) -> None:
+        t = weights[name]
+        struct = self.structs[self.ids[name]]
+        if len(t.shape) == 1:  # norms and biases: small, and the kernels want float32
+            data, struct.type = np.ascontiguousarray(weights.floats(name)).view(np.uint8), 0
+            struct.rows, struct.cols = 1, t.shape[0]
+        else:
+            data, struct.type = t.data, t.type.id
+            struct.rows, struct.cols = t.shape
+        self._keep.append(data)
+        struct.layout, struct.bytes = _ROWS, data.size
+        struct.data = self._ffi.from_buffer(data)
+
+    def _pack(self, offsets: dict[str, int], weights: Weights, n_threads: int) -> None:
+        """Rows into panels, all cores at once; each source is given back to the system when it is done."""
+        with ThreadPoolExecutor(max_workers=max(1, n_threads)) as pool:
+            for name, offset in offsets.items():
+                t = weights[name]
+                rows, k = t.shape
+                source = self._ffi.from_buffer(t.data)
+                target = self._ffi.cast("char *", self._arena) + offset
+                ranges = [(r, min(r + _PACK_ROWS, rows)) for r in range(0, rows, _PACK_ROWS)]
+                codes = pool.map(
+                    lambda r, t=t, s=source, d=target, rows=rows, k=k: self._lib.el_pack_panels(
+                        t.type.id, s, d, rows, k, *r
+                    ),
+                    ranges,
+                )
+                for rc in codes:
+                    clib.check(rc, f"packing {name}")
+                weights.release_pages(name)
+                struct = self.structs[self.ids[name]]
+                struct.type, struct.layout, struct.rows, struct.cols = t.type.id, _PANELS, rows, k
+                struct.data, struct.bytes = target, self._lib.el_panel_bytes(t.type.id, rows, k)
+
+    def close(self) -> None:
+        self._lib.el_arena_free(self._arena, self._arena_bytes)
+        self._arena, self._arena_bytes = self._ffi.NULL, 0
+        self._keep.clear()
+
+
+# ---- the plan ------------------------------------------------------------------------------------------------------
+
+
+class _NativePlan:
+    """A lowered plan as C holds it."""
+
+    def __init__(self, plan: Plan, steps: list[LoweredStep], table: _WeightTable, max_tokens: int) -> None:
+        self._ffi, self._lib = clib.library()
+        self.plan, self.steps = plan, steps
+        ffi = self._ffi
+        c_steps = ffi.new("el_step[]", len(steps))
+        for target, step in zip(c_steps, steps, strict=True):
+            self._fill(target, step, table.ids)
+        buffers = ffi.new("el_buffer[]", [(b.cols, int(b.rows == "outputs"), 0) for b in plan.buffers])
+        angles = [np.ascontiguousarray(r.inv_freq, dtype=np.float64) for r in plan.ropes]
+        ropes = ffi.new("el_rope_table[]", len(angles))
+        for target, a, r in zip(ropes, angles, plan.ropes, strict=True):
+            target.inv_freq, target.n, target.magnitude = ffi.from_buffer("double[]", a), a.size, r.magnitude
+        out = ffi.new("el_plan **")
+        rc = self._lib.el_plan_new(
+            out, c_steps, len(steps), buffers, len(buffers), table.structs, len(table.ids), ropes, len(ropes), max_tokens
+        )
+        clib.check(rc, "preparing the plan")
+        self.handle = out[0]
+
+    def _fill(self, target: Any, step: LoweredStep, ids: dict[str, int]) -> None:
+        target.op = getattr(self._lib, f"EL_OP_{step.op.upper()}")
+        target.n = len(step.weights)
+        inputs = list(step.inputs) + ([step.residual] if step.residual is not None else [])
+        biases = [None if b is None else ids[b] for b in step.biases]
+        for field, values in (
+            (getattr(target, "in"), inputs),
+            (target.out, step.outputs),
+            (target.w, [ids[w] for w in step.weights]),
+            (target.b, biases),
+        ):
+            for j in range(4):
+                field[j] = values[j] if j < len(values) and values[j] is not None else -1
+        p = step.params
+        if step.op == "rmsnorm":
+            target.f[0] = p["eps"]
+        elif step.op in ("gated", "linear_gated"):
+            target.i[0] = ACTIVATIONS.index(p["activation"])
+        elif step.op == "rope":
+            target.i[0:4] = [p["head_dim"], p["rotary_dims"], ROPE_STYLES.index(p["style"]), p["table"]]
+        elif step.op == "attention":
+            target.i[0:5] = [p["layer"], p["n_heads"], p["n_kv_heads"], p["head_dim"], p["window"]]
+            target.f[0] = p["scale"]
+
+    def view(self, buffer: int, n_rows: int) -> np.ndarray:
+        """float32 (n_rows, cols) view of a buffer."""
+        cols = self.plan.buffers[buffer].cols
+        raw = self._lib.el_plan_buffer(self.handle, buffer)
+        return np.frombuffer(self._ffi.buffer(raw, n_rows * cols * 4), dtype=np.float32).reshape(n_rows, cols)
+
+    def close(self) -> None:
+        self._lib.el_plan_free(self.handle)
+        self.handle = self._ffi.NULL

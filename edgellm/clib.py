@@ -1,0 +1,129 @@
+"""The one door to the compiled library: finds it, checks status codes, and offers what C does beside the forward pass.
+
+Nothing else imports `edgellm._native`. Where the library was not built, `available()` is False and callers take their
+NumPy or Numba twin.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from .blocks import BlockType
+from .errors import BackendError, Cancelled, InvalidArgumentError, NotEnoughMemoryError
+
+EL_OK, EL_E_ARGUMENT, EL_E_NOMEM, EL_E_CANCELLED, EL_E_NONFINITE, EL_E_UNSUPPORTED, EL_E_SYSTEM = range(7)
+_MEANING = {
+    EL_E_ARGUMENT: "an argument breaks the rules of the call",
+    EL_E_UNSUPPORTED: "there is no kernel for this",
+    EL_E_SYSTEM: "the operating system refused threads or memory",
+}
+
+
+@functools.cache
+def _module() -> Any:
+    """The compiled module after its one-time start (CPU check, kernel tables, self-tests), or None."""
+    try:
+        from . import _native
+    except ImportError:
+        return None
+    cap = os.environ.get("EDGELLM_ISA")
+    rc = _native.lib.el_init(cap.encode() if cap else _native.ffi.NULL)
+    if rc == EL_E_ARGUMENT:
+        known = ", ".join(level_names(_native))
+        raise InvalidArgumentError(f"EDGELLM_ISA is '{cap}'; choose one of: {known}")
+    check(rc, "starting the kernels")
+    return _native
+
+
+def available() -> bool:
+    """True when the compiled library is there."""
+    return _module() is not None
+
+
+def library() -> tuple[Any, Any]:
+    """(ffi, lib) of the compiled library. Raises BackendError when it was not built."""
+    module = _module()
+    if module is None:
+        raise BackendError("the compiled library is not there; install edgellm with a C compiler, or use the numba backend")
+    return module.ffi, module.lib
+
+
+def check(rc: int, what: str) -> None:
+    """Raises the typed error of a status code; `what` says what was being done. EL_OK passes."""
+    if rc == EL_OK:
+        return
+    if rc == EL_E_NOMEM:
+        raise NotEnoughMemoryError(0, 0, ["a shorter context (n_ctx)"], what=what)
+    if rc == EL_E_CANCELLED:
+        raise Cancelled(what)
+    raise BackendError(f"{what}: {_MEANING.get(rc, f'status {rc}')}")
+
+
+# ---- the machine -----------------------------------------------------------------------------------------------------
+
+
+def level_names(module: Any = None) -> list[str]:
+    """Names of the kernel levels compiled in, lowest first."""
+    lib = (module or _module()).lib
+    ffi = (module or _module()).ffi
+    return [ffi.string(lib.el_level_name(i)).decode() for i in range(lib.el_n_levels())]
+
+
+def isa() -> str:
+    """The highest kernel level in use, e.g. "avx2"."""
+    ffi, lib = library()
+    return ffi.string(lib.el_isa()).decode()
+
+
+def levels() -> dict[str, str]:
+    """Each compiled level and its state: "usable", "not on this machine" or "failed its self-test"."""
+    _, lib = library()
+    states = {1: "usable", 0: "not on this machine", -1: "failed its self-test"}
+    return {name: states[lib.el_level_usable(i)] for i, name in enumerate(level_names())}
+
+
+def kernel_level(block: BlockType, panels: bool) -> str | None:
+    """The level whose linear kernel runs a block format in rows or panels; None when there is no such kernel."""
+    ffi, lib = library()
+    name = lib.el_kernel_level(block.id, int(panels))
+    return None if name == ffi.NULL else ffi.string(name).decode()
+
+
+def pool_chunks() -> list[int]:
+    """Chunks of work that each worker of the pool has done so far; the first is the calling thread."""
+    ffi, lib = library()
+    counts = ffi.new("int64_t[128]")
+    return list(counts[0 : lib.el_pool_chunks(counts, 128)])
+
+
+# ---- weights ---------------------------------------------------------------------------------------------------------
+
+
+def quantize(x: np.ndarray, block: BlockType) -> np.ndarray:
+    """float32 (rows, k) -> uint8 (rows, row bytes) in `block`'s format. Raises InvalidArgumentError, BackendError."""
+    ffi, lib = library()
+    x = np.ascontiguousarray(x, dtype=np.float32)
+    if x.ndim != 2 or x.shape[1] % block.block_size:
+        raise InvalidArgumentError(f"rows of {x.shape} floats do not fit {block.name} blocks of {block.block_size}")
+    out = np.empty((x.shape[0], block.row_bytes(x.shape[1])), dtype=np.uint8)
+    rc = lib.el_quantize(block.id, ffi.from_buffer("float[]", x), ffi.from_buffer(out), *x.shape)
+    check(rc, f"quantising to {block.name}")
+    return out
+
+
+def dequantize(data: np.ndarray, block: BlockType, shape: Sequence[int]) -> np.ndarray:
+    """uint8 data of a (rows, k) matrix in `block`'s format -> float32 (rows, k)."""
+    ffi, lib = library()
+    rows, k = shape
+    data = np.ascontiguousarray(data).reshape(-1).view(np.uint8)
+    if data.size != rows * block.row_bytes(k):
+        raise InvalidArgumentError(f"{data.size} bytes are not a {rows} x {k} matrix of {block.name}")
+    out = np.empty((rows, k), dtype=np.float32)
+    rc = lib.el_dequantize(block.id, ffi.from_buffer(data), ffi.from_buffer("float[]", out), rows, k)
+    check(rc, f"dequantising {block.name}")
+    return out
