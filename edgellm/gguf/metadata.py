@@ -94,7 +94,7 @@ class Metadata(Mapping[str, Any]):
     """Read-only mapping of key -> value.
 
     Numbers and bools are Python's int, float and bool; strings are str; arrays of numbers are read-only NumPy arrays
-    (bool arrays of dtype bool); arrays of strings are list[str]. Arrays and long strings are decoded at the first access
+    (bool arrays of dtype bool); arrays of strings are list[str]. Arrays and long strings are decoded at first access
     and kept; after the file was closed, only what was read before is there (else ModelClosedError).
 
     Bytes that are not UTF-8: in single strings they become U+FFFD and a warning is noted; in arrays of strings
