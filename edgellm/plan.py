@@ -63,8 +63,7 @@ class Plan:
     """A whole model, verified against the op table when it is made (PlanError).
 
     `weights` maps each tensor name to the shape that the steps need (output features first). `logits` is the id of the
-    (outputs, n_vocab) buffer that holds the result. `consumed` names tensors that were read while the plan was made
-    (RoPE divisors), so that they do not count as unknown.
+    (outputs, n_vocab) buffer that holds the result.
     """
 
     name: str
@@ -75,7 +74,6 @@ class Plan:
     logits: int
     n_vocab: int
     weights: Mapping[str, tuple[int, ...]]
-    consumed: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         verify(self)
@@ -163,7 +161,6 @@ class PlanBuilder:
     _steps: list[Step] = field(default_factory=list)
     _ropes: list[RopeTable] = field(default_factory=list)
     _weights: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    _consumed: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.tensors = frozenset(self.tensors)
@@ -172,11 +169,9 @@ class PlanBuilder:
         """`name` where the file has that tensor, else None."""
         return name if name in self.tensors else None
 
-    def rope_table(self, table: RopeTable, consumed: str | None = None) -> int:
-        """Adds a table of angles; returns its number. `consumed` names the tensor that it was made from, if any."""
+    def rope_table(self, table: RopeTable) -> int:
+        """Adds a table of angles; returns its number."""
         self._ropes.append(table)
-        if consumed:
-            self._consumed.add(consumed)
         return len(self._ropes) - 1
 
     # Each op of the table has one method below.
@@ -190,13 +185,15 @@ class PlanBuilder:
         b = self._buffers[x]
         return self._add(Op.RMSNORM, (x,), (out, b.cols, b.rows), {weight: (b.cols,)}, {"eps": float(eps)})
 
-    def linear(self, x: int, weight: str, n_out: int, *, bias: str | None = None, out: str) -> int:
+    def linear(
+        self, x: int, weight: str, n_out: int, *, bias: str | None = None, out: str, label: str | None = None
+    ) -> int:
         """(rows of x, n_out): x @ weight.T + bias; `weight` is (n_out, cols of x), `bias` (n_out,) or None."""
         b = self._buffers[x]
         shapes: dict[str, tuple[int, ...]] = {weight: (n_out, b.cols)}
         if bias:
             shapes[bias] = (n_out,)
-        return self._add(Op.LINEAR, (x,), (out, n_out, b.rows), shapes)
+        return self._add(Op.LINEAR, (x,), (out, n_out, b.rows), shapes, label=label)
 
     def rope(self, x: int, head_dim: int, rotary_dims: int, *, style: str, table: int, label: str) -> int:
         """Rotates the heads of x in place. `style` is "interleaved" or "halves", `table` a number from rope_table."""
@@ -238,7 +235,6 @@ class PlanBuilder:
             logits=logits,
             n_vocab=self.n_vocab,
             weights=dict(self._weights),
-            consumed=frozenset(self._consumed),
         )
 
     def _add(

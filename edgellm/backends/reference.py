@@ -1,0 +1,213 @@
+"""The reference backend: NumPy, float32, on dequantised weights. It defines what every op computes.
+
+Slow, short and obviously right; the other backends are compared with it. It reads and writes the same KV pages as they
+do, so with f16 pages K and V are rounded to f16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..errors import BackendError, Cancelled, NonFiniteError
+from ..kv import PAGE_TOKENS, Sequence, n_blocks
+from ..ops import Op
+from ..plan import Plan, Step
+from ..weights import Weights
+from . import check_pass
+
+
+@dataclass
+class _Pass:
+    """What one pass works on: int32 tokens (n,) at position ..., wanted rows (m,), the cache, values by buffer id."""
+
+    tokens: np.ndarray
+    position: int
+    outputs: np.ndarray
+    seq: Sequence
+    values: dict[int, np.ndarray]
+
+
+class ReferenceBackend:
+    """See `edgellm.backends.Backend`. Every tensor is decoded whole at its first use and kept."""
+
+    name = "reference"
+
+    def __init__(
+        self, plan: Plan, weights: Weights, *, n_threads: int = 1, max_tokens: int = 512, pack: bool = True
+    ) -> None:
+        self.plan, self.max_tokens = plan, max_tokens
+        self._source: Weights | None = weights
+        self._weights: dict[str, np.ndarray] = {}
+        self._pass: _Pass | None = None
+
+    def forward(
+        self,
+        tokens: np.ndarray,
+        position: int,
+        outputs: np.ndarray,
+        seq: Sequence,
+        cancel: np.ndarray | None = None,
+    ) -> np.ndarray:
+        self.begin(tokens, position, outputs, seq)
+        for i in range(len(self.plan.steps)):
+            if cancel is not None and cancel[0]:
+                raise Cancelled()
+            self.run_step(i)
+        logits = self._now().values[self.plan.logits]  # (m, n_vocab)
+        if not np.isfinite(logits).all():
+            raise NonFiniteError(self._first_bad_step(tokens, position, outputs, seq))
+        return logits
+
+    def begin(self, tokens: np.ndarray, position: int, outputs: np.ndarray, seq: Sequence) -> None:
+        tokens, outputs = check_pass(self.plan, tokens, position, outputs, seq, self.max_tokens)
+        self._pass = _Pass(tokens, position, outputs, seq, {})
+
+    def run_step(self, index: int) -> None:
+        step, now = self.plan.steps[index], self._now()
+        inputs = [now.values[b] for b in step.inputs]
+        weights = [self._weight(name) for name in step.weights]
+        with np.errstate(all="ignore"):  # what is not finite is reported by `forward`
+            now.values[step.outputs[0]] = BODIES[step.op](step, now, self.plan, *inputs, *weights)
+
+    def read(self, buffer: int) -> np.ndarray:
+        return self._now().values[buffer].copy()
+
+    def write(self, buffer: int, values: np.ndarray) -> None:
+        self._now().values[buffer] = np.array(values, dtype=np.float32)
+
+    def close(self) -> None:
+        self._weights.clear()
+        self._pass = self._source = None
+
+    def _now(self) -> _Pass:
+        if self._pass is None:
+            raise BackendError("no pass was begun, or the backend is closed")
+        return self._pass
+
+    def _weight(self, name: str) -> np.ndarray:
+        if name not in self._weights:
+            if self._source is None:
+                raise BackendError("the backend is closed")
+            self._weights[name] = self._source.float32(name)
+        return self._weights[name]
+
+    def _first_bad_step(self, tokens: np.ndarray, position: int, outputs: np.ndarray, seq: Sequence) -> str:
+        """Runs the pass again and looks at every output; the cache gets the same values once more."""
+        self.begin(tokens, position, outputs, seq)
+        for i, step in enumerate(self.plan.steps):
+            self.run_step(i)
+            if not np.isfinite(self._now().values[step.outputs[0]]).all():
+                return step.label
+        return self.plan.steps[-1].label
+
+
+# ---- the bodies: each takes (step, pass, plan, *inputs, *weights) and returns its output, float32 (rows, cols) -------
+
+
+def embed(step: Step, now: _Pass, plan: Plan, table: np.ndarray) -> np.ndarray:
+    return table[now.tokens]
+
+
+def rmsnorm(step: Step, now: _Pass, plan: Plan, x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    mean_square = np.mean(np.square(x, dtype=np.float64), axis=1, keepdims=True)  # (rows, 1)
+    return (x / np.sqrt(mean_square + step.params["eps"])).astype(np.float32) * weight
+
+
+def linear(
+    step: Step, now: _Pass, plan: Plan, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None
+) -> np.ndarray:
+    y = x @ weight.T
+    return y if bias is None else y + bias
+
+
+def rope(step: Step, now: _Pass, plan: Plan, x: np.ndarray) -> np.ndarray:
+    head_dim, rotary = step.params["head_dim"], step.params["rotary_dims"]
+    table = plan.ropes[step.params["table"]]
+    positions = np.arange(now.position, now.position + len(x), dtype=np.float64)
+    angles = positions[:, None, None] * table.inv_freq  # (n, 1, rotary / 2), float64
+    cos = (np.cos(angles) * table.magnitude).astype(np.float32)
+    sin = (np.sin(angles) * table.magnitude).astype(np.float32)
+    y = x.reshape(len(x), -1, head_dim).copy()  # (n, heads, head_dim)
+    if step.params["style"] == "interleaved":
+        first, second = slice(0, rotary, 2), slice(1, rotary, 2)
+    else:
+        first, second = slice(0, rotary // 2), slice(rotary // 2, rotary)
+    a, b = y[..., first].copy(), y[..., second].copy()
+    y[..., first] = a * cos - b * sin
+    y[..., second] = a * sin + b * cos
+    return y.reshape(x.shape)
+
+
+def attention(step: Step, now: _Pass, plan: Plan, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
+    p = step.params
+    n, n_kv, head_dim = len(q), p["n_kv_heads"], p["head_dim"]
+    _store(now, p["layer"], k.reshape(n, n_kv, head_dim), v.reshape(n, n_kv, head_dim))
+    queries = q.reshape(n, n_kv, -1, head_dim)  # query heads of one group share a KV head
+    own = np.arange(now.position, now.position + n)[:, None]  # (n, 1) position of each query
+    seen = np.arange(now.position + n)[None, :]  # (1, length) positions in the cache
+    mask = (seen <= own) if not p["window"] else (seen <= own) & (seen > own - p["window"])  # (n, length)
+    out = np.empty_like(queries)
+    for head in range(n_kv):
+        keys, values = _load(now, p["layer"], head, now.position + n)  # (length, head_dim) each
+        scores = queries[:, head] @ keys.T * np.float32(p["scale"])  # (n, group, length)
+        scores = np.where(mask[:, None, :], scores, np.float32(-np.inf))
+        weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        out[:, head] = weights / weights.sum(axis=-1, keepdims=True) @ values
+    return out.reshape(n, -1)
+
+
+def gated(step: Step, now: _Pass, plan: Plan, gate: np.ndarray, up: np.ndarray) -> np.ndarray:
+    return ACTIVATIONS[step.params["activation"]](gate) * up
+
+
+def add(step: Step, now: _Pass, plan: Plan, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return x + y
+
+
+def take_rows(step: Step, now: _Pass, plan: Plan, x: np.ndarray) -> np.ndarray:
+    return x[now.outputs]
+
+
+def silu(x: np.ndarray) -> np.ndarray:
+    """x * sigmoid(x) (Elfwing et al. 2017)."""
+    return x / (np.float32(1) + np.exp(-x))
+
+
+def gelu_tanh(x: np.ndarray) -> np.ndarray:
+    """The tanh form of GELU (Hendrycks and Gimpel 2016)."""
+    c = np.float32(0.7978845608028654)  # sqrt(2 / pi)
+    return np.float32(0.5) * x * (np.float32(1) + np.tanh(c * (x + np.float32(0.044715) * x * x * x)))
+
+
+def _store(now: _Pass, layer: int, k: np.ndarray, v: np.ndarray) -> None:
+    """Writes k and v, (n, n_kv_heads, head_dim), of the tokens of this pass into their pages."""
+    pool, table = now.seq.pool, now.seq.table[layer]
+    for i in range(len(k)):
+        block, lane = divmod(now.position + i, PAGE_TOKENS)
+        for head in range(k.shape[1]):
+            pool.k_view(int(table[block]), head)[:, lane] = k[i, head]
+            pool.v_view(int(table[block]), head)[lane] = v[i, head]
+
+
+def _load(now: _Pass, layer: int, head: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Keys and values of positions [0, length) of one KV head: float32 (length, head_dim) each."""
+    pool, pages = now.seq.pool, now.seq.table[layer, : n_blocks(length)]
+    keys = np.concatenate([pool.k_view(int(p), head).T for p in pages])
+    values = np.concatenate([pool.v_view(int(p), head) for p in pages])
+    return keys[:length].astype(np.float32), values[:length].astype(np.float32)
+
+
+ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {"silu": silu, "gelu_tanh": gelu_tanh}
+BODIES: dict[Op, Callable[..., np.ndarray]] = {
+    Op.EMBED: embed,
+    Op.RMSNORM: rmsnorm,
+    Op.LINEAR: linear,
+    Op.ROPE: rope,
+    Op.ATTENTION: attention,
+    Op.GATED: gated,
+    Op.ADD: add,
+    Op.TAKE_ROWS: take_rows,
+}
