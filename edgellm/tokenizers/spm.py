@@ -65,10 +65,8 @@ class SpmModel:
         self._table: dict[str, tuple[float, int]] | None = None  # piece -> (-score, id), made when the twin is used
 
     def _native_handle(self) -> Any:
-        try:
-            from edgellm import clib
-        except ImportError:
-            return None
+        from edgellm import clib
+
         if not clib.available():
             return None
         v = self.vocab
@@ -85,7 +83,10 @@ class SpmModel:
             data = escaped.encode()
             if len(data) > MAX_TEXT_BYTES:
                 raise TokenizerError("this text is too long", field="text", value=len(data), limit=MAX_TEXT_BYTES)
-            return self._native.encode(data)
+            ids = self._native.encode(data)
+            if ids is None:
+                raise no_piece_error(self.vocab)
+            return ids
         return merge_pieces(self, escaped)
 
     def piece_bytes(self, token: int) -> bytes:

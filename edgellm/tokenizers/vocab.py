@@ -115,9 +115,10 @@ class _Reader:
     def special_ids(self, n: int) -> dict[str, int]:
         """Every `tokenizer.ggml.NAME_token_id` (rule V2: each must name a piece)."""
         found: dict[str, int] = {}
-        for key, value in self.metadata.items():
+        for key in self.metadata:
             if not (key.startswith(PREFIX) and key.endswith("_token_id")):
                 continue
+            value = self.metadata[key]
             name = key[len(PREFIX) :]
             if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
                 raise self.error("a token id must be an integer", name, "K12", value=value)

@@ -1,0 +1,6 @@
+"""Sampling: how one token is chosen from a row of logits."""
+
+from edgellm.sampling.params import Sampling
+from edgellm.sampling.sampler import Sampler
+
+__all__ = ["Sampler", "Sampling"]
