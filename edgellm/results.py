@@ -64,13 +64,13 @@ class Event:
 class Result:
     """A finished answer.
 
-    `tokens` are all ids the model chose, an end token included. `finish_reason` is "stop" (end token or stop string),
-    "length" (`max_tokens` or the context window is full) or "cancelled" (stopped from outside, the text was kept).
+    `token_ids` are all ids the model chose, an end token included. `finish_reason` is "stop" (end token or stop
+    string), "length" (`max_tokens` or the context window is full) or "cancelled" (stopped from outside, text kept).
     `seed` reproduces the answer when it is given to the same call.
     """
 
     text: str
-    tokens: tuple[int, ...]
+    token_ids: tuple[int, ...]
     finish_reason: FinishReason
     usage: Usage
     stats: Stats
@@ -87,13 +87,13 @@ class Result:
         from dataclasses import asdict
 
         out = asdict(self)
-        out["tokens"] = list(self.tokens)
+        out["token_ids"] = list(self.token_ids)
         return out
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a long piece of work is: `done` of `total` `unit`s (total 0: not known). Given to `progress=` callbacks."""
+    """How far a long piece of work is: `done` of `total` `unit`s (total 0: not known)."""
 
     stage: str
     done: int

@@ -1,0 +1,131 @@
+"""The command line: `edgellm COMMAND ...`. One file per command, imported only when that command runs.
+
+Data goes to stdout, everything else to stderr. Exit codes: 0 done, 1 an error, 2 usage or a missing path, 3 a refused
+file, 4 memory, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+import click
+
+# name -> (module, one line for `edgellm --help`)
+COMMANDS = {
+    "chat": ("chat", "Talk to a model in the terminal."),
+    "run": ("run", "Answer or continue one prompt and print the text."),
+    "show": ("show", "Show what a model file holds."),
+    "tokenize": ("tokenize", "Show how a text is cut into tokens."),
+    "bench": ("bench", "Measure speed: tests and flags as in llama-bench."),
+    "convert": ("convert", "Turn a Hugging Face folder or llama2.c checkpoint into a GGUF file."),
+    "quantize": ("quantize", "Write a GGUF file with another weight type."),
+    "doctor": ("doctor", "Check this machine, the installation and perhaps a file."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are used, so that `--help` stays fast."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        return import_module(f"edgellm.cli.{COMMANDS[cmd_name][0]}").command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+def _print_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value:
+        from edgellm import __version__
+
+        click.echo(f"edgellm {__version__}")
+        ctx.exit()
+
+
+@click.command(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog="MODEL is a GGUF file. Where it is left out, the small built-in model is used.",
+)
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Version.")
+def cli() -> None:
+    """Run language models on the CPU you have."""
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Entry point of the `edgellm` command; ends the process with an exit code."""
+    sys.exit(run(args))
+
+
+def run(args: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code. Every error is one line on stderr."""
+    _use_utf8()
+    try:
+        # Not standalone: errors come to us, and `ctx.exit(n)` returns n.
+        code = cli.main(args=None if args is None else list(args), prog_name="edgellm", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except BrokenPipeError:
+        _drop_stdout()
+        return 1
+    except (KeyboardInterrupt, click.Abort):
+        return 130
+    except BaseException as error:
+        if isinstance(error, SystemExit):
+            raise
+        return _report(error)
+
+
+def _report(error: BaseException) -> int:
+    """Print the one line for `error`; returns the exit code."""
+    from edgellm.errors import EdgeLLMError
+
+    code = 1
+    if isinstance(error, click.UsageError):
+        where = f" (see `{error.ctx.command_path} --help`)" if error.ctx is not None else ""
+        text, code = error.format_message() + where, 2
+    elif isinstance(error, click.ClickException):
+        text, code = error.format_message(), error.exit_code
+    elif isinstance(error, EdgeLLMError):
+        text, code = str(error), error.exit_code
+    elif isinstance(error, MemoryError):
+        text, code = "out of memory", 4
+    elif isinstance(error, OSError):
+        name = f"{error.filename}: " if error.filename else ""
+        text, code = f"{name}{error.strerror or error}", 2 if isinstance(error, FileNotFoundError) else 1
+    else:
+        text = f"internal error, please report it: {type(error).__name__}: {error} (EDGELLM_DEBUG=1 shows more)"
+    if os.environ.get("EDGELLM_DEBUG"):
+        import traceback
+
+        traceback.print_exception(error)
+    print("edgellm: error: " + " ".join(text.split()), file=sys.stderr)
+    return code
+
+
+def _use_utf8() -> None:
+    """Text of a model may be any character: files and pipes get UTF-8 with plain line ends, terminals what they can."""
+    for stream in (sys.stdout, sys.stderr):
+        if not hasattr(stream, "reconfigure"):
+            continue
+        if stream.isatty():
+            stream.reconfigure(errors="replace")
+        else:
+            stream.reconfigure(encoding="utf-8", errors="replace", newline="\n")
+
+
+def _drop_stdout() -> None:
+    """The reader of our output is gone (`| head`): be quiet about it, at exit too."""
+    try:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+    except (OSError, ValueError):
+        pass

@@ -1,0 +1,190 @@
+"""What several commands share: options with llama.cpp's names, loading with a progress bar."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from edgellm.model import Model
+
+_F = Callable[..., Any]
+
+
+class ThreadCount(click.ParamType):
+    """A positive number or `auto`."""
+
+    name = "N|auto"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "auto" or isinstance(value, int):
+            return value
+        try:
+            number = int(value)
+        except ValueError:
+            number = 0
+        if number < 1:
+            self.fail(f"'{value}' is not a number of threads; give 1 or more, or auto", param, ctx)
+        return number
+
+
+def _apply(options: list[_F], function: _F) -> _F:
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def load_options(function: _F) -> _F:
+    """Options of commands that load a model; `load_model` takes them."""
+    return _apply(
+        [
+            click.option("-c", "--ctx-size", "n_ctx", type=click.IntRange(1), metavar="N",
+                         help="Context window in tokens [default: what the model was trained for, if it fits]."),
+            click.option("-t", "--threads", type=ThreadCount(), default="auto", help="Threads.", show_default=True),
+            click.option("--backend", type=click.Choice(["auto", "native", "numba", "reference"]), default="auto",
+                         show_default=True, help="What runs the model."),
+            click.option("--kv-type", "-ctk", "kv_type", type=click.Choice(["auto", "f16", "f32"]), default="auto",
+                         show_default=True, help="Number type of the KV cache."),
+            click.option("--chat-template-file", type=click.Path(), metavar="FILE",
+                         help="Jinja chat template to use instead of the model's own."),
+        ],
+        function,
+    )  # fmt: skip
+
+
+def sampling_options(function: _F) -> _F:
+    """How tokens are chosen; `make_sampling` takes them. Names are llama.cpp's."""
+    return _apply(
+        [
+            click.option("--temp", "temperature", type=float, help="Temperature; 0 always takes the likeliest token."),
+            click.option("--top-k", type=int, help="Only the K likeliest tokens; 0 turns it off."),
+            click.option("--top-p", type=float, help="Only the likeliest tokens that make up P together."),
+            click.option("--min-p", type=float, help="Only tokens with at least P times the best one's probability."),
+            click.option("--typical", "typical_p", type=float, help="Locally typical sampling; 1 turns it off."),
+            click.option("--repeat-penalty", type=float, help="Penalty for recent tokens; 1 turns it off."),
+            click.option("--repeat-last-n", type=int, help="How many tokens count as recent."),
+            click.option("--presence-penalty", type=float, help="Penalty for tokens that were used; 0 turns it off."),
+            click.option("--frequency-penalty", type=float, help="Penalty per use of a token; 0 turns it off."),
+            click.option("-s", "--seed", type=int, help="Seed of the random numbers [default: a random one]."),
+        ],
+        function,
+    )
+
+
+def generate_options(function: _F) -> _F:
+    """Length and stop strings."""
+    return _apply(
+        [
+            click.option("-n", "--predict", "max_tokens", type=click.IntRange(-1), metavar="N",
+                         help="Most tokens to write; -1: as many as fit [default: -1]."),
+            click.option("-r", "--reverse-prompt", "--stop", "stop", multiple=True, metavar="TEXT",
+                         help="Stop before this text; may be given several times."),
+            click.option("-sys", "--system-prompt", "system", metavar="TEXT", help="System message of a chat."),
+        ],
+        function,
+    )  # fmt: skip
+
+
+SAMPLING_NAMES = (
+    "temperature", "top_k", "top_p", "min_p", "typical_p", "repeat_penalty", "repeat_last_n", "presence_penalty",
+    "frequency_penalty", "seed",
+)  # fmt: skip
+
+
+def make_sampling(options: dict[str, Any]) -> Any:
+    """Take the sampling options out of `options`; a Sampling with the given ones set."""
+    from edgellm.sampling import Sampling
+
+    given = {name: options.pop(name) for name in SAMPLING_NAMES if name in options}
+    return Sampling(**{name: value for name, value in given.items() if value is not None})
+
+
+def limit_of(max_tokens: int | None) -> int | None:
+    return None if max_tokens is None or max_tokens < 0 else max_tokens
+
+
+def load_model(path: str | None, options: dict[str, Any]) -> Model:
+    """Load with the load options, which are taken out of `options`; a bar appears when it takes over a second."""
+    import edgellm
+
+    names = ("n_ctx", "threads", "backend", "kv_type")
+    chosen = {name: options.pop(name) for name in names if name in options}
+    template_file = options.pop("chat_template_file", None)
+    if template_file is not None:
+        chosen["chat_template"] = read_text(template_file)
+    with progress_bar() as report:
+        return edgellm.load(path, progress=report, **chosen)
+
+
+def read_text(path: str) -> str:
+    """A UTF-8 text file. Raises ModelFileNotFoundError, InvalidArgumentError."""
+    from edgellm.errors import InvalidArgumentError, ModelFileNotFoundError
+
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read()
+    except FileNotFoundError:
+        raise ModelFileNotFoundError(path) from None
+    except (UnicodeDecodeError, IsADirectoryError):
+        raise InvalidArgumentError(f"{path}: this is not a UTF-8 text file") from None
+
+
+class progress_bar:  # noqa: N801 (used like a function)
+    """A context manager that gives a `progress=` callback drawing a bar on stderr.
+
+    Nothing is drawn within the first second, nor when stderr is no terminal. Stages follow one another on one bar.
+    """
+
+    def __init__(self, delay: float = 1.0) -> None:
+        self._delay = delay
+        self._bar: Any = None
+        self._task: Any = None
+        self._start = 0.0
+
+    def __enter__(self) -> Callable[[Any], None] | None:
+        import time
+
+        self._start = time.monotonic()
+        return self._report if sys.stderr.isatty() else None
+
+    def _report(self, progress: Any) -> None:
+        import time
+
+        if self._bar is None:
+            if time.monotonic() - self._start < self._delay or progress.done >= progress.total > 0:
+                return
+            self._bar = _make_bar()
+            self._task = self._bar.add_task(progress.stage, total=progress.total or None)
+            self._bar.start()
+        total = progress.total or None
+        self._bar.update(self._task, description=progress.stage, completed=progress.done, total=total)
+
+    def __exit__(self, *exc: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def _make_bar() -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    columns = [TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()]
+    return Progress(*columns, console=Console(stderr=True), transient=True)
+
+
+def print_json(value: Any, compact: bool = False) -> None:
+    """One JSON value on stdout; NaN and infinity, which JSON has not, are refused."""
+    import json
+
+    text = json.dumps(value, ensure_ascii=False, indent=None if compact else 2, allow_nan=False, default=_plain)
+    click.echo(text.encode("utf-8", "replace").decode())
+
+
+def _plain(value: Any) -> Any:
+    """NumPy values as plain ones."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return str(value)

@@ -1,0 +1,179 @@
+"""From a file to something that can run: header, plan, memory check, weights, backend, cache, tokenizer."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from edgellm.errors import Cancelled, InvalidArgumentError, ModelFormatError, NotEnoughMemoryError
+from edgellm.results import Progress
+
+if TYPE_CHECKING:
+    from edgellm.gguf import GGUFFile
+    from edgellm.plan import Plan
+    from edgellm.weights import Weights
+
+_log = logging.getLogger("edgellm")
+_MARGIN = 64 << 20  # bytes left for buffers, the tokenizer and the rest of the process
+ProgressCallback = Callable[[Progress], Any]
+
+
+class Loaded:
+    """What `Model` stands on: the open file and everything made from it. `close()` frees it all.
+
+    Raises the errors of the reader, of the model families and of the backends, and NotEnoughMemoryError.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        n_ctx: int | None,
+        threads: int | str,
+        backend: str,
+        kv_type: str,
+        chat_template: str | None,
+        seed: int | None,
+        progress: ProgressCallback | None,
+    ) -> None:
+        from edgellm.gguf import open_gguf
+
+        start = time.perf_counter()
+        self.seed, self.template = seed, None
+        self.threads, self.thread_reason = _threads(threads)
+        self.file = open_gguf(path)
+        try:
+            self.path, self.metadata = self.file.path, self.file.metadata
+            self._prepare(n_ctx, backend, kv_type, chat_template, progress)
+        except BaseException:
+            self.close()
+            raise
+        self.load_seconds = time.perf_counter() - start
+
+    def _prepare(
+        self,
+        n_ctx: int | None,
+        backend: str,
+        kv_type: str,
+        chat_template: str | None,
+        progress: ProgressCallback | None,
+    ) -> None:
+        from edgellm.backends import NAMES, create
+        from edgellm.generate import PREFILL_CHUNK, Engine
+        from edgellm.kv import PagePool, resolve_kv_type
+        from edgellm.models import build_plan, read_config
+        from edgellm.tokenizers import Tokenizer
+        from edgellm.weights import Weights
+
+        if backend not in NAMES:
+            raise InvalidArgumentError(f"backend is '{backend}'; choose {', '.join(NAMES)}")
+        config = read_config(self.file)
+        self.config, self.arch, self.name, self.n_ctx_train = config, config.arch, config.name, config.n_ctx_train
+        self.plan = build_plan(config, self.file)
+        weights = Weights(self.file, self.plan)
+        self.kv_type = resolve_kv_type(kv_type, weights.matrix_types)
+        self.n_ctx = fit_n_ctx(n_ctx, config.n_ctx_train, self.plan, weights, self.kv_type, backend)
+        self.tokenizer = Tokenizer.from_gguf(self.file)
+        _check_vocabulary(self.file, self.tokenizer.n_vocab, self.plan.n_vocab)
+        self.chat_template = chat_template if chat_template is not None else _own_template(self.file)
+        tell(progress, Progress("loading", 0, weights.n_bytes))
+        self.runner = create(backend, self.plan, weights, n_threads=self.threads, max_tokens=PREFILL_CHUNK)
+        tell(progress, Progress("loading", weights.n_bytes, weights.n_bytes))
+        self.weights = weights
+        self.backend_name = self.runner.name
+        self.isa = backend_isa(self.runner)
+        self.pool = PagePool.for_tokens(self.plan.kv, self.kv_type, self.n_ctx)
+        self.engine = Engine(self.runner, self.pool, self.tokenizer, self.n_ctx, self.threads, self.isa)
+
+    def close(self) -> None:
+        """Free everything, last made first; what was not made yet is skipped."""
+        for name in ("engine", "pool", "runner", "file"):
+            part = self.__dict__.pop(name, None)
+            if part is not None:
+                part.close()
+        self.__dict__.pop("weights", None)
+
+
+def tell(progress: ProgressCallback | None, value: Progress) -> None:
+    """Call back; an answer of False ends the work with Cancelled."""
+    if progress is not None and progress(value) is False:
+        raise Cancelled(f"{value.stage} was stopped by its progress callback")
+
+
+def backend_isa(runner: Any) -> str:
+    """Instruction set level of a backend's kernels; its own name where it has no levels."""
+    if runner.name != "native":
+        return runner.name
+    from edgellm import clib
+
+    return clib.isa()
+
+
+def _threads(threads: int | str) -> tuple[int, str]:
+    from edgellm.machine import choose_threads
+
+    if threads == "auto":
+        choice = choose_threads()
+        return choice.n, choice.reason
+    if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 1024:
+        raise InvalidArgumentError(f"threads is {threads!r}; choose 1 to 1024, or 'auto'")
+    return threads, "asked for"
+
+
+def weight_cost(plan: Plan, weights: Weights, backend: str) -> int:
+    """Bytes of memory that the weights will take: block form, or float32 in the reference backend."""
+    if backend != "reference":
+        return weights.n_bytes
+    return sum(4 * _product(shape) for shape in plan.weights.values())
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    n = 1
+    for size in shape:
+        n *= size
+    return n
+
+
+def fit_n_ctx(n_ctx: int | None, trained: int, plan: Plan, weights: Weights, kv_type: str, backend: str) -> int:
+    """The context window: the one asked for, else min(trained, what memory allows).
+
+    Raises InvalidArgumentError, or NotEnoughMemoryError with what would fit.
+    """
+    from edgellm.kv import PAGE_TOKENS, cache_bytes, default_n_ctx
+    from edgellm.machine import memory
+
+    if n_ctx is not None and (isinstance(n_ctx, bool) or not isinstance(n_ctx, int) or not 1 <= n_ctx < 2**31):
+        raise InvalidArgumentError(f"n_ctx is {n_ctx!r}; choose 1 or more, or None")
+    have, cost = memory().available, weight_cost(plan, weights, backend)
+    free = have - cost - _MARGIN
+    if free < cache_bytes(plan.kv, kv_type, PAGE_TOKENS):
+        raise NotEnoughMemoryError(cost + _MARGIN, have, ["a smaller quantisation", "a smaller model"])
+    if n_ctx is None:
+        return default_n_ctx(trained, plan.kv, kv_type, free)
+    need = cache_bytes(plan.kv, kv_type, n_ctx)
+    if need > free:
+        fits = default_n_ctx(n_ctx, plan.kv, kv_type, free)
+        tips = [f"n_ctx={fits}"] + (["kv_type='f16'"] if kv_type == "f32" else [])
+        raise NotEnoughMemoryError(cost + need, have, tips, what=f"the model with a context of {n_ctx} tokens")
+    if n_ctx > trained:
+        _log.warning("n_ctx=%d is more than the %d tokens that the model was trained for", n_ctx, trained)
+    return n_ctx
+
+
+def _check_vocabulary(file: GGUFFile, pieces: int, rows: int) -> None:
+    """Every piece must have a row of the embedding; some models have a few rows more than pieces."""
+    if pieces > rows:
+        raise ModelFormatError(
+            "the vocabulary has more pieces than the model has embedding rows",
+            path=file.path, field="tokenizer.ggml.tokens", value=pieces, limit=rows, rule="V6",
+        )  # fmt: skip
+
+
+def _own_template(file: GGUFFile) -> str | None:
+    template = file.get("tokenizer.chat_template", str, None)
+    return template or None
+
+

@@ -1,0 +1,363 @@
+"""The Python API: `load` a file, ask the `Model`, read the `Result`.
+
+    with edgellm.load("model.gguf") as model:
+        for event in model.chat([{"role": "user", "content": "hi"}], stream=True):
+            print(event.text, end="", flush=True)
+
+All methods may be called from any thread; a model answers one call after the other, in order.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+import numpy as np
+
+from edgellm.errors import Cancelled, ContextOverflowError, InvalidArgumentError, ModelClosedError, TemplateError
+from edgellm.generate import Generation, Request
+from edgellm.results import Event, Progress, Result
+from edgellm.worker import Job, Worker
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from edgellm.sampling import Sampling
+
+Message = Mapping[str, Any]
+
+
+def load(
+    path: str | os.PathLike[str] | None = None,
+    *,
+    n_ctx: int | None = None,
+    threads: int | str = "auto",
+    backend: str = "auto",
+    kv_type: str = "auto",
+    chat_template: str | None = None,
+    seed: int | None = None,
+    progress: Callable[[Progress], Any] | None = None,
+) -> Model:
+    """Load a GGUF file; without `path`, the small built-in model.
+
+    - `n_ctx`: context window in tokens. None: what the model was trained for, or less if memory does not hold that.
+    - `threads`: number of threads, or "auto": one per fast core that this process may use.
+    - `backend`: "native" (compiled), "numba", "reference" (slow NumPy), or "auto": the fastest that is there.
+    - `kv_type`: "f16", "f32", or "auto": f32 where the weights are F32, else f16.
+    - `chat_template`: Jinja template to use instead of the one in the file.
+    - `seed`: used by every call that brings none; None: a new random one each time (`Result.seed` tells it).
+    - `progress`: called with a `Progress`; when it returns False, loading ends with `Cancelled`.
+
+    Raises ModelFileNotFoundError, ModelFormatError and its subclasses (a file that is damaged or not supported),
+    NotEnoughMemoryError, BackendError, InvalidArgumentError.
+    """
+    from edgellm.builtin import builtin_model
+    from edgellm.loader import Loaded
+
+    return Model(
+        Loaded(
+            builtin_model() if path is None else path,
+            n_ctx=n_ctx,
+            threads=threads,
+            backend=backend,
+            kv_type=kv_type,
+            chat_template=chat_template,
+            seed=seed,
+            progress=progress,
+        )
+    )
+
+
+class Stream:
+    """A running answer: iterate over it for `Event`s, then read `result`.
+
+    `stop()` ends the answer and keeps what was said (`result.finish_reason` is "cancelled"); `cancel()` ends it and
+    drops it (`result` raises `Cancelled`). Both may be called from any thread and take effect within 100 ms, while the
+    prompt is worked on too. An answer that nobody waits for any more is cancelled.
+    """
+
+    def __init__(self, model: Model, job: Job) -> None:
+        self._model = model  # the model lives as long as its stream
+        self._job = job
+        self._forget = weakref.finalize(self, job.stop, False)
+        self._forget.atexit = False
+
+    def __iter__(self) -> Iterator[Event]:
+        return self
+
+    def __next__(self) -> Event:
+        for event in self._job.items():
+            return event
+        if self._job.error is not None and not isinstance(self._job.error, Cancelled):
+            raise self._job.error
+        raise StopIteration
+
+    @property
+    def result(self) -> Result:
+        """The finished answer; waits for the end. Raises what stopped the call, `Cancelled` after `cancel()`."""
+        return self._job.wait()
+
+    def stop(self) -> None:
+        """End the answer and keep it."""
+        self._job.stop(keep=True)
+
+    def cancel(self) -> None:
+        """End the answer and drop it: the model's cache goes back to where it was."""
+        self._job.stop(keep=False)
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if not self._job.stopped:
+            self.cancel()
+
+
+class Model:
+    """A loaded model. Made by `load`; use it as a context manager, or `close()` it.
+
+    Attributes: `path`, `arch`, `name`, `n_ctx`, `n_vocab`, `tokenizer` (`edgellm.Tokenizer`), `chat_template` (text or
+    None), `metadata` (the file's keys), `plan`, `backend`, `isa`, `kv_type`, `threads` (with `thread_reason`).
+    """
+
+    def __init__(self, loaded: Any) -> None:
+        self.path, self.metadata, self.arch, self.name = loaded.path, loaded.metadata, loaded.arch, loaded.name
+        self.n_ctx, self.n_ctx_train, self.kv_type = loaded.n_ctx, loaded.n_ctx_train, loaded.kv_type
+        self.tokenizer, self.chat_template, self.plan = loaded.tokenizer, loaded.chat_template, loaded.plan
+        self.threads, self.thread_reason = loaded.threads, loaded.thread_reason
+        self.load_seconds, self.seed = loaded.load_seconds, loaded.seed
+        self._loaded = loaded
+        self._worker = Worker(f"edgellm-{loaded.name}")
+        # The finalizer must not hold the model itself, or it would never be collected.
+        self._close = weakref.finalize(self, _close, self._worker, loaded)
+
+    # ---- generation
+
+    @overload
+    def generate(self, prompt: str | Sequence[int], *, stream: Literal[False] = ..., **options: Any) -> Result: ...
+    @overload
+    def generate(self, prompt: str | Sequence[int], *, stream: Literal[True], **options: Any) -> Stream: ...
+    @overload
+    def generate(self, prompt: str | Sequence[int], *, stream: bool, **options: Any) -> Result | Stream: ...
+
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_tokens: int | None = None,
+        sampling: Sampling | None = None,
+        stop: str | Sequence[str] = (),
+        stream: bool = False,
+        special: bool = False,
+        ignore_eos: bool = False,
+        on_prefill: Callable[[Progress], Any] | None = None,
+        **samplers: Any,
+    ) -> Result | Stream:
+        """Continue `prompt`, a text or token ids.
+
+        A text gets the beginning-of-text token where the file asks for it; control tokens spelled out in it stay text
+        unless `special`. `max_tokens=None` goes on until an end token, a stop string or the end of the context window.
+        Give a `Sampling`, or its fields as keywords (`temperature=0.7, seed=1`). With `stream=True` a `Stream` comes
+        back at once. `on_prefill` is called on the worker thread after each chunk of the prompt.
+
+        Raises ContextOverflowError (prompt longer than `n_ctx`), InvalidArgumentError, ModelClosedError,
+        NonFiniteError; KeyboardInterrupt cancels the call.
+        """
+        self._check_open()
+        ids = self.tokenizer.encode(prompt, parse_special=special) if isinstance(prompt, str) else _ids(prompt)
+        options = {"max_tokens": max_tokens, "sampling": sampling, "stop": stop, "samplers": samplers}
+        return self._start(ids, stream=stream, ignore_eos=ignore_eos, on_prefill=on_prefill, **options)
+
+    @overload
+    def chat(self, messages: Sequence[Message], *, stream: Literal[False] = ..., **options: Any) -> Result: ...
+    @overload
+    def chat(self, messages: Sequence[Message], *, stream: Literal[True], **options: Any) -> Stream: ...
+    @overload
+    def chat(self, messages: Sequence[Message], *, stream: bool, **options: Any) -> Result | Stream: ...
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        max_tokens: int | None = None,
+        sampling: Sampling | None = None,
+        stop: str | Sequence[str] = (),
+        stream: bool = False,
+        on_prefill: Callable[[Progress], Any] | None = None,
+        **samplers: Any,
+    ) -> Result | Stream:
+        """Answer `messages`: a list of `{"role": "system" | "user" | "assistant", "content": text}`.
+
+        They are put into the form that the model was trained on with the chat template of its file; text of the
+        messages never becomes a control token. What the previous turn left in the cache is used again. Options and
+        errors as in `generate`; TemplateError where the file has no template or refuses the messages.
+        """
+        self._check_open()
+        ids = self.chat_ids(messages)
+        options = {"max_tokens": max_tokens, "sampling": sampling, "stop": stop, "samplers": samplers}
+        return self._start(ids, stream=stream, ignore_eos=False, on_prefill=on_prefill, **options)
+
+    def _start(
+        self,
+        ids: list[int],
+        *,
+        max_tokens: int | None,
+        sampling: Sampling | None,
+        stop: str | Sequence[str],
+        stream: bool,
+        ignore_eos: bool,
+        on_prefill: Callable[[Progress], Any] | None,
+        samplers: dict[str, Any],
+    ) -> Result | Stream:
+        chosen, seed = self._sampling(sampling, samplers)
+        if max_tokens is not None and max_tokens < 0:
+            raise InvalidArgumentError(f"max_tokens is {max_tokens}; choose 0 or more, or None for no limit")
+        self._check_ids(ids)
+        report = None
+        if on_prefill is not None:
+            def report(done: int, total: int) -> Any:
+                return on_prefill(Progress("prefill", done, total, "tokens"))
+        request = Request(
+            ids=ids,
+            sampling=chosen,
+            seed=seed,
+            max_tokens=max_tokens,
+            stop=(stop,) if isinstance(stop, str) else tuple(stop),
+            stop_ids=frozenset() if ignore_eos else frozenset(self.tokenizer.eog_ids),
+            on_prefill=report,
+        )
+        loaded = self._loaded
+        job = self._worker.submit(lambda job: Generation(loaded.engine, request, job).run())
+        return Stream(self, job) if stream else job.wait()
+
+    def _sampling(self, sampling: Sampling | None, samplers: dict[str, Any]) -> tuple[Sampling, int]:
+        """The sampling to use and its seed; without one given, the model's, else a random one."""
+        from dataclasses import replace
+
+        from edgellm.sampling import Sampling
+
+        try:
+            chosen = replace(sampling or Sampling(), **samplers)
+        except TypeError:
+            known = sorted(Sampling.__dataclass_fields__)
+            bad = sorted(set(samplers) - set(known))
+            raise InvalidArgumentError(f"unknown option '{', '.join(bad)}'; samplers are {', '.join(known)}") from None
+        seed = chosen.seed if chosen.seed is not None else self.seed
+        seed = secrets.randbits(32) if seed is None else seed
+        return replace(chosen, seed=seed), seed
+
+    # ---- text
+
+    def tokenize(self, text: str, special: bool = False, add_special: bool = False) -> list[int]:
+        """Token ids of `text`; with `special`, control tokens spelled out in it count as such.
+
+        `add_special` adds the beginning-of-text token where the file asks for it.
+        """
+        return self.tokenizer.encode(text, add_special=add_special, parse_special=special)
+
+    def detokenize(self, ids: Sequence[int], skip_special: bool = False) -> str:
+        """The text of token ids."""
+        return self.tokenizer.decode(ids, skip_special=skip_special)
+
+    def apply_template(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
+        """`messages` as the text that the model gets. Raises TemplateError."""
+        return str(self._render(messages, add_generation_prompt))
+
+    def chat_ids(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> list[int]:
+        """`messages` as the token ids that the model gets, the beginning-of-text token included once."""
+        rendered = self._render(messages, add_generation_prompt)
+        ids = self.tokenizer.encode_parts(rendered.parts)
+        bos = self.tokenizer.bos_id
+        if self.tokenizer.add_bos and bos is not None and ids[:1] != [bos]:
+            ids.insert(0, bos)  # a template may write it itself, then it is not doubled
+        return ids
+
+    def _render(self, messages: Sequence[Message], add_generation_prompt: bool) -> Any:
+        if self.chat_template is None:
+            raise TemplateError(
+                f"{self.path}: the file has no chat template, so it is no chat model; use generate(), or give "
+                "chat_template= to load()"
+            )
+        if self._loaded.template is None:
+            from edgellm.template import ChatTemplate
+
+            pieces = self.tokenizer
+            bos, eos = (pieces.piece(i) if i is not None else "" for i in (pieces.bos_id, pieces.eos_id))
+            self._loaded.template = ChatTemplate(self.chat_template, bos_token=bos, eos_token=eos)
+        return self._loaded.template.render(list(messages), add_generation_prompt=add_generation_prompt)
+
+    # ---- numbers
+
+    def logits(self, ids: Sequence[int]) -> np.ndarray:
+        """Logits float32 (n, n_vocab) of each position of `ids`. Raises as `generate`."""
+        self._check_open()
+        checked = _ids(ids)
+        self._check_ids(checked)
+        engine = self._loaded.engine
+        return self._worker.call(lambda job: engine.logits(checked, job))
+
+    def _check_ids(self, ids: list[int]) -> None:
+        if not ids:
+            raise InvalidArgumentError("the prompt is empty, and this model has no token that begins a text")
+        if len(ids) > self.n_ctx:
+            raise ContextOverflowError(len(ids), self.n_ctx)
+        low, high = min(ids), max(ids)
+        if low < 0 or high >= self.n_vocab:
+            bad = low if low < 0 else high
+            raise InvalidArgumentError(f"token id {bad} is outside the vocabulary (0 to {self.n_vocab - 1})")
+
+    # ---- what it is
+
+    @property
+    def n_vocab(self) -> int:
+        """Number of tokens the model chooses from."""
+        return self.plan.n_vocab
+
+    @property
+    def backend(self) -> str:
+        """Name of the backend that runs the model: native, numba or reference."""
+        return self._loaded.backend_name
+
+    @property
+    def isa(self) -> str:
+        """Instruction set level of the kernels, empty where the backend has none."""
+        return self._loaded.isa
+
+    @property
+    def closed(self) -> bool:
+        return not self._close.alive
+
+    def close(self) -> None:
+        """End the running call, free the memory, unmap the file. Calling it again does nothing."""
+        self._close()
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise ModelClosedError()
+
+    def __enter__(self) -> Model:
+        self._check_open()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = ", closed" if self.closed else ""
+        path = os.fspath(self.path)
+        return f"Model({path!r}, arch={self.arch!r}, n_ctx={self.n_ctx}, backend={self.backend!r}{state})"
+
+
+def _ids(prompt: Sequence[int]) -> list[int]:
+    try:
+        return [token.__index__() for token in prompt]
+    except (AttributeError, TypeError):
+        raise InvalidArgumentError("a prompt must be a text or a list of token ids") from None
+
+
+def _close(worker: Worker, loaded: Any) -> None:
+    worker.close()
+    loaded.close()
