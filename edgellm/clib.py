@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from .blocks import BlockType
-from .errors import BackendError, Cancelled, InvalidArgumentError, NotEnoughMemoryError
+from .errors import BackendError, Cancelled, InvalidArgumentError, NonFiniteError, NotEnoughMemoryError
 
 EL_OK, EL_E_ARGUMENT, EL_E_NOMEM, EL_E_CANCELLED, EL_E_NONFINITE, EL_E_UNSUPPORTED, EL_E_SYSTEM = range(7)
 _MEANING = {
@@ -49,7 +49,7 @@ def library() -> tuple[Any, Any]:
     """(ffi, lib) of the compiled library. Raises BackendError when it was not built."""
     module = _module()
     if module is None:
-        raise BackendError("the compiled library is not there; install edgellm with a C compiler, or use the numba backend")
+        raise BackendError("the compiled library was not built; install edgellm with a C compiler or use backend='numba'")
     return module.ffi, module.lib
 
 
@@ -127,3 +127,83 @@ def dequantize(data: np.ndarray, block: BlockType, shape: Sequence[int]) -> np.n
     rc = lib.el_dequantize(block.id, ffi.from_buffer(data), ffi.from_buffer("float[]", out), rows, k)
     check(rc, f"dequantising {block.name}")
     return out
+
+
+# ---- text ------------------------------------------------------------------------------------------------------------
+
+
+class SpmHandle:
+    """A SentencePiece vocabulary on the C side. `kinds` (n,) uint8 are enum el_piece_kind, `byte_ids` (256) ids or -1."""
+
+    def __init__(
+        self, pieces: Sequence[str], scores: np.ndarray, kinds: np.ndarray, byte_ids: Sequence[int], unk_id: int
+    ) -> None:
+        self._ffi, self._lib = library()
+        encoded = [piece.encode() for piece in pieces]
+        offsets = np.zeros(len(encoded) + 1, dtype=np.int64)
+        np.cumsum([len(data) for data in encoded], out=offsets[1:])
+        arrays = [
+            self._ffi.from_buffer("uint8_t[]", b"".join(encoded)),
+            self._ffi.from_buffer("int64_t[]", offsets),
+            self._ffi.from_buffer("float[]", np.ascontiguousarray(scores, dtype=np.float32)),
+            self._ffi.from_buffer("uint8_t[]", np.ascontiguousarray(kinds, dtype=np.uint8)),
+        ]
+        out = self._ffi.new("el_spm **")
+        ids = self._ffi.new("int32_t[256]", list(byte_ids))
+        check(self._lib.el_spm_new(out, *arrays, len(encoded), ids, unk_id), "reading the vocabulary")
+        self._spm = self._ffi.gc(out[0], self._lib.el_spm_free)
+
+    def encode(self, data: bytes) -> list[int] | None:
+        """Ids of UTF-8 text with U+2581 for spaces; None: a character has no piece, no bytes and no unknown token."""
+        ids = np.empty(len(data), dtype=np.int32)
+        n = self._ffi.new("int64_t *")
+        source, target = self._ffi.from_buffer("uint8_t[]", data), self._ffi.from_buffer("int32_t[]", ids)
+        rc = self._lib.el_spm_encode(self._spm, source, len(data), target, len(ids), n)
+        if rc == EL_E_UNSUPPORTED:
+            return None
+        check(rc, f"tokenising {len(data)} bytes")
+        return ids[: n[0]].tolist()
+
+
+class SampleCall:
+    """el_sample with its parameters and scratch memory. `params`: the fields of el_sampling by name. Not for two threads."""
+
+    def __init__(self, params: dict[str, float], n_vocab: int) -> None:
+        self._ffi, self._lib = library()
+        self._params = self._ffi.new("el_sampling *", params)
+        self._n_vocab = n_vocab
+        self._bytes = self._lib.el_sample_scratch_bytes(n_vocab)
+        if self._bytes < 0:
+            raise InvalidArgumentError(f"a vocabulary of {n_vocab} tokens cannot be sampled from")
+        self._scratch = self._ffi.from_buffer(np.empty(self._bytes // 8 + 1, dtype=np.float64))
+        self._token = self._ffi.new("int32_t *")
+
+    def __call__(self, logits: np.ndarray, recent: Sequence[int], seed: int, counter: int) -> int:
+        """The token for float32 logits (n_vocab,). Raises NonFiniteError, InvalidArgumentError."""
+        row = self._ffi.from_buffer("float[]", logits)
+        ids = self._ffi.new("int32_t[]", recent)
+        rc = self._lib.el_sample(
+            self._params, row, self._n_vocab, ids, len(recent), seed, counter, self._scratch, self._bytes, self._token
+        )  # fmt: skip
+        if rc == EL_E_NONFINITE:
+            raise NonFiniteError("logits", "a logit is NaN or +infinity, or all are -infinity")
+        check(rc, "sampling")
+        return self._token[0]
+
+
+def philox(counter: Sequence[int], key: Sequence[int]) -> list[int]:
+    """Philox4x32-10 of four counter words and two key words; for tests."""
+    ffi, lib = library()
+    out = ffi.new("uint32_t[4]")
+    lib.el_philox(ffi.new("uint32_t[4]", counter), ffi.new("uint32_t[2]", key), out)
+    return list(out)
+
+
+def exp_log(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The sampler's own exp(x) and, where x > 0, log(x) of float64 values; for tests."""
+    ffi, lib = library()
+    x = np.ascontiguousarray(x, dtype=np.float64)
+    e, log = np.empty_like(x), np.empty_like(x)
+    buffers = [ffi.from_buffer("double[]", a) for a in (x, e, log)]
+    lib.el_exp_log_test(*buffers, x.size)
+    return e, log
