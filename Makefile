@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PY     := $(BIN)/python
 
-.PHONY: help chat test native lint gen-check clean
+.PHONY: help chat test native lint gen-check mingw clean
 
 help:
 	@echo "make chat     install into $(VENV) and talk to the built-in model"
@@ -36,6 +36,13 @@ lint: $(VENV)/installed
 
 gen-check:
 	$(PY) tools/gen_blocks.py --check
+
+# The same C for Windows: proves that nothing but os_windows.c talks to the system.
+mingw:
+	@mkdir -p build
+	x86_64-w64-mingw32-gcc -shared -std=c11 -O2 -ffp-contract=off -Wall -Wextra -Werror -Inative \
+	    $$($(PY) native/build.py --sources os_windows.c) -o build/edgellm.dll -lsynchronization
+	@echo "build/edgellm.dll: $$(wc -c < build/edgellm.dll) bytes"
 
 clean:
 	rm -rf build dist *.egg-info edgellm/*.so
