@@ -130,12 +130,21 @@ class ModelFileChanged(EdgeLLMError):
 
 
 class OutputError(EdgeLLMError):
-    """An output file could not be written (folder missing, no permission, disk full). Nothing half-written stays."""
+    """An output file could not be written (no permission, disk full, ...). Nothing half-written stays.
+
+    `needed` and `free` are bytes, known when the disk is full. `exit_code` is 2 when the path itself is no good.
+    """
 
     def __init__(
-        self, message: str, *, path: object = None, needed: int | None = None, free: int | None = None
+        self,
+        message: str,
+        *,
+        path: object = None,
+        needed: int | None = None,
+        free: int | None = None,
+        exit_code: int = 1,
     ) -> None:
-        self.path, self.needed, self.free = path, needed, free
+        self.path, self.needed, self.free, self.exit_code = path, needed, free, exit_code
         details = [("bytes needed", needed), ("bytes free", free)]
         super().__init__(_with_details(message, details, path))
 

@@ -24,7 +24,7 @@ MAX_BYTES = (1 << 63) - 1
 MAX_ALIGNMENT = 1 << 20
 MIN_ALIGNMENT = 8
 MAX_ARRAY_ITEMS = 1 << 24
-MAX_STRINGS = 1 << 22  # over all string arrays of a file: walking them stays below a second
+MAX_STRINGS = 1 << 21  # over all string arrays of a file: walking them stays below a second
 MIN_KEY_ENTRY = 14  # key length 8, one byte of key, type 4, one byte of value
 MIN_TENSOR_ENTRY = 33  # name length 8, one byte of name, n_dims 4, one dim 8, type 4, offset 8
 

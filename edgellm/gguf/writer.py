@@ -212,8 +212,8 @@ class GGUFWriter:
         self._needed = len(header) + sum(align_up(t.n_bytes, DEFAULT_ALIGNMENT) for t in self._order)
         folder, base = os.path.split(self._target)
         try:
-            free = shutil.disk_usage(folder).free
-            if free < self._needed:
+            usage = shutil.disk_usage(folder)
+            if usage.total and usage.free < self._needed:  # some network folders report 0 of 0
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             self._temporary = os.path.join(folder, f".{base[:100]}.{secrets.token_hex(6)}.partial")
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
@@ -244,7 +244,7 @@ class GGUFWriter:
 def _check_target(path: str, target: str) -> None:
     """The output must be a new file or an ordinary one, in a folder that exists."""
     if not os.path.isdir(os.path.dirname(target)):
-        raise OutputError("the folder of the output does not exist; make it first", path=path)
+        raise OutputError("the folder of the output does not exist; make it first", path=path, exit_code=2)
     try:
         mode = os.stat(target).st_mode
     except FileNotFoundError:
@@ -252,7 +252,7 @@ def _check_target(path: str, target: str) -> None:
     except (OSError, ValueError) as error:
         raise OutputError(f"the output cannot be written: {error}", path=path) from None
     if not stat.S_ISREG(mode):
-        raise OutputError("the output is a folder or a device; give the name of a file", path=path)
+        raise OutputError("the output is a folder or a device; give the name of a file", path=path, exit_code=2)
 
 
 def _sync_folder(folder: str) -> None:
