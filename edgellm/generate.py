@@ -29,13 +29,11 @@ PREFILL_CHUNK = 512  # prompt tokens per pass
 
 @dataclass(frozen=True)
 class Request:
-    """One generation: prompt ids, how to choose tokens, when to stop. `stop_ids` end the answer without being text."""
+    """One generation: prompt ids, how to choose tokens, when to stop. `stop_ids` end the answer and are no text."""
 
     ids: list[int]
     sampling: Sampling
-    seed: int
     max_tokens: int | None
-    stop: tuple[str, ...]
     stop_ids: frozenset[int]
     on_prefill: Callable[[int, int], Any] | None = None
 
@@ -145,11 +143,13 @@ class Generation:
         if len(request.ids) > engine.n_ctx:
             raise ContextOverflowError(len(request.ids), engine.n_ctx)
         self.engine, self.request, self.job = engine, request, job
-        self.sampler = Sampler(request.sampling, seed=request.seed)
+        # A head may have more rows than there are pieces (padding): those can be no text and are never chosen.
+        self.n_vocab = engine.tokenizer.n_vocab
+        self.sampler = Sampler(request.sampling, self.n_vocab)
         # After a prompt of nothing but special tokens a text begins, else the first token's space belongs to it.
         at_start = all(engine.tokenizer.is_control(token) for token in request.ids)
         self.decoder = StreamDecoder(engine.tokenizer, skip_special=True, at_start=at_start)
-        self.matcher = StopMatcher(request.stop)
+        self.matcher = StopMatcher(request.sampling.stop)
         self.text: list[str] = []
         self.tokens: list[int] = []
         self.clock = _Clock()
@@ -177,7 +177,7 @@ class Generation:
             usage=Usage(len(self.request.ids), len(self.tokens)),
             stats=self.clock.stats(engine, worked, len(self.tokens), engine.passes - passes),
             context=Context(len(engine.cached), engine.n_ctx, reused),
-            seed=self.request.seed,
+            seed=self.sampler.seed,
         )
 
     def _loop(self, reused: int) -> FinishReason:
@@ -188,7 +188,7 @@ class Generation:
         while True:
             if request.max_tokens is not None and len(self.tokens) >= request.max_tokens:
                 return "length"
-            token = self.sampler.sample(logits)
+            token = self.sampler.sample(logits[: self.n_vocab])
             self.clock.last = time.perf_counter()
             self.clock.first = self.clock.first or self.clock.last
             self.tokens.append(token)

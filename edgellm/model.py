@@ -10,7 +10,6 @@ All methods may be called from any thread; a model answers one call after the ot
 from __future__ import annotations
 
 import os
-import secrets
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -186,6 +185,7 @@ class Model:
         sampling: Sampling | None = None,
         stop: str | Sequence[str] = (),
         stream: bool = False,
+        ignore_eos: bool = False,
         on_prefill: Callable[[Progress], Any] | None = None,
         **samplers: Any,
     ) -> Result | Stream:
@@ -198,7 +198,7 @@ class Model:
         self._check_open()
         ids = self.chat_ids(messages)
         options = {"max_tokens": max_tokens, "sampling": sampling, "stop": stop, "samplers": samplers}
-        return self._start(ids, stream=stream, ignore_eos=False, on_prefill=on_prefill, **options)
+        return self._start(ids, stream=stream, ignore_eos=ignore_eos, on_prefill=on_prefill, **options)
 
     def _start(
         self,
@@ -212,7 +212,7 @@ class Model:
         on_prefill: Callable[[Progress], Any] | None,
         samplers: dict[str, Any],
     ) -> Result | Stream:
-        chosen, seed = self._sampling(sampling, samplers)
+        chosen = self._sampling(sampling, samplers, stop)
         if max_tokens is not None and max_tokens < 0:
             raise InvalidArgumentError(f"max_tokens is {max_tokens}; choose 0 or more, or None for no limit")
         self._check_ids(ids)
@@ -223,9 +223,7 @@ class Model:
         request = Request(
             ids=ids,
             sampling=chosen,
-            seed=seed,
             max_tokens=max_tokens,
-            stop=(stop,) if isinstance(stop, str) else tuple(stop),
             stop_ids=frozenset() if ignore_eos else frozenset(self.tokenizer.eog_ids),
             on_prefill=report,
         )
@@ -233,8 +231,10 @@ class Model:
         job = self._worker.submit(lambda job: Generation(loaded.engine, request, job).run())
         return Stream(self, job) if stream else job.wait()
 
-    def _sampling(self, sampling: Sampling | None, samplers: dict[str, Any]) -> tuple[Sampling, int]:
-        """The sampling to use and its seed; without one given, the model's, else a random one."""
+    def _sampling(
+        self, sampling: Sampling | None, samplers: dict[str, Any], stop: str | Sequence[str]
+    ) -> Sampling:
+        """The sampling to use: fields given as keywords replace those of `sampling`, stop strings add up."""
         from dataclasses import replace
 
         from edgellm.sampling import Sampling
@@ -242,12 +242,12 @@ class Model:
         try:
             chosen = replace(sampling or Sampling(), **samplers)
         except TypeError:
-            known = sorted(Sampling.__dataclass_fields__)
-            bad = sorted(set(samplers) - set(known))
-            raise InvalidArgumentError(f"unknown option '{', '.join(bad)}'; samplers are {', '.join(known)}") from None
-        seed = chosen.seed if chosen.seed is not None else self.seed
-        seed = secrets.randbits(32) if seed is None else seed
-        return replace(chosen, seed=seed), seed
+            known = sorted(set(Sampling.__dataclass_fields__))
+            bad = ", ".join(sorted(set(samplers) - set(known)))
+            raise InvalidArgumentError(f"unknown option '{bad}'; samplers are {', '.join(known)}") from None
+        stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        seed = self.seed if chosen.seed is None else chosen.seed
+        return replace(chosen, seed=seed, stop=(*chosen.stop, *stops))
 
     # ---- text
 

@@ -135,7 +135,7 @@ def read_text(path: str) -> str:
 class progress_bar:  # noqa: N801 (used like a function)
     """A context manager that gives a `progress=` callback drawing a bar on stderr.
 
-    Nothing is drawn within the first second, nor when stderr is no terminal. Stages follow one another on one bar.
+    Nothing is drawn within the first second, nor when stderr is no terminal. The bar goes when its stage is complete.
     """
 
     def __init__(self, delay: float = 1.0) -> None:
@@ -143,6 +143,7 @@ class progress_bar:  # noqa: N801 (used like a function)
         self._bar: Any = None
         self._task: Any = None
         self._start = 0.0
+        self._closed = False
 
     def __enter__(self) -> Callable[[Any], None] | None:
         import time
@@ -153,8 +154,11 @@ class progress_bar:  # noqa: N801 (used like a function)
     def _report(self, progress: Any) -> None:
         import time
 
+        if self._closed or progress.done >= progress.total > 0:
+            self._stop()
+            return
         if self._bar is None:
-            if time.monotonic() - self._start < self._delay or progress.done >= progress.total > 0:
+            if time.monotonic() - self._start < self._delay:
                 return
             self._bar = _make_bar()
             self._task = self._bar.add_task(progress.stage, total=progress.total or None)
@@ -162,9 +166,14 @@ class progress_bar:  # noqa: N801 (used like a function)
         total = progress.total or None
         self._bar.update(self._task, description=progress.stage, completed=progress.done, total=total)
 
+    def _stop(self) -> None:
+        bar, self._bar = self._bar, None
+        if bar is not None:
+            bar.stop()
+
     def __exit__(self, *exc: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        self._closed = True
+        self._stop()
 
 
 def _make_bar() -> Any:

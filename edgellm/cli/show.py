@@ -1,0 +1,222 @@
+"""`edgellm show`: what a model file holds. Reads the header only, so it is quick for a file of any size."""
+
+from __future__ import annotations
+
+from collections import Counter
+from math import prod
+from typing import Any
+
+import click
+
+from edgellm.cli.common import print_json
+
+_MAX_SHOWN = 60  # characters of a long value
+
+
+@click.command("show")
+@click.argument("model", required=False)
+@click.option("--tensors", is_flag=True, help="List the tensors: shape, type, size.")
+@click.option("--template", is_flag=True, help="Print the chat template.")
+@click.option("--tokenizer", is_flag=True, help="Show the tokenizer and its special tokens.")
+@click.option("--plan", is_flag=True, help="Print the steps that the model is.")
+@click.option("--full", is_flag=True, help="With --plan: every layer, also those that repeat the one before.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def command(
+    model: str | None, tensors: bool, template: bool, tokenizer: bool, plan: bool, full: bool, as_json: bool
+) -> None:
+    """Show what the file MODEL holds: a summary and its metadata, or the part that is asked for."""
+    from edgellm.gguf import open_gguf
+
+    if model is None:
+        from edgellm.builtin import builtin_model
+
+        model = str(builtin_model())
+    parts = {
+        "tensors": _tensors if tensors else None,
+        "chat_template": _template if template else None,
+        "tokenizer": _tokenizer if tokenizer else None,
+        "plan": (lambda file: _plan(file, full)) if plan else None,
+    }
+    wanted = {name: part for name, part in parts.items() if part is not None}
+    with open_gguf(model) as file:
+        if not wanted:
+            wanted = {"summary": _summary, "metadata": _metadata}
+        values = {name: part(file) for name, part in wanted.items()}
+        warnings = list(file.warnings)
+    if as_json:
+        print_json(values | {"warnings": warnings})
+        return
+    for name, value in values.items():
+        _PRINTERS[name](value)
+    for line in warnings:
+        click.echo(f"edgellm: warning: {line}", err=True)
+
+
+# ---- the parts ---------------------------------------------------------------------------------------
+
+
+def _summary(file: Any) -> dict[str, Any]:
+    from edgellm.models import FAMILIES
+
+    arch = file.get("general.architecture", str, "unknown")
+    types = Counter(t.type.name for t in file.tensors.values())
+    weights = sum(prod(t.shape) for t in file.tensors.values())
+    n_bytes = sum(t.n_bytes for t in file.tensors.values())
+    metadata = file.metadata
+    return {
+        "file": str(file.path),
+        "name": file.get("general.name", str, ""),
+        "architecture": arch,
+        "supported": arch in FAMILIES,
+        "gguf_version": file.version,
+        "parameters": weights,
+        "file_bytes": file.n_bytes,
+        "tensor_bytes": n_bytes,
+        "bits_per_weight": round(8 * n_bytes / weights, 2) if weights else 0.0,
+        "types": dict(types.most_common()),
+        "context_length": metadata.get(f"{arch}.context_length"),
+        "layers": metadata.get(f"{arch}.block_count"),
+        "width": metadata.get(f"{arch}.embedding_length"),
+        "vocabulary": metadata.length("tokenizer.ggml.tokens") if "tokenizer.ggml.tokens" in metadata else None,
+        "chat_template": "tokenizer.chat_template" in metadata,
+    }
+
+
+def _metadata(file: Any) -> dict[str, Any]:
+    """Key -> value; of arrays only their length and first values."""
+    out = {}
+    for key in file.metadata:
+        kind, item = file.metadata.types[key]
+        if item is None:
+            out[key] = file.metadata[key]
+        else:
+            out[key] = {"array_of": item.name.lower(), "length": file.metadata.length(key)}
+    return out
+
+
+def _tensors(file: Any) -> list[dict[str, Any]]:
+    return [
+        {"name": t.name, "shape": list(t.shape), "type": t.type.name, "bytes": t.n_bytes, "offset": t.offset}
+        for t in file.tensors.values()
+    ]
+
+
+def _template(file: Any) -> str | None:
+    return file.get("tokenizer.chat_template", str, None)
+
+
+def _tokenizer(file: Any) -> dict[str, Any]:
+    from edgellm.tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_gguf(file)
+    specials = {name: i for name in ("bos", "eos", "unk") if (i := getattr(tokenizer, f"{name}_id")) is not None}
+    return {
+        "kind": tokenizer.kind,
+        "n_vocab": tokenizer.n_vocab,
+        "add_bos": tokenizer.add_bos,
+        "add_eos": tokenizer.add_eos,
+        "special": {name: {"id": i, "piece": tokenizer.piece(i)} for name, i in specials.items()},
+        "end_of_generation": [{"id": i, "piece": tokenizer.piece(i)} for i in sorted(tokenizer.eog_ids)],
+    }
+
+
+def _plan(file: Any, full: bool) -> str:
+    from edgellm.models import build_plan, read_config
+
+    return build_plan(read_config(file), file).print(full)
+
+
+# ---- printing ----------------------------------------------------------------------------------------
+
+
+def size_text(n: float) -> str:
+    """Bytes in words: 12.3 MB (decimal, as file managers show them)."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if n < 1000 or unit == "GB":
+            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
+        n /= 1000
+    return ""
+
+
+def count_text(n: int) -> str:
+    """A number of weights in words: 3.2 B."""
+    for limit, unit in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if n >= limit:
+            return f"{n / limit:.1f} {unit}"
+    return str(n)
+
+
+def _rows(pairs: list[tuple[str, Any]]) -> None:
+    width = max(len(name) for name, _ in pairs)
+    for name, value in pairs:
+        click.echo(f"{name:<{width}}  {value}")
+
+
+def _print_summary(s: dict[str, Any]) -> None:
+    from edgellm.errors import one_line
+
+    family = s["architecture"] + ("" if s["supported"] else "  (this family is not supported)")
+    pairs = [
+        ("file", one_line(s["file"], 400)),
+        ("name", one_line(s["name"]) or "-"),
+        ("family", one_line(family)),
+        ("parameters", count_text(s["parameters"])),
+        ("size", f"{size_text(s['file_bytes'])}, {s['bits_per_weight']} bits per weight"),
+        ("types", ", ".join(f"{name} ({n})" for name, n in s["types"].items()) or "no tensors"),
+        ("context", f"{s['context_length']} tokens" if s["context_length"] is not None else "-"),
+        ("layers", s["layers"] if s["layers"] is not None else "-"),
+        ("vocabulary", s["vocabulary"] if s["vocabulary"] is not None else "-"),
+        ("chat template", "yes" if s["chat_template"] else "no"),
+    ]
+    _rows(pairs)
+
+
+def _print_metadata(metadata: dict[str, Any]) -> None:
+    from edgellm.errors import one_line
+
+    click.echo(f"\nmetadata ({len(metadata)} keys)")
+    pairs = []
+    for key, value in metadata.items():
+        if isinstance(value, dict):
+            text = f"[{value['length']} x {value['array_of']}]"
+        else:
+            text = one_line(value, _MAX_SHOWN) if isinstance(value, str) else str(value)
+        pairs.append((f"  {one_line(key)}", text))
+    if pairs:
+        _rows(pairs)
+
+
+def _print_tensors(tensors: list[dict[str, Any]]) -> None:
+    from edgellm.errors import one_line
+
+    width = max((len(t["name"]) for t in tensors), default=0)
+    for t in tensors:
+        shape = " x ".join(map(str, t["shape"]))
+        click.echo(f"{one_line(t['name']):<{width}}  {t['type']:<5} {shape:>16}  {size_text(t['bytes']):>9}")
+
+
+def _print_template(template: str | None) -> None:
+    if template is None:
+        click.echo("edgellm: the file has no chat template", err=True)
+    else:
+        click.echo(template)
+
+
+def _print_tokenizer(t: dict[str, Any]) -> None:
+    from edgellm.errors import one_line
+
+    pairs = [("kind", t["kind"]), ("vocabulary", t["n_vocab"])]
+    pairs += [("begins with", "its beginning-of-text token" if t["add_bos"] else "nothing added")]
+    pairs += [(name, f"{s['id']}  {one_line(s['piece'])}") for name, s in t["special"].items()]
+    ends = ", ".join(f"{s['id']} {one_line(s['piece'])}" for s in t["end_of_generation"])
+    _rows([*pairs, ("ends answers", ends or "-")])
+
+
+_PRINTERS = {
+    "summary": _print_summary,
+    "metadata": _print_metadata,
+    "tensors": _print_tensors,
+    "chat_template": _print_template,
+    "tokenizer": _print_tokenizer,
+    "plan": click.echo,
+}
