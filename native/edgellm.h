@@ -45,6 +45,8 @@ int64_t el_row_bytes(int type, int64_t k);                       /* -1: k does n
 int64_t el_panel_bytes(int type, int64_t rows, int64_t k);       /* -1: no panel form */
 /* rows [row0, row1) of a row-major matrix into panels; row0 is a multiple of 16, row1 one too or the last row */
 int el_pack_panels(int type, const void *src, void *dst, int64_t rows, int64_t k, int64_t row0, int64_t row1);
+/* row `row` of a matrix in panels as floats (embedding lookups) */
+int el_panel_row(int type, const void *panels, int64_t rows, int64_t k, int64_t row, float *dst);
 int el_dequantize(int type, const void *src, float *dst, int64_t rows, int64_t k);
 int el_quantize(int type, const float *src, void *dst, int64_t rows, int64_t k);
 

@@ -1,0 +1,49 @@
+/* cpu.c: which instruction sets this machine can run. A CPU bit alone is not enough: the operating system
+ * must also save the wide registers when it switches threads, which XCR0 tells (Intel SDM vol. 1, ch. 13).
+ */
+#include "kernels.h"
+
+#if defined(__x86_64__) || defined(_M_X64)
+
+#if defined(_MSC_VER) && !defined(__clang__)
+#include <immintrin.h>
+#include <intrin.h>
+static void cpuid(uint32_t leaf, uint32_t sub, uint32_t out[4]) { __cpuidex((int *)out, (int)leaf, (int)sub); }
+static uint64_t xcr0(void) { return _xgetbv(0); }
+#else
+#include <cpuid.h>
+static void cpuid(uint32_t leaf, uint32_t sub, uint32_t out[4]) {
+    __cpuid_count(leaf, sub, out[0], out[1], out[2], out[3]);
+}
+static uint64_t xcr0(void) { /* XGETBV by its bytes: the intrinsic would need a target flag */
+    uint32_t low, high;
+    __asm__ volatile(".byte 0x0f, 0x01, 0xd0" : "=a"(low), "=d"(high) : "c"(0));
+    return (uint64_t)high << 32 | low;
+}
+#endif
+
+enum { EAX, EBX, ECX, EDX };
+static uint32_t bit(uint32_t word, int at) { return word >> at & 1u; }
+
+uint32_t el_cpu_features(void) {
+    uint32_t r[4], bits = 0;
+    cpuid(0, 0, r);
+    uint32_t last = r[EAX];
+    if (last < 1) return 0;
+    cpuid(1, 0, r);
+    uint32_t osxsave = bit(r[ECX], 27), avx = bit(r[ECX], 28), fma = bit(r[ECX], 12), f16c = bit(r[ECX], 29);
+    if (!osxsave || !avx || (xcr0() & 6u) != 6u) return 0; /* XMM and YMM state */
+    if (fma) bits |= EL_CPU_FMA;
+    if (f16c) bits |= EL_CPU_F16C;
+    if (last >= 7) {
+        cpuid(7, 0, r);
+        if (bit(r[EBX], 5)) bits |= EL_CPU_AVX2;
+    }
+    return bits;
+}
+
+#else
+
+uint32_t el_cpu_features(void) { return 0; }
+
+#endif

@@ -1,0 +1,187 @@
+/* dispatch.c: chooses the kernels. The tables are merged from the lowest level up into el_k; a level takes
+ * part when the CPU and the OS offer what it needs and its self-test (selftest.c) gives the portable bits.
+ */
+#include <stdatomic.h>
+#include <stdlib.h>
+
+#include "kernels.h"
+#include "selftest.h"
+
+/* Lowest first. A new instruction set: its table here, its bits in cpu.c, nothing else. */
+static const el_kernels *const levels[] = {&el_kernels_portable, &el_kernels_avx2};
+#define N_LEVELS ((int)(sizeof levels / sizeof *levels))
+
+el_kernels el_k;
+const char *el_linear_level[2][EL_TYPE_LIMIT];
+
+static int usable[N_LEVELS];
+static int current; /* highest level in use */
+static atomic_int state; /* 0 never initialised, 1 a thread is at it, 2 ready */
+
+static void merge(el_kernels *into, const el_kernels *from) {
+    into->name = from->name;
+    into->need |= from->need;
+    for (int layout = 0; layout < 2; layout++)
+        for (int type = 0; type < EL_TYPE_LIMIT; type++)
+            if (from->linear[layout][type]) {
+                into->linear[layout][type] = from->linear[layout][type];
+                el_linear_level[layout][type] = from->name;
+            }
+#define TAKE(field) \
+    if (from->field) into->field = from->field
+    TAKE(quantize_q8_32);
+    TAKE(quantize_q8_256);
+    TAKE(rmsnorm);
+    TAKE(gated);
+    TAKE(add);
+    TAKE(exp_sum);
+    for (int i = 0; i < 2; i++) {
+        TAKE(attn_scores[i]);
+        TAKE(attn_values[i]);
+    }
+#undef TAKE
+}
+
+/* Fills el_k with the usable levels up to `top`. */
+static void use_levels(int top) {
+    memset(&el_k, 0, sizeof el_k);
+    memset(el_linear_level, 0, sizeof el_linear_level);
+    for (int i = 0; i <= top; i++) {
+        if (usable[i] != 1) continue;
+        merge(&el_k, levels[i]);
+        current = i;
+    }
+}
+
+static int find_level(const char *name) {
+    for (int i = 0; i < N_LEVELS; i++)
+        if (strcmp(levels[i]->name, name) == 0) return i;
+    return -1;
+}
+
+static int probe(int cap) {
+    uint32_t have = el_cpu_features();
+    usable[0] = 1;
+    for (int i = 1; i < N_LEVELS; i++) {
+        usable[i] = 0;
+        if (!levels[i]->need || (levels[i]->need & ~have)) continue; /* an empty table needs nothing */
+        int passed = el_selftest(levels[i]);
+        if (passed < 0) return EL_E_NOMEM;
+        usable[i] = passed ? 1 : -1;
+    }
+    use_levels(cap);
+    return EL_OK;
+}
+
+int el_init(const char *cap) {
+    int top = N_LEVELS - 1;
+    if (cap && *cap) top = find_level(cap);
+    if (top < 0) return EL_E_ARGUMENT;
+    for (;;) {
+        int idle = 0;
+        if (atomic_load_explicit(&state, memory_order_acquire) == 2) return EL_OK;
+        if (!atomic_compare_exchange_strong(&state, &idle, 1)) continue; /* another thread does it: milliseconds */
+        int status = probe(top);
+        atomic_store_explicit(&state, status == EL_OK ? 2 : 0, memory_order_release);
+        return status;
+    }
+}
+
+const char *el_isa(void) { return el_init(NULL) == EL_OK ? levels[current]->name : NULL; }
+
+int el_n_levels(void) { return N_LEVELS; }
+
+const char *el_level_name(int level) { return level >= 0 && level < N_LEVELS ? levels[level]->name : NULL; }
+
+int el_level_usable(int level) {
+    if (level < 0 || level >= N_LEVELS || el_init(NULL) != EL_OK) return 0;
+    return usable[level];
+}
+
+int el_set_isa(const char *name) {
+    int level = name ? find_level(name) : -1;
+    if (level < 0) return EL_E_ARGUMENT;
+    int status = el_init(NULL);
+    if (status != EL_OK) return status;
+    if (usable[level] != 1) return EL_E_UNSUPPORTED;
+    use_levels(level);
+    return EL_OK;
+}
+
+const char *el_kernel_level(int type, int layout) {
+    if (type < 0 || type >= EL_TYPE_LIMIT || (layout != EL_ROWS && layout != EL_PANELS)) return NULL;
+    return el_init(NULL) == EL_OK ? el_linear_level[layout][type] : NULL;
+}
+
+/* ---- sizes of the formats ------------------------------------------------------------------------------ */
+typedef struct {
+    int block, bytes, act, tile, half;
+} format;
+
+static const format formats[EL_TYPE_LIMIT] = {
+#define ROW(NAME, name, n, bytes, act, tile, half) [EL_TYPE_##NAME] = {n, bytes, act, tile, half},
+    EL_TYPE_TABLE(ROW)
+#undef ROW
+};
+_Static_assert((int)EL_ACT_F32 == (int)EL_ACTF_F32 && (int)EL_ACT_Q8_32 == (int)EL_ACTF_Q8_32 &&
+                   (int)EL_ACT_Q8_256 == (int)EL_ACTF_Q8_256,
+               "blocks.toml and kernels.h number the activations alike");
+
+static const format *format_of(int type) {
+    return type >= 0 && type < EL_TYPE_LIMIT && formats[type].block ? &formats[type] : NULL;
+}
+
+int el_act_format_of(int type) {
+    const format *f = format_of(type);
+    return f ? f->act : -1;
+}
+
+int64_t el_row_bytes(int type, int64_t k) {
+    const format *f = format_of(type);
+    if (!f || k < 0 || k % f->block) return -1;
+    return k / f->block > INT64_MAX / f->bytes ? -1 : k / f->block * f->bytes;
+}
+
+int64_t el_panel_bytes(int type, int64_t rows, int64_t k) {
+    const format *f = format_of(type);
+    if (!f || !f->tile || rows < 0 || k < 0 || k % 32 || k / 64 >= INT64_MAX / f->tile) return -1;
+    int64_t group = k / 64 * f->tile + (k % 64 ? f->half : 0); /* 16 rows */
+    int64_t groups = rows / EL_PANEL_ROWS + (rows % EL_PANEL_ROWS != 0);
+    return group && groups > INT64_MAX / group ? -1 : groups * group;
+}
+
+/* ---- one linear call, for tests and tools ------------------------------------------------------------------ */
+static void *aligned64(void *p) { return (void *)(((uintptr_t)p + 63) & ~(uintptr_t)63); }
+
+int el_linear_test(int type, int layout, const void *w, int64_t rows, int64_t k, int64_t row0, int64_t row1,
+                   const float *x, int64_t n_cols, float *y, int64_t ldy) {
+    int status = el_init(NULL);
+    if (status != EL_OK) return status;
+    if ((layout != EL_ROWS && layout != EL_PANELS) || !format_of(type)) return EL_E_ARGUMENT;
+    el_linear_fn kernel = el_k.linear[layout][type];
+    if (!kernel) return EL_E_UNSUPPORTED;
+    if (!w || !x || !y || k < 1 || n_cols < 0 || row0 < 0 || row1 < row0 || row1 > rows || ldy < row1 - row0 ||
+        (layout == EL_PANELS ? row0 % EL_PANEL_ROWS || el_panel_bytes(type, rows, k) < 0 : el_row_bytes(type, k) < 0) ||
+        k > INT64_MAX / 16 || (n_cols && k + 512 > INT64_MAX / 16 / n_cols))
+        return EL_E_ARGUMENT;
+    int64_t k_pad = (k + 255) / 256 * 256, act = formats[type].act;
+    int64_t ld_d = act == EL_ACTF_Q8_32 ? k_pad / 32 : k_pad / 256, ld_sum = act == EL_ACTF_Q8_32 ? k_pad / 32 : k_pad / 16;
+    el_act a = {.f = x, .ldf = k, .k = k, .k_pad = k_pad};
+    void *memory = NULL;
+    if (act != EL_ACTF_F32) {
+        memory = malloc((size_t)(n_cols * (k_pad + 4 * ld_d + 4 * ld_sum) + 256));
+        if (!memory) return EL_E_NOMEM;
+        int8_t *q = aligned64(memory);
+        float *d = aligned64(q + n_cols * k_pad);
+        int32_t *sum = aligned64(d + n_cols * ld_d);
+        for (int64_t m = 0; m < n_cols; m++)
+            (act == EL_ACTF_Q8_32 ? el_k.quantize_q8_32 : el_k.quantize_q8_256)(x + m * k, k, q + m * k_pad,
+                                                                               d + m * ld_d, sum + m * ld_sum);
+        a.q = q;
+        a.d = d;
+        a.sum = sum;
+    }
+    kernel(w, row0, row1, &a, n_cols, y, ldy);
+    free(memory);
+    return EL_OK;
+}

@@ -1,0 +1,97 @@
+/* arith.h: scalar arithmetic that every kernel file shares, so that tails and portable loops round alike.
+ *
+ * formats/arithmetic.md is the specification. All `static inline`: each file gets its own copy, compiled
+ * for its own instruction set.
+ */
+#ifndef EL_ARITH_H
+#define EL_ARITH_H
+
+#include "../kernels.h"
+
+#define EL_LANES 16 /* accumulators of a float sum: lane = index mod 16 */
+
+static inline uint32_t el_bits(float f) {
+    uint32_t u;
+    memcpy(&u, &f, 4);
+    return u;
+}
+
+static inline float el_float(uint32_t u) {
+    float f;
+    memcpy(&f, &u, 4);
+    return f;
+}
+
+/* a * b + c, rounded once. Without a hardware instruction: the product is exact in double, the sum is
+ * rounded to odd there (Boldo & Melquiond 2008), and the last rounding to float32 is then the right one. */
+static inline float el_fmaf(float a, float b, float c) {
+#if defined(__FMA__) || defined(__aarch64__)
+    return __builtin_fmaf(a, b, c);
+#else
+    double p = (double)a * (double)b, s = p + (double)c, t = s - p;
+    double e = (p - (s - t)) + ((double)c - t); /* what the addition lost; NaN when s is not finite */
+    uint64_t bits, e_bits;
+    memcpy(&bits, &s, 8);
+    memcpy(&e_bits, &e, 8);
+    uint64_t inexact = (uint64_t)((e < 0.0) | (e > 0.0)) & ~bits & 1u;
+    bits += (1u - (((e_bits ^ bits) >> 63) << 1)) & (0u - inexact);
+    memcpy(&s, &bits, 8);
+    return (float)s;
+#endif
+}
+
+/* The fixed tree that folds 16 lanes: 8+8, 4+4, 2+2, 1+1. Overwrites the lanes. */
+static inline float el_tree16(float *lanes) {
+    for (int width = EL_LANES / 2; width; width /= 2)
+        for (int i = 0; i < width; i++) lanes[i] += lanes[i + width];
+    return lanes[0];
+}
+
+/* exp(x) = 2^n * p(r): n = round(x / ln 2), r = x - n ln 2 with ln 2 in two parts, p of degree 6 (a least
+ * squares fit of the relative error on |r| <= ln 2 / 2, below 2^-27). NaN stays NaN. */
+#define EL_EXP_HI 89.0f     /* exp is infinite above 88.73 */
+#define EL_EXP_LO (-104.0f) /* and 0 below -103.98 */
+#define EL_EXP_LOG2E 0x1.715476p+0f
+#define EL_EXP_LN2_HI 0x1.62e4p-1f
+#define EL_EXP_LN2_LO 0x1.7f7d1cp-20f
+#define EL_EXP_ROUND 0x1.8p+23f /* adding it rounds to an integer, to nearest even */
+#define EL_EXP_C2 0x1.fffff8p-2f
+#define EL_EXP_C3 0x1.55549p-3f
+#define EL_EXP_C4 0x1.555b14p-5f
+#define EL_EXP_C5 0x1.123aecp-7f
+#define EL_EXP_C6 0x1.68a7b6p-10f
+
+static inline float el_expf(float x) {
+    x = EL_EXP_HI < x ? EL_EXP_HI : x;
+    x = EL_EXP_LO > x ? EL_EXP_LO : x;
+    float t = el_fmaf(x, EL_EXP_LOG2E, EL_EXP_ROUND), n = t - EL_EXP_ROUND;
+    float r = el_fmaf(n, -EL_EXP_LN2_LO, el_fmaf(n, -EL_EXP_LN2_HI, x));
+    float p = el_fmaf(EL_EXP_C6, r, EL_EXP_C5);
+    p = el_fmaf(p, r, EL_EXP_C4);
+    p = el_fmaf(p, r, EL_EXP_C3);
+    p = el_fmaf(p, r, EL_EXP_C2);
+    p = el_fmaf(p, r, 1.0f);
+    p = el_fmaf(p, r, 1.0f);
+    /* 2^n in two factors, so that results below the smallest normal float round once */
+    int32_t i = (int32_t)(el_bits(t) - el_bits(EL_EXP_ROUND)), half = i >> 1;
+    return p * el_float((uint32_t)(half + 127) << 23) * el_float((uint32_t)(i - half + 127) << 23);
+}
+
+static inline float el_silu(float x) { return x / (1.0f + el_expf(-x)); }
+
+/* gelu with tanh (Hendrycks & Gimpel 2016): x * sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3) */
+#define EL_GELU_A 0x1.988454p+0f /* 2 sqrt(2 / pi) */
+#define EL_GELU_B 0x1.6e4e26p-5f /* 0.044715 */
+static inline float el_gelu(float x) {
+    float u = EL_GELU_A * el_fmaf(EL_GELU_B * x * x, x, x);
+    return x / (1.0f + el_expf(-u));
+}
+
+/* v to an int8 in -127 .. 127, to nearest even; NaN becomes 127 (its block's scale is NaN then) */
+static inline int8_t el_q8(float v) {
+    v = v < 127.0f ? v : 127.0f;
+    v = v > -127.0f ? v : -127.0f;
+    return (int8_t)((int32_t)(el_bits(v + EL_EXP_ROUND) & 0x7fffffu) - 0x400000);
+}
+
+#endif
