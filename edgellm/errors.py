@@ -18,6 +18,17 @@ class EdgeLLMError(Exception):
 
     exit_code = 1
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle by state: the constructors take other arguments than the finished message."""
+        return _rebuild, (type(self), self.args, self.__dict__)
+
+
+def _rebuild(kind: type[EdgeLLMError], args: tuple[Any, ...], state: dict[str, Any]) -> EdgeLLMError:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(state)
+    return error
+
 
 def one_line(text: object, limit: int = _MAX_VALUE_CHARS) -> str:
     """Text that is safe to print: one line, no control characters or lone surrogates, at most `limit` characters.
