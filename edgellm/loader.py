@@ -104,9 +104,9 @@ def tell(progress: ProgressCallback | None, value: Progress) -> None:
 
 
 def backend_isa(runner: Any) -> str:
-    """Instruction set level of a backend's kernels; its own name where it has no levels."""
+    """Instruction set level of a backend's kernels; "numpy" or "llvm" where others choose the instructions."""
     if runner.name != "native":
-        return runner.name
+        return "numpy" if runner.name == "reference" else "llvm"
     from edgellm import clib
 
     return clib.isa()

@@ -197,3 +197,29 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "tolist"):
         return value.tolist()
     return str(value)
+
+
+class stage_bar(progress_bar):  # noqa: N801
+    """A progress bar for callbacks of the form `progress(stage, done, total, unit)`."""
+
+    def __enter__(self) -> Callable[..., None] | None:
+        report = super().__enter__()
+        if report is None:
+            return None
+        from edgellm.results import Progress
+
+        return lambda stage, done, total, unit: report(Progress(stage, done, total, unit))
+
+
+def print_report(report: Any) -> None:
+    """What a converter or quantiser wrote, for people; all of it goes to stderr, the data is the file."""
+    from edgellm.cli.show import count_text, size_text
+
+    types = ", ".join(f"{n} {name}" for name, n in report.types.items())
+    click.echo(
+        f"{report.path}: {count_text(report.n_params)} weights, {size_text(report.file_bytes)}, "
+        f"{report.bits_per_weight:.2f} bits per weight ({types}), {report.seconds:.1f} s",
+        err=True,
+    )
+    for note in report.notes:
+        click.echo(f"note: {note}", err=True)

@@ -1,0 +1,132 @@
+"""`edgellm bench`: speed, with llama-bench's flags and test names."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgellm.cli.common import print_json, progress_bar
+
+if TYPE_CHECKING:
+    from edgellm.bench import BenchResult
+
+
+class NumberList(click.ParamType):
+    """Numbers with commas between: `512` or `1,2,4`."""
+
+    name = "N,..."
+
+    def __init__(self, lowest: int) -> None:
+        self.lowest = lowest
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
+        if isinstance(value, list):
+            return value
+        try:
+            numbers = [int(part) for part in str(value).split(",")]
+        except ValueError:
+            self.fail(f"'{value}' is no list of numbers such as 1,2,4", param, ctx)
+        if min(numbers) < self.lowest or max(numbers) >= 2**31:
+            self.fail(f"{min(numbers)} is too small; the smallest number here is {self.lowest}", param, ctx)
+        return numbers
+
+
+@click.command("bench")
+@click.argument("model", required=False)
+@click.option("-m", "--model", "model_option", metavar="MODEL", help="The model, as llama-bench takes it.")
+@click.option("-p", "--n-prompt", type=NumberList(0), default="512", show_default=True, help="Prompt lengths; 0: none.")
+@click.option("-n", "--n-gen", type=NumberList(0), default="128", show_default=True, help="Tokens to decode; 0: none.")
+@click.option("-d", "--n-depth", type=NumberList(0), default="0", show_default=True, help="Tokens in the cache before.")
+@click.option("-t", "--threads", type=NumberList(1), default=None, help="Thread counts [default: auto].")
+@click.option("-r", "--repetitions", type=click.IntRange(1), default=5, show_default=True, help="How often.")
+@click.option("-ctk", "--kv-type", "kv_type", type=click.Choice(["auto", "f16", "f32"]), default="auto",
+              show_default=True, help="Number type of the KV cache.")
+@click.option("--backend", type=click.Choice(["auto", "native", "numba", "reference"]), default="auto",
+              show_default=True, help="What runs the model.")
+@click.option("-o", "--output", "form", type=click.Choice(["md", "json", "jsonl", "csv"]), default="md",
+              show_default=True, help="Form of the output.")
+def command(
+    model: str | None,
+    model_option: str | None,
+    n_prompt: list[int],
+    n_gen: list[int],
+    n_depth: list[int],
+    threads: list[int] | None,
+    repetitions: int,
+    kv_type: str,
+    backend: str,
+    form: str,
+) -> None:
+    """Measure how fast MODEL reads a prompt (pp) and writes (tg), in tokens per second and GB/s of weights."""
+    if model is not None and model_option is not None:
+        raise click.UsageError("give the model once: as an argument or with -m")
+    if not any(n_prompt) and not any(n_gen):
+        raise click.UsageError("there is nothing to measure: both -p and -n are 0")
+    path = model if model is not None else model_option
+    options = {"kv_type": kv_type, "backend": backend, "n_ctx": max(n_depth) + max(*n_prompt, *n_gen) + 8}
+    tests = (n_prompt, n_gen, n_depth, repetitions)
+    _WRITERS[form](result for n in threads or ["auto"] for result in _run(path, n, options, tests))
+
+
+def _run(path: str | None, threads: Any, options: dict[str, Any], tests: Any) -> Iterator[BenchResult]:
+    import edgellm
+    from edgellm.bench import run_tests
+
+    with progress_bar() as report:
+        model = edgellm.load(path, threads=threads, progress=report, **options)
+    with model:
+        yield from run_tests(model, *tests)
+
+
+# ---- output ------------------------------------------------------------------------------------------
+
+_COLUMNS = (
+    ("model", lambda r: r.model_type), ("size", lambda r: f"{r.model_size / 2**20:.2f} MiB"),
+    ("params", lambda r: f"{r.model_n_params / 1e6:.2f} M"), ("backend", lambda r: f"{r.backend} {r.isa}"),
+    ("threads", lambda r: str(r.n_threads)), ("test", lambda r: r.test),
+    ("t/s", lambda r: f"{r.avg_ts:.2f} ± {r.stddev_ts:.2f}"), ("GB/s", lambda r: f"{r.gb_per_s:.2f}"),
+)  # fmt: skip
+_WIDTHS = (18, 11, 10, 16, 7, 16, 20, 7)
+
+
+def _markdown(results: Iterator[BenchResult]) -> None:
+    """A table that grows line by line; columns are as wide as is usual, so that it reads well in a terminal too."""
+    for i, result in enumerate(results):
+        if i == 0:
+            _row([name for name, _ in _COLUMNS])
+            _row(["-" * (w - 1) + ":" if j > 3 else "-" * w for j, w in enumerate(_WIDTHS)])
+        _row([value(result) for _, value in _COLUMNS])
+
+
+def _row(cells: list[str]) -> None:
+    pairs = zip(cells, _WIDTHS, strict=True)
+    click.echo("| " + " | ".join(c.rjust(w) if j > 3 else c.ljust(w) for j, (c, w) in enumerate(pairs)) + " |")
+
+
+def _json(results: Iterator[BenchResult]) -> None:
+    print_json([result.to_dict() for result in results])
+
+
+def _jsonl(results: Iterator[BenchResult]) -> None:
+    for result in results:
+        print_json(result.to_dict(), compact=True)
+
+
+def _csv(results: Iterator[BenchResult]) -> None:
+    writer = None
+    for result in results:
+        row = result.to_dict()
+        row["samples_ts"] = json.dumps(row["samples_ts"])
+        if writer is None:
+            writer = csv.DictWriter(sys.stdout, row.keys(), lineterminator="\n")
+            writer.writeheader()
+        writer.writerow(row)
+        sys.stdout.flush()
+
+
+_WRITERS = {"md": _markdown, "json": _json, "jsonl": _jsonl, "csv": _csv}
