@@ -7,12 +7,13 @@ to `edgellm.kv`. This file only turns Python objects into the structs of native/
 
 from __future__ import annotations
 
+import functools
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
-from .. import clib
+from .. import blocks, clib
 from ..errors import NonFiniteError, NotEnoughMemoryError
 from ..kv import Sequence
 from ..ops import ACTIVATIONS, ROPE_STYLES, Op
@@ -137,7 +138,7 @@ class _WeightTable:
         panels = [
             name
             for name, shape in plan.weights.items()
-            if pack and name in multiplied and len(shape) == 2 and weights[name].type.has_panel
+            if pack and name in multiplied and len(shape) == 2 and weights.type(name).has_panel
         ]
         self._arena, self._arena_bytes = self._ffi.NULL, 0
         offsets = self._reserve(panels, weights)
@@ -150,9 +151,9 @@ class _WeightTable:
         """Where in the arena each tensor's panels go."""
         offsets: dict[str, int] = {}
         for name in names:
-            t = weights[name]
             offsets[name] = self._arena_bytes
-            self._arena_bytes += -(-self._lib.el_panel_bytes(t.type.id, *t.shape) // _LINE) * _LINE
+            n_bytes = self._lib.el_panel_bytes(weights.type(name).id, *weights.shape(name))
+            self._arena_bytes += -(-n_bytes // _LINE) * _LINE
         if self._arena_bytes:
             self._arena = self._lib.el_arena_alloc(self._arena_bytes)
             if self._arena == self._ffi.NULL:
@@ -160,14 +161,14 @@ class _WeightTable:
         return offsets
 
     def _map_rows(self, name: str, weights: Weights) -> None:
-        t = weights[name]
+        shape = weights.shape(name)
         struct = self.structs[self.ids[name]]
-        if len(t.shape) == 1:  # norms and biases: small, and the kernels want float32
-            data, struct.type = np.ascontiguousarray(weights.floats(name)).view(np.uint8), 0
-            struct.rows, struct.cols = 1, t.shape[0]
+        if len(shape) == 1:  # norms and biases: small, and the kernels want float32
+            data, struct.type = np.ascontiguousarray(weights.float32(name)).view(np.uint8), blocks.F32.id
+            struct.rows, struct.cols = 1, shape[0]
         else:
-            data, struct.type = t.data, t.type.id
-            struct.rows, struct.cols = t.shape
+            data, struct.type = weights.data(name), weights.type(name).id
+            struct.rows, struct.cols = shape
         self._keep.append(data)
         struct.layout, struct.bytes = _ROWS, data.size
         struct.data = self._ffi.from_buffer(data)
@@ -176,23 +177,20 @@ class _WeightTable:
         """Rows into panels, all cores at once; each source is given back to the system when it is done."""
         with ThreadPoolExecutor(max_workers=max(1, n_threads)) as pool:
             for name, offset in offsets.items():
-                t = weights[name]
-                rows, k = t.shape
-                source = self._ffi.from_buffer(t.data)
+                kind, (rows, k) = weights.type(name).id, weights.shape(name)
+                source = self._ffi.from_buffer(weights.data(name))
                 target = self._ffi.cast("char *", self._arena) + offset
-                ranges = [(r, min(r + _PACK_ROWS, rows)) for r in range(0, rows, _PACK_ROWS)]
-                codes = pool.map(
-                    lambda r, t=t, s=source, d=target, rows=rows, k=k: self._lib.el_pack_panels(
-                        t.type.id, s, d, rows, k, *r
-                    ),
-                    ranges,
-                )
-                for rc in codes:
+                task = functools.partial(self._pack_rows, kind, source, target, rows, k)
+                for rc in pool.map(task, range(0, rows, _PACK_ROWS)):
                     clib.check(rc, f"packing {name}")
-                weights.release_pages(name)
+                info = weights.file.tensors[name]
+                weights.file.advise_dont_need(info.offset, info.n_bytes)
                 struct = self.structs[self.ids[name]]
-                struct.type, struct.layout, struct.rows, struct.cols = t.type.id, _PANELS, rows, k
-                struct.data, struct.bytes = target, self._lib.el_panel_bytes(t.type.id, rows, k)
+                struct.type, struct.layout, struct.rows, struct.cols = kind, _PANELS, rows, k
+                struct.data, struct.bytes = target, self._lib.el_panel_bytes(kind, rows, k)
+
+    def _pack_rows(self, kind: int, source: Any, target: Any, rows: int, k: int, first: int) -> int:
+        return self._lib.el_pack_panels(kind, source, target, rows, k, first, min(first + _PACK_ROWS, rows))
 
     def close(self) -> None:
         self._lib.el_arena_free(self._arena, self._arena_bytes)
@@ -220,7 +218,8 @@ class _NativePlan:
             target.inv_freq, target.n, target.magnitude = ffi.from_buffer("double[]", a), a.size, r.magnitude
         out = ffi.new("el_plan **")
         rc = self._lib.el_plan_new(
-            out, c_steps, len(steps), buffers, len(buffers), table.structs, len(table.ids), ropes, len(ropes), max_tokens
+            out, c_steps, len(c_steps), buffers, len(buffers), table.structs, len(table.structs), ropes, len(ropes),
+            max_tokens,
         )
         clib.check(rc, "preparing the plan")
         self.handle = out[0]
