@@ -2,10 +2,10 @@
  *
  * Kudo and Richardson 2018 (SentencePiece); Sennrich et al. 2016 (BPE). Text starts as single characters; again and
  * again the neighbours whose joined text is the piece with the highest score are merged, the leftmost pair of equals
- * first. A heap of candidate pairs makes that O(n log n). edgellm/tokenizers/spm.py has the same loop in Python.
+ * first. A priority queue of candidate pairs makes that O(n log n). edgellm/tokenizers/spm.py has the same loop in Python.
  *
  * A merge can never cross a place where no piece has these two bytes on the two sides of a character boundary. Text is
- * cut at such places first (at most words, in practice), which changes no result and keeps the heap in cache.
+ * cut at such places first (at most words, in practice), which changes no result and keeps the queue in cache.
  */
 #include "edgellm.h"
 
@@ -42,7 +42,16 @@ typedef struct {
     uint64_t key; /* rank << 32 | left: the smallest is the next merge */
     int32_t right;
     int32_t len;  /* bytes of both symbols when the pair was found; another sum now means it is stale */
+    int32_t next; /* the pair after it in its run, or in the list of free pairs; -1: none */
 } pair;
+
+typedef struct {
+    uint64_t key;
+    int32_t at; /* index of the pair */
+} heap_item;
+
+#define N_RUNS 1024
+#define MIN_SYMBOLS_FOR_RUNS 64
 
 /* What one call needs; grows to the longest segment and is freed at its end. */
 typedef struct {
@@ -50,8 +59,13 @@ typedef struct {
     const uint8_t *text; /* the segment */
     symbol *symbols;
     int64_t symbol_room;
-    pair *heap;
+    pair *pairs;
+    int64_t n_pairs, pair_room;
+    int32_t free_pair;
+    heap_item *heap;
     int64_t n_heap, heap_room;
+    int use_runs;
+    int32_t tails[N_RUNS]; /* last pair of each run, -1: the run is empty */
     int32_t *splits; /* (n_unused) bytes of the left half of the newest pair that made this unused piece, 0: none */
     int32_t *ids;
     int64_t n_ids;
@@ -200,35 +214,92 @@ void el_spm_free(el_spm *s)
     free(s);
 }
 
-/* ---- a heap with four children per node: half the levels, and the children share a cache line ---------------- */
+/* ---- the queue of candidate pairs ------------------------------------------------------------------------------
+ *
+ * Pairs are found from left to right, and most have a score that many others have too. So a new pair usually belongs
+ * behind the newest pair of the same score: such pairs form a run, a sorted list, and only the first pair of each run is in
+ * the heap. The heap stays small, and ten million equal letters cost ten million steps, not ten million heap operations.
+ * A pair that fits behind no run goes into the heap by itself; the order of the queue never depends on the runs. */
 
-static void sift_down(pair *heap, int64_t n, int64_t at)
+static void sift_down(heap_item *heap, int64_t n, int64_t at)
 {
-    pair moved = heap[at];
-    for (;;) {
-        int64_t first = 4 * at + 1, best = first;
-        if (first >= n) break;
-        int64_t end = first + 4 < n ? first + 4 : n;
-        for (int64_t c = first + 1; c < end; c++)
-            if (heap[c].key < heap[best].key) best = c;
-        if (heap[best].key >= moved.key) break;
-        heap[at] = heap[best];
-        at = best;
+    heap_item moved = heap[at];
+    for (int64_t child = 2 * at + 1; child < n; child = 2 * at + 1) {
+        if (child + 1 < n && heap[child + 1].key < heap[child].key) child++;
+        if (heap[child].key >= moved.key) break;
+        heap[at] = heap[child];
+        at = child;
     }
     heap[at] = moved;
 }
 
-static void sift_up(pair *heap, int64_t at)
+static void sift_up(heap_item *heap, int64_t at)
 {
-    pair moved = heap[at];
-    while (at > 0 && heap[(at - 1) / 4].key > moved.key) {
-        heap[at] = heap[(at - 1) / 4];
-        at = (at - 1) / 4;
+    heap_item moved = heap[at];
+    while (at > 0 && heap[(at - 1) / 2].key > moved.key) {
+        heap[at] = heap[(at - 1) / 2];
+        at = (at - 1) / 2;
     }
     heap[at] = moved;
 }
 
-/* Adds the pair (left, right) when its text is a piece. The heap order is not restored here. */
+/* `items` with room for one more of `size` bytes; NULL: no memory, `items` is as it was. */
+static void *grow(void *items, int64_t used, int64_t *room, size_t size)
+{
+    if (used < *room) return items;
+    int64_t wanted = *room < 64 ? 64 : *room + *room / 2;
+    void *grown = wanted < INT32_MAX ? realloc(items, (size_t)wanted * size) : NULL;
+    if (grown) *room = wanted;
+    return grown;
+}
+
+static int32_t *run_of(work *w, uint64_t key) { return &w->tails[(uint32_t)(key >> 32) * 0x9E3779B9u >> 22]; }
+
+static int push(work *w, uint64_t key, int32_t right, int32_t len)
+{
+    int32_t at = w->free_pair;
+    if (at >= 0) {
+        w->free_pair = w->pairs[at].next;
+    } else {
+        pair *pairs = grow(w->pairs, w->n_pairs, &w->pair_room, sizeof *pairs);
+        if (!pairs) return EL_E_NOMEM;
+        w->pairs = pairs;
+        at = (int32_t)w->n_pairs++;
+    }
+    w->pairs[at] = (pair){key, right, len, -1};
+    if (w->use_runs) {
+        int32_t *tail = run_of(w, key);
+        if (*tail >= 0 && w->pairs[*tail].key <= key) {
+            w->pairs[*tail].next = at;
+            *tail = at;
+            return EL_OK;
+        }
+        if (*tail < 0) *tail = at;
+    }
+    heap_item *heap = grow(w->heap, w->n_heap, &w->heap_room, sizeof *heap);
+    if (!heap) return EL_E_NOMEM;
+    w->heap = heap;
+    w->heap[w->n_heap] = (heap_item){key, at};
+    sift_up(w->heap, w->n_heap++);
+    return EL_OK;
+}
+
+static pair pop(work *w)
+{
+    int32_t at = w->heap[0].at;
+    pair top = w->pairs[at];
+    if (top.next >= 0)
+        w->heap[0] = (heap_item){w->pairs[top.next].key, top.next};
+    else
+        w->heap[0] = w->heap[--w->n_heap];
+    if (w->n_heap > 0) sift_down(w->heap, w->n_heap, 0);
+    if (w->use_runs && *run_of(w, top.key) == at) *run_of(w, top.key) = -1;
+    w->pairs[at].next = w->free_pair;
+    w->free_pair = at;
+    return top;
+}
+
+/* Adds the pair (left, right) when its text is a piece. */
 static int propose(work *w, int32_t left, int32_t right)
 {
     if (left < 0 || right < 0) return EL_OK;
@@ -237,26 +308,7 @@ static int propose(work *w, int32_t left, int32_t right)
     int32_t id = find_piece(w->spm, w->text + l->start, len);
     if (id < 0) return EL_OK;
     if (w->spm->unused_index[id] >= 0) w->splits[w->spm->unused_index[id]] = l->len;
-    if (w->n_heap == w->heap_room) {
-        int64_t room = w->heap_room < 64 ? 64 : w->heap_room + w->heap_room / 2;
-        pair *grown = realloc(w->heap, (size_t)room * sizeof *grown);
-        if (!grown) return EL_E_NOMEM;
-        w->heap = grown;
-        w->heap_room = room;
-    }
-    pair *p = &w->heap[w->n_heap++];
-    p->key = (uint64_t)w->spm->ranks[id] << 32 | (uint32_t)left;
-    p->right = right;
-    p->len = len;
-    return EL_OK;
-}
-
-static int propose_sifted(work *w, int32_t left, int32_t right)
-{
-    int64_t before = w->n_heap;
-    int status = propose(w, left, right);
-    if (status == EL_OK && w->n_heap > before) sift_up(w->heap, before);
-    return status;
+    return push(w, (uint64_t)w->spm->ranks[id] << 32 | (uint32_t)left, right, len);
 }
 
 /* Cuts the segment (n bytes) into one symbol per character. */
@@ -287,17 +339,14 @@ static int split_characters(work *w, int64_t n, int32_t *n_symbols)
 
 static int merge(work *w, int32_t n_symbols)
 {
-    w->n_heap = 0;
-    for (int32_t i = 0; i + 1 < n_symbols; i++) {
-        int status = propose(w, i, i + 1);
-        if (status != EL_OK) return status;
-    }
-    for (int64_t i = (w->n_heap + 2) / 4; i >= 0; i--)
-        if (i < w->n_heap) sift_down(w->heap, w->n_heap, i);
-    while (w->n_heap > 0) {
-        pair top = w->heap[0];
-        w->heap[0] = w->heap[--w->n_heap];
-        if (w->n_heap > 0) sift_down(w->heap, w->n_heap, 0);
+    w->n_heap = w->n_pairs = 0;
+    w->free_pair = -1;
+    w->use_runs = n_symbols >= MIN_SYMBOLS_FOR_RUNS;
+    if (w->use_runs) memset(w->tails, 0xFF, sizeof w->tails);
+    int status = EL_OK;
+    for (int32_t i = 0; i + 1 < n_symbols && status == EL_OK; i++) status = propose(w, i, i + 1);
+    while (w->n_heap > 0 && status == EL_OK) {
+        pair top = pop(w);
         int32_t left = (int32_t)(top.key & 0xFFFFFFFFu);
         symbol *l = &w->symbols[left], *r = &w->symbols[top.right];
         if (l->len == 0 || r->len == 0 || l->len + r->len != top.len) continue;
@@ -305,11 +354,10 @@ static int merge(work *w, int32_t n_symbols)
         r->len = 0;
         l->next = r->next;
         if (r->next >= 0) w->symbols[r->next].prev = left;
-        int status = propose_sifted(w, l->prev, left);
-        if (status == EL_OK) status = propose_sifted(w, left, l->next);
-        if (status != EL_OK) return status;
+        status = propose(w, l->prev, left);
+        if (status == EL_OK) status = propose(w, left, l->next);
     }
-    return EL_OK;
+    return status;
 }
 
 /* A character that is no piece: its bytes, or the unknown token where a byte has no piece. */
@@ -329,7 +377,7 @@ static int emit_bytes(work *w, const uint8_t *p, int32_t n)
 }
 
 /* Emits one final symbol. An unused piece falls apart into the pair that made it, left half first; the right halves
- * wait in the heap's memory, which is free by now and large enough (reserve_waiting). */
+ * wait in the memory of the pairs, which is free by now and large enough (reserve_waiting). */
 static int emit(work *w, int32_t start, int32_t len)
 {
     const el_spm *s = w->spm;
@@ -339,8 +387,8 @@ static int emit(work *w, int32_t start, int32_t len)
         int32_t id = find_piece(s, p, len);
         int32_t split = id >= 0 && s->unused_index[id] >= 0 ? w->splits[s->unused_index[id]] : 0;
         if (split > 0) {
-            w->heap[waiting].right = start + split;
-            w->heap[waiting++].len = len - split;
+            w->pairs[waiting].right = start + split;
+            w->pairs[waiting++].len = len - split;
             len = split;
             continue;
         }
@@ -352,19 +400,19 @@ static int emit(work *w, int32_t start, int32_t len)
             if (status != EL_OK) return status;
         }
         if (waiting == 0) return EL_OK;
-        start = w->heap[--waiting].right;
-        len = w->heap[waiting].len;
+        start = w->pairs[--waiting].right;
+        len = w->pairs[waiting].len;
     }
 }
 
-/* The waiting list of emit() may need as many places as the longest unused piece has bytes. */
+/* The waiting list of emit() may need as many places as the longest piece has bytes. */
 static int reserve_waiting(work *w)
 {
-    if (w->spm->n_unused == 0 || w->heap_room >= w->spm->max_piece) return EL_OK;
-    pair *grown = realloc(w->heap, (size_t)w->spm->max_piece * sizeof *grown);
+    if (w->spm->n_unused == 0 || w->pair_room >= w->spm->max_piece) return EL_OK;
+    pair *grown = realloc(w->pairs, (size_t)w->spm->max_piece * sizeof *grown);
     if (!grown) return EL_E_NOMEM;
-    w->heap = grown;
-    w->heap_room = w->spm->max_piece;
+    w->pairs = grown;
+    w->pair_room = w->spm->max_piece;
     return EL_OK;
 }
 
@@ -395,7 +443,8 @@ int el_spm_encode(const el_spm *spm, const uint8_t *text, int64_t n_bytes, int32
     *n_ids = 0;
     if (n_bytes == 0) return EL_OK;
     if (!text || !ids) return EL_E_ARGUMENT;
-    work w = {0};
+    work w;
+    memset(&w, 0, sizeof w);
     w.spm = spm;
     w.ids = ids;
     if (spm->n_unused > 0) {
@@ -410,6 +459,7 @@ int el_spm_encode(const el_spm *spm, const uint8_t *text, int64_t n_bytes, int32
     }
     if (status == EL_OK) *n_ids = w.n_ids;
     free(w.symbols);
+    free(w.pairs);
     free(w.heap);
     free(w.splits);
     return status;

@@ -161,21 +161,28 @@ class Tokenizer:
 
     def decode_bytes(self, ids: Iterable[int], skip_special: bool = False, at_start: bool = True) -> bytes:
         """As decode, but the bytes themselves."""
-        out: list[bytes] = []
-        for token in ids:
-            data = self.token_bytes(token, skip_special)
-            if data and at_start:
-                data = self.without_prefix(token, data)
-                at_start = False
-            out.append(data)
-        return b"".join(out)
+        tokens = [self._checked(token) for token in ids]
+        table = self._shown_bytes if skip_special else self._bytes
+        start = 0
+        if at_start:
+            start = next((i for i, token in enumerate(tokens) if table[token]), len(tokens))
+        first = self.without_prefix(tokens[start], table[tokens[start]]) if at_start and start < len(tokens) else b""
+        return first + b"".join([table[token] for token in tokens[start + bool(at_start) :]])
+
+    @cached_property
+    def _bytes(self) -> list[bytes]:
+        """(n_vocab) the bytes of each token."""
+        hidden, pieces = self._hidden, self.vocab.pieces
+        return [pieces[i].encode() if i in hidden else self._model.piece_bytes(i) for i in range(self.n_vocab)]
+
+    @cached_property
+    def _shown_bytes(self) -> list[bytes]:
+        """(n_vocab) the same, nothing for control and unknown tokens."""
+        return [b"" if i in self._hidden else data for i, data in enumerate(self._bytes)]
 
     def token_bytes(self, token: int, skip_special: bool = False) -> bytes:
         """The bytes that one token adds to a text (nothing for a special token with `skip_special`)."""
-        token = self._checked(token)
-        if token in self._hidden:
-            return b"" if skip_special else self.vocab.pieces[token].encode()
-        return self._model.piece_bytes(token)
+        return (self._shown_bytes if skip_special else self._bytes)[self._checked(token)]
 
     def without_prefix(self, token: int, data: bytes) -> bytes:
         """`data` of a text's first token without the space that encode put in front of the text."""
