@@ -13,6 +13,7 @@ import os
 import numpy as np
 
 from .errors import ContextOverflowError, EdgeLLMError, InvalidArgumentError, ModelClosedError, NotEnoughMemoryError
+from .machine import memory
 from .plan import KVShape
 
 PAGE_TOKENS = 64
@@ -163,7 +164,8 @@ def _reserve(n_bytes: int) -> np.ndarray:
         else:
             arena = mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except (OSError, OverflowError, ValueError, MemoryError):
-        raise NotEnoughMemoryError(n_bytes, 0, ["a shorter context (n_ctx)"], what="the KV cache") from None
+        free = memory().available
+        raise NotEnoughMemoryError(n_bytes, free, ["a shorter context (n_ctx)"], what="the KV cache") from None
     return np.frombuffer(arena, dtype=np.uint8)
 
 

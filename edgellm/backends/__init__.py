@@ -113,8 +113,10 @@ def create(
         from .reference import ReferenceBackend
 
         return ReferenceBackend(plan, weights, n_threads=n_threads, max_tokens=max_tokens, pack=pack)
-    from .numba_ import NumbaBackend
-
+    try:
+        from .numba_ import NumbaBackend
+    except ImportError as e:
+        raise BackendError(f"Numba cannot be loaded ({e}); install the numba package") from None
     return NumbaBackend(plan, weights, n_threads=n_threads, max_tokens=max_tokens, pack=pack)
 
 

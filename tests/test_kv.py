@@ -1,0 +1,288 @@
+"""Pages and sequences: against a plain list model, and one by one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
+
+from edgellm.errors import ContextOverflowError, InvalidArgumentError, ModelClosedError, NotEnoughMemoryError
+from edgellm.kv import (
+    NO_PAGE,
+    PAGE_TOKENS,
+    PageError,
+    PagePool,
+    Sequence,
+    cache_bytes,
+    default_n_ctx,
+    n_blocks,
+    page_bytes,
+    resolve_kv_type,
+)
+from edgellm.plan import KVShape
+
+SHAPE = KVShape(n_layers=2, n_kv_heads=3, head_dim=4)
+N_CTX = 5 * PAGE_TOKENS - 3
+
+
+def write(seq: Sequence, position: int, value: float) -> None:
+    """Puts `value` into every K and V lane of a position, as a pass would."""
+    block, lane = divmod(position, PAGE_TOKENS)
+    for layer in range(SHAPE.n_layers):
+        for head in range(SHAPE.n_kv_heads):
+            seq.pool.k_view(int(seq.table[layer, block]), head)[:, lane] = value + layer
+            seq.pool.v_view(int(seq.table[layer, block]), head)[lane] = -value - head
+
+
+def check(seq: Sequence, values: list[float]) -> None:
+    assert seq.length == len(values)
+    for position, value in enumerate(values):
+        block, lane = divmod(position, PAGE_TOKENS)
+        for layer in range(SHAPE.n_layers):
+            for head in range(SHAPE.n_kv_heads):
+                page = int(seq.table[layer, block])
+                assert (seq.pool.k_view(page, head)[:, lane] == value + layer).all()
+                assert (seq.pool.v_view(page, head)[lane] == -value - head).all()
+
+
+class Cache(RuleBasedStateMachine):
+    """Random sequences over one pool of 24 pages, beside a list of values for each."""
+
+    sequences = Bundle("sequences")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = PagePool(SHAPE, "f32", 24)
+        self.model: dict[int, list[float]] = {}  # id of the sequence -> value of each position
+        self.live: dict[int, Sequence] = {}
+        self.counter = 0
+
+    @rule(target=sequences)
+    def open(self) -> Sequence:
+        seq = Sequence(self.pool, N_CTX)
+        self.model[id(seq)], self.live[id(seq)] = [], seq
+        return seq
+
+    @rule(seq=sequences, n=st.integers(1, 150))
+    def append(self, seq: Sequence, n: int) -> None:
+        values, before = self.model[id(seq)], seq.table.copy()
+        start, free = len(values), self.pool.n_free
+        need = (n_blocks(start + n) - n_blocks(start)) * SHAPE.n_layers
+        try:
+            seq.ensure(start + n)
+        except ContextOverflowError:
+            assert start + n > N_CTX
+        except NotEnoughMemoryError:
+            assert need > free
+        else:
+            assert start + n <= N_CTX
+            assert self.pool.n_free == free - need
+            for position in range(start, start + n):
+                self.counter += 1
+                write(seq, position, float(self.counter))
+                values.append(float(self.counter))
+            seq.commit(start + n)
+            return
+        assert (seq.table == before).all()
+        assert self.pool.n_free == free
+
+    @rule(seq=sequences, share=st.floats(0, 1))
+    def rewind(self, seq: Sequence, share: float) -> None:
+        values = self.model[id(seq)]
+        del values[int(share * len(values)) :]
+        seq.rewind(len(values))
+
+    @rule(seq=sequences, n=st.integers(1, 100))
+    def fail_a_pass(self, seq: Sequence, n: int) -> None:
+        """A pass that got its pages and then failed gives them back."""
+        held, n = seq.n_pages, min(n, N_CTX - seq.length)
+        try:
+            seq.ensure(seq.length + n)
+        except NotEnoughMemoryError:
+            return
+        seq.rewind(seq.length)
+        assert seq.n_pages == held
+
+    @rule(seq=consumes(sequences))
+    def close(self, seq: Sequence) -> None:
+        seq.close()
+        seq.close()
+        del self.model[id(seq)], self.live[id(seq)]
+
+    @invariant()
+    def pages_add_up(self) -> None:
+        held = [int(p) for s in self.live.values() for p in s.table[s.table != NO_PAGE]]
+        assert len(set(held)) == len(held)
+        assert len(held) + self.pool.n_free == self.pool.n_pages
+        assert int(self.pool.refs.sum()) == len(held)
+        for key, seq in self.live.items():
+            assert seq.n_pages == n_blocks(len(self.model[key])) * SHAPE.n_layers
+
+    def teardown(self) -> None:
+        for key, seq in self.live.items():
+            check(seq, self.model[key])
+            seq.close()
+        assert self.pool.n_free == self.pool.n_pages
+        assert not self.pool.refs.any()
+
+
+TestCache = Cache.TestCase
+TestCache.settings = settings(
+    max_examples=50, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
+)
+
+
+def test_page_layout_is_the_one_of_the_header() -> None:
+    """For each head K as [head_dim][64], then V as [64][head_dim], nothing between (native/edgellm.h)."""
+    pool = PagePool(SHAPE, "f16", 3)
+    pages = pool.allocate(2)
+    for head in range(3):
+        pool.k_view(pages[1], head)[:] = np.arange(4 * 64).reshape(4, 64) + head
+        pool.v_view(pages[1], head)[:] = -np.arange(64 * 4).reshape(64, 4) - head
+    assert pool.page_bytes == page_bytes(SHAPE, "f16") == 3 * 2 * 4 * 64 * 2
+    flat = pool.arena[pages[1]].view(np.float16).reshape(3, 2, 256)
+    for head in range(3):
+        assert (flat[head, 0] == np.arange(256) + head).all()
+        assert (flat[head, 1] == -np.arange(256) - head).all()
+    assert not pool.arena[pages[0]].any()
+    assert pool.address % 4096 == 0
+    assert cache_bytes(SHAPE, "f16", 65) == 2 * 2 * pool.page_bytes
+
+
+def test_a_page_is_clean_when_it_is_handed_out_again() -> None:
+    pool = PagePool(SHAPE, "f32", 1)
+    (page,) = pool.allocate(1)
+    pool.k_view(page, 0)[:] = np.nan
+    pool.release(page)
+    assert pool.allocate(1) == [page]
+    assert not pool.arena[page].any()
+
+
+def test_shared_pages_live_until_the_last_release() -> None:
+    pool = PagePool(SHAPE, "f32", 2)
+    (page,) = pool.allocate(1)
+    pool.retain(page)
+    pool.release(page)
+    assert pool.n_free == 1
+    pool.k_view(page, 0)[:] = 1.0
+    pool.release(page)
+    assert pool.n_free == 2
+
+
+def test_misuse_of_pages_is_stopped() -> None:
+    pool = PagePool(SHAPE, "f32", 2)
+    (page,) = pool.allocate(1)
+    pool.release(page)
+    for call in (pool.release, pool.retain, lambda p: pool.k_view(p, 0)):
+        for bad in (page, -1, 2, 1):
+            with pytest.raises(PageError):
+                call(bad)
+    assert pool.n_free == 2
+
+
+def test_allocation_is_all_or_nothing() -> None:
+    pool = PagePool(SHAPE, "f32", 3)
+    pool.allocate(1)
+    with pytest.raises(NotEnoughMemoryError, match="KV cache") as error:
+        pool.allocate(3)
+    assert (error.value.need, error.value.have) == (3 * pool.page_bytes, 2 * pool.page_bytes)
+    assert pool.n_free == 2
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads Linux's /proc/self/statm")
+def test_the_arena_costs_nothing_until_it_is_used() -> None:
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    before = resident()
+    pool = PagePool(KVShape(1, 8, 128), "f32", 1 << 11)
+    assert pool.arena.nbytes == 1 << 30
+    (page,) = pool.allocate(1)
+    pool.v_view(page, 7)[63, 127] = 1.0
+    assert resident() - before < 32 << 20
+    pool.close()
+
+
+def test_a_pool_that_cannot_be_reserved() -> None:
+    with pytest.raises(NotEnoughMemoryError):
+        PagePool(KVShape(1024, 1 << 10, 1 << 10), "f32", 2**31 - 1)
+
+
+@pytest.mark.parametrize("n_pages", [0, -1, 2**31])
+def test_bad_page_counts(n_pages: int) -> None:
+    with pytest.raises(InvalidArgumentError):
+        PagePool(SHAPE, "f32", n_pages)
+
+
+def test_bad_kv_type() -> None:
+    with pytest.raises(InvalidArgumentError, match="q8_9"):
+        PagePool(SHAPE, "q8_9", 1)
+
+
+@pytest.mark.parametrize("n_ctx", [0, -5, 2**31])
+def test_bad_context(n_ctx: int) -> None:
+    with pytest.raises(InvalidArgumentError):
+        Sequence(PagePool(SHAPE, "f32", 1), n_ctx)
+
+
+def test_sequence_bounds() -> None:
+    pool = PagePool.for_tokens(SHAPE, "f32", 100)
+    assert pool.n_pages == 4
+    with Sequence(pool, 100) as seq:
+        assert seq.table.shape == (2, 2)
+        assert seq.table.dtype == np.int32
+        with pytest.raises(ContextOverflowError):
+            seq.ensure(101)
+        with pytest.raises(InvalidArgumentError, match="commit"):
+            seq.commit(1)  # no page yet
+        seq.ensure(64)
+        seq.commit(64)
+        with pytest.raises(InvalidArgumentError, match="commit"):
+            seq.commit(65)
+        with pytest.raises(InvalidArgumentError, match="commit"):
+            seq.commit(63)
+        for bad in (-1, 65):
+            with pytest.raises(InvalidArgumentError, match="rewind"):
+                seq.rewind(bad)
+        assert seq.n_pages == 2
+        seq.rewind(1)
+        assert seq.n_pages == 2
+    assert pool.n_free == 4
+    with pytest.raises(ModelClosedError):
+        seq.ensure(1)
+
+
+def test_a_closed_pool_says_so() -> None:
+    pool = PagePool(SHAPE, "f32", 2)
+    pool.close()
+    pool.close()
+    with pytest.raises(ModelClosedError):
+        pool.allocate(1)
+    with pytest.raises(ModelClosedError):
+        _ = pool.address
+
+
+def test_kv_types() -> None:
+    assert resolve_kv_type("auto", {"F32"}) == "f32"
+    assert resolve_kv_type("auto", {"F32", "Q8_0"}) == "f16"
+    assert resolve_kv_type("auto", {"F16"}) == "f16"
+    assert resolve_kv_type("f32", {"Q4_0"}) == "f32"
+    assert resolve_kv_type("f16", {"F32"}) == "f16"
+    for bad in ("q4", "F16", ""):
+        with pytest.raises(InvalidArgumentError):
+            resolve_kv_type(bad, {"F32"})
+
+
+def test_default_context() -> None:
+    block = SHAPE.n_layers * page_bytes(SHAPE, "f16")
+    assert default_n_ctx(1000, SHAPE, "f16", 100 * block) == 1000
+    assert default_n_ctx(1000, SHAPE, "f16", 3 * block + block // 2) == 192
+    with pytest.raises(NotEnoughMemoryError):
+        default_n_ctx(1000, SHAPE, "f16", block - 1)
+    with pytest.raises(NotEnoughMemoryError):
+        default_n_ctx(1000, SHAPE, "f16", -5)

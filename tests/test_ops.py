@@ -1,0 +1,132 @@
+"""The op table and `verify`: every rule that a plan may break has a plan here that breaks it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from edgellm.backends.reference import ACTIVATIONS as BODIES_OF_ACTIVATIONS
+from edgellm.backends.reference import BODIES
+from edgellm.errors import PlanError
+from edgellm.ops import ACTIVATIONS, OPS, Op, verify
+from edgellm.plan import KVShape, Plan, PlanBuilder, RopeTable, Step
+
+
+def small_plan() -> Plan:
+    """One layer with every op: 2 heads of 4 on 1 KV head, 10 tokens in the vocabulary."""
+    b = PlanBuilder("small", KVShape(1, 1, 4), 10)
+    table = b.rope_table(RopeTable(np.array([1.0, 0.5])))
+    x = b.embed("token_embd.weight", 6)
+    h = b.rmsnorm(x, "blk.0.attn_norm.weight", 1e-5)
+    q = b.linear(h, "blk.0.attn_q.weight", 8, bias="blk.0.attn_q.bias", out="q")
+    k = b.linear(h, "blk.0.attn_k.weight", 4, out="k")
+    v = b.linear(h, "blk.0.attn_v.weight", 4, out="v")
+    q = b.rope(q, 4, 4, style="interleaved", table=table, label="blk.0.rope_q")
+    a = b.attention(q, k, v, layer=0, scale=0.5, label="blk.0.attn")
+    x = b.add(x, b.linear(a, "blk.0.attn_output.weight", 6, out="h"), label="blk.0.attn_residual")
+    gate = b.linear(x, "blk.0.ffn_gate.weight", 12, out="gate")
+    up = b.linear(x, "blk.0.ffn_up.weight", 12, out="up")
+    y = b.gated("silu", gate, up, label="blk.0.ffn_act")
+    x = b.add(x, b.linear(y, "blk.0.ffn_down.weight", 6, out="h"), label="blk.0.ffn_residual")
+    return b.build(b.linear(b.take_rows(x), "token_embd.weight", 10, out="logits", label="output"))
+
+
+def at(plan: Plan, op: Op) -> int:
+    return next(i for i, s in enumerate(plan.steps) if s.op is op)
+
+
+def changed(op: Op, **changes: object) -> Plan:
+    """The small plan, its first step of `op` changed; made without the check that a Plan does by itself."""
+    plan = small_plan()
+    i = at(plan, op)
+    params = dict(plan.steps[i].params) | changes.pop("params", {})  # type: ignore[operator]
+    steps = list(plan.steps)
+    steps[i] = dataclasses.replace(steps[i], **({"params": params} | changes))
+    return unchecked(plan, steps=tuple(steps))
+
+
+def unchecked(plan: Plan, **changes: object) -> Plan:
+    copy = object.__new__(Plan)
+    for field in dataclasses.fields(Plan):
+        object.__setattr__(copy, field.name, changes.get(field.name, getattr(plan, field.name)))
+    return copy
+
+
+def test_every_op_has_a_row_a_body_and_a_builder_method() -> None:
+    assert set(OPS) == set(Op) == set(BODIES)
+    assert set(BODIES_OF_ACTIVATIONS) == set(ACTIVATIONS)
+    assert all(callable(getattr(PlanBuilder, op.value)) for op in Op)
+    assert {s.op for s in small_plan().steps} == set(Op)
+
+
+def test_a_good_plan_passes() -> None:
+    verify(small_plan())
+
+
+@pytest.mark.parametrize(
+    ("op", "changes", "words"),
+    [
+        (Op.EMBED, {"outputs": (2,)}, "table"),
+        (Op.EMBED, {"outputs": (99,)}, "no buffer 99"),
+        (Op.EMBED, {"outputs": (8,)}, "one row per token"),
+        (Op.EMBED, {"weights": ()}, "wrong number"),
+        (Op.EMBED, {"weights": ("nothing.weight",)}, "no declared shape"),
+        (Op.RMSNORM, {"params": {"eps": 0.0}}, "eps"),
+        (Op.RMSNORM, {"params": {"eps": float("nan")}}, "eps"),
+        (Op.RMSNORM, {"params": {"eps": 1}}, "needed float"),
+        (Op.RMSNORM, {"params": {"more": 1}}, "parameters"),
+        (Op.RMSNORM, {"outputs": (0,)}, "must not be an input"),
+        (Op.RMSNORM, {"inputs": (7,)}, "before it is written"),
+        (Op.RMSNORM, {"weights": ("blk.0.attn_q.bias",)}, "columns"),
+        (Op.LINEAR, {"weights": ("blk.0.attn_k.weight",)}, "needed (8, 6)"),
+        (Op.LINEAR, {"weights": ("blk.0.attn_q.weight", "blk.0.attn_norm.weight")}, "bias"),
+        (Op.LINEAR, {"outputs": (1, 2)}, "wrong number"),
+        (Op.ROPE, {"outputs": (3,)}, "in place"),
+        (Op.ROPE, {"params": {"head_dim": 3}}, "heads of 3"),
+        (Op.ROPE, {"params": {"rotary_dims": 3}}, "rotary_dims"),
+        (Op.ROPE, {"params": {"rotary_dims": 2}}, "rope table 0 has shape"),
+        (Op.ROPE, {"params": {"style": "spiral"}}, "spiral"),
+        (Op.ROPE, {"params": {"table": 1}}, "no rope table 1"),
+        (Op.ATTENTION, {"params": {"layer": 1}}, "layer 1"),
+        (Op.ATTENTION, {"params": {"head_dim": 8}}, "KV cache"),
+        (Op.ATTENTION, {"params": {"n_heads": 3}}, "n_heads"),
+        (Op.ATTENTION, {"params": {"scale": 0.0}}, "scale"),
+        (Op.ATTENTION, {"params": {"window": -1}}, "window"),
+        (Op.ATTENTION, {"inputs": (2, 3, 0)}, "n_kv_heads"),
+        (Op.GATED, {"params": {"activation": "relu6"}}, "relu6"),
+        (Op.GATED, {"inputs": (6, 0)}, "differ in shape"),
+        (Op.GATED, {"outputs": (7,)}, "first input only"),
+        (Op.ADD, {"inputs": (0, 2)}, "differ in shape"),
+        (Op.TAKE_ROWS, {"inputs": (2,)}, "columns"),
+        (Op.TAKE_ROWS, {"outputs": (1,)}, "from rows of tokens"),
+    ],
+)
+def test_each_broken_step_is_named(op: Op, changes: dict, words: str) -> None:
+    with pytest.raises(PlanError, match=f"{op.value} ") as error:
+        verify(changed(op, **changes))
+    assert words in str(error.value)
+
+
+def test_the_plan_as_a_whole_is_checked() -> None:
+    plan = small_plan()
+    with pytest.raises(PlanError, match="logits"):
+        verify(unchecked(plan, logits=0))
+    with pytest.raises(PlanError, match="logits"):
+        verify(unchecked(plan, logits=77))
+    with pytest.raises(PlanError, match="layers"):
+        verify(unchecked(plan, kv=KVShape(2, 1, 4)))
+    twice = (*plan.steps, plan.steps[at(plan, Op.ATTENTION)])
+    with pytest.raises(PlanError, match="layers"):
+        verify(unchecked(plan, steps=twice))
+    buffers = (dataclasses.replace(plan.buffers[0], id=5), *plan.buffers[1:])
+    with pytest.raises(PlanError, match="malformed"):
+        verify(unchecked(plan, buffers=buffers))
+
+
+def test_a_plan_checks_itself_when_it_is_made() -> None:
+    plan = small_plan()
+    step = Step(Op.ADD, (0, 2), (0,), (), {}, "blk.0.bad")
+    with pytest.raises(PlanError, match=r"blk\.0\.bad"):
+        dataclasses.replace(plan, steps=(*plan.steps, step))
