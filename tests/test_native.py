@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -234,3 +235,25 @@ def test_arguments_are_checked(tmp_path: Path) -> None:
             ):
                 with pytest.raises(InvalidArgumentError):
                     backend.forward(tokens, position, outputs, seq)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_the_child_of_a_fork_makes_its_own_pool(tmp_path: Path) -> None:
+    with opened(tiny_llama_gguf(tmp_path / "m.gguf", type="Q8_0")) as (plan, weights):
+        backend = NativeBackend(plan, weights, n_threads=3)
+        ids = some_ids(30, plan.n_vocab)
+        want = run(backend, plan, ids)
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if np.array_equal(want, run(backend, plan, ids)) else 1)
+        deadline = time.monotonic() + 30
+        while True:
+            done, status = os.waitpid(child, os.WNOHANG)
+            if done or time.monotonic() > deadline:
+                break
+            time.sleep(0.01)
+        if not done:
+            os.kill(child, 9)
+            os.waitpid(child, 0)
+        assert done and os.waitstatus_to_exitcode(status) == 0
+        assert np.array_equal(want, run(backend, plan, ids)), "the parent goes on"
