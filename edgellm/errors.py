@@ -185,7 +185,7 @@ class ConvertError(EdgeLLMError):
         super().__init__(_with_details(message, details, path))
 
 
-class NotEnoughMemoryError(EdgeLLMError, MemoryError):
+class NotEnoughMemoryError(EdgeLLMError):
     """The model or its cache does not fit. `need` and `have` are bytes; `suggestions` are things to try."""
 
     exit_code = 4
