@@ -1,0 +1,345 @@
+"""The Numba backend: the speed path of machines that have no compiled library.
+
+Weights stay in block form in the mapped file; kernels (`numba_kernels`) read them there, with activations rounded to 8
+bits as the native backend does. A pass is a Python loop over the lowered steps; each step hands ranges of rows, tokens
+or heads to threads. Kernels are compiled at their first call (half a second each) and cached on disk.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..blocks import F32, BlockType
+from ..errors import BackendError, Cancelled, NonFiniteError
+from ..kv import Sequence
+from ..plan import Plan
+from ..quants import dequantize
+from ..weights import Weights
+from . import check_pass
+from .lowering import LoweredStep, lower
+from .numba_kernels import attention as attention_kernels
+from .numba_kernels import pool, vector
+from .numba_kernels.linear import LINEAR, quantize_q8_32, quantize_q8_256
+
+_CHUNK_WORK = 1 << 19  # multiply-adds (or as much time) that are worth handing to another thread
+_CHUNKS_PER_THREAD = 4  # more than one, so that a thread that is held up does not hold up all
+_ROW_STEP = 16  # rows of a matrix are handed out in multiples of this
+_NONE = np.empty(0, np.float32)  # no bias, no residual
+_GATED = {"silu": vector.gated_silu, "gelu_tanh": vector.gated_gelu_tanh}
+_GROUPS = {"q8_32": (32, 32, quantize_q8_32), "q8_256": (256, 16, quantize_q8_256)}  # per scale, per sum, kernel
+
+
+@dataclass(frozen=True)
+class _Matrix:
+    """A weight as its bytes in the file, uint8 (rows * row_bytes,), one row after the other."""
+
+    type: BlockType
+    data: np.ndarray
+    rows: int
+    cols: int
+
+
+@dataclass
+class _Pass:
+    """What one pass works on. `cache` is the pool's arena as flat elements; `turns` are cos and sin by rope table."""
+
+    tokens: np.ndarray  # int32 (n,)
+    position: int
+    outputs: np.ndarray  # int32 (m,)
+    table: np.ndarray  # int32 (n_layers, blocks)
+    kv_type: str
+    cache: np.ndarray
+    page_size: int  # elements
+    cancel: np.ndarray  # int32 (1,)
+    turns: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
+
+
+class NumbaBackend:
+    """See `edgellm.backends.Backend`. Two backends may run at once in two Python threads; one backend in one."""
+
+    name = "numba"
+
+    def __init__(
+        self, plan: Plan, weights: Weights, *, n_threads: int = 1, max_tokens: int = 512, pack: bool = True
+    ) -> None:
+        self.plan, self.max_tokens, self.n_threads = plan, max_tokens, max(1, n_threads)
+        self._matrices: dict[str, _Matrix] = {}
+        self._vectors: dict[str, np.ndarray] = {}
+        for name, shape in plan.weights.items():
+            if len(shape) == 2:
+                self._matrices[name] = _Matrix(weights.type(name), weights.data(name).reshape(-1), *shape)
+            else:  # norms and biases: small, float32
+                self._vectors[name] = np.ascontiguousarray(weights.float32(name), dtype=np.float32).reshape(-1)
+        self._scratch = _Scratch(plan, self._matrices, max_tokens)
+        self._fused = lower(plan)
+        self._plain = lower(plan, fuse=False)  # step i is plan step i
+        self._now: _Pass | None = None
+
+    # ---- passes --------------------------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        tokens: np.ndarray,
+        position: int,
+        outputs: np.ndarray,
+        seq: Sequence,
+        cancel: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """One pass -> float32 (m, n_vocab), a view that is valid until the next call."""
+        self._begin(tokens, position, outputs, seq, cancel)
+        for step in self._fused:
+            self._step(step)
+        logits = self._view(self.plan.logits)
+        if not np.isfinite(logits).all():
+            raise NonFiniteError(self._first_bad_step(tokens, position, outputs, seq))
+        return logits
+
+    def begin(self, tokens: np.ndarray, position: int, outputs: np.ndarray, seq: Sequence) -> None:
+        self._begin(tokens, position, outputs, seq, None)
+
+    def run_step(self, index: int) -> None:
+        self._step(self._plain[index])
+
+    def read(self, buffer: int) -> np.ndarray:
+        return self._view(buffer).copy()
+
+    def write(self, buffer: int, values: np.ndarray) -> None:
+        self._view(buffer)[...] = values
+
+    def close(self) -> None:
+        self._matrices, self._vectors, self._now = {}, {}, None
+        self._fused, self._plain = [], []
+        self._scratch.close()
+
+    def _begin(
+        self, tokens: np.ndarray, position: int, outputs: np.ndarray, seq: Sequence, cancel: np.ndarray | None
+    ) -> None:
+        if not self._fused:
+            raise BackendError("the backend is closed")
+        tokens, outputs = check_pass(self.plan, tokens, position, outputs, seq, self.max_tokens)
+        kv = seq.pool
+        raw = kv.arena.reshape(-1)
+        self._now = _Pass(
+            tokens=tokens,
+            position=position,
+            outputs=outputs,
+            table=seq.table,
+            kv_type=kv.kv_type,
+            cache=raw.view(np.float32 if kv.kv_type == "f32" else np.uint16),
+            page_size=kv.page_bytes // kv.dtype.itemsize,
+            cancel=np.zeros(1, np.int32) if cancel is None else cancel,
+        )
+        positions = np.arange(position, position + tokens.size, dtype=np.float64)
+        for rope in self.plan.ropes:  # angles in float64: at position 100,000 a float32 angle is off by a thousandth
+            angles = positions[:, None] * rope.inv_freq  # (n, pairs)
+            turn = [np.ascontiguousarray(f(angles) * rope.magnitude, np.float32).reshape(-1) for f in (np.cos, np.sin)]
+            self._now.turns.append((turn[0], turn[1]))
+
+    def _first_bad_step(self, tokens: np.ndarray, position: int, outputs: np.ndarray, seq: Sequence) -> str:
+        """Runs the pass again, unfused, and looks at every output; the cache gets the same values once more."""
+        self.begin(tokens, position, outputs, seq)
+        for i, step in enumerate(self.plan.steps):
+            self.run_step(i)
+            if not np.isfinite(self._view(step.outputs[0])).all():
+                return step.label
+        return self.plan.steps[-1].label
+
+    def _rows(self, buffer: int) -> int:
+        now = self._pass()
+        return now.tokens.size if self.plan.buffers[buffer].rows == "tokens" else now.outputs.size
+
+    def _view(self, buffer: int) -> np.ndarray:
+        """float32 (rows, cols) of the current pass."""
+        rows, cols = self._rows(buffer), self.plan.buffers[buffer].cols
+        return self._scratch.buffer(buffer)[: rows * cols].reshape(rows, cols)
+
+    def _pass(self) -> _Pass:
+        if self._now is None:
+            raise BackendError("no pass was begun, or the backend is closed")
+        return self._now
+
+    # ---- steps ---------------------------------------------------------------------------------------------------
+
+    def _step(self, step: LoweredStep) -> None:
+        now = self._pass()
+        getattr(self, f"_{step.op}")(step, now)
+        if now.cancel[0]:
+            raise Cancelled()
+
+    def _spread(self, n: int, work_each: float, run: Callable[[int, int], Any]) -> None:
+        """run(first, last) over ranges of 0 .. n, on as many threads as the work is worth."""
+        wanted = min(n * work_each / _CHUNK_WORK, self.n_threads * _CHUNKS_PER_THREAD)
+        if self.n_threads == 1 or wanted < 2 or n < 2:
+            if n:
+                run(0, n)
+            return
+        size = math.ceil(n / min(n, int(wanted)))
+        pool.run(lambda c: run(c * size, min(n, (c + 1) * size)), math.ceil(n / size), self.n_threads)
+
+    def _embed(self, step: LoweredStep, now: _Pass) -> None:
+        m = self._matrices[step.weights[0]]
+        rows = m.data.reshape(m.rows, -1)[now.tokens]  # (n, row bytes), a copy of these rows only
+        self._view(step.outputs[0])[...] = dequantize(rows, m.type, (now.tokens.size, m.cols))
+
+    def _rmsnorm(self, step: LoweredStep, now: _Pass) -> None:
+        cols, weight = self.plan.buffers[step.inputs[0]].cols, self._vectors[step.weights[0]]
+        x, y = self._scratch.buffer(step.inputs[0]), self._scratch.buffer(step.outputs[0])
+        eps = step.params["eps"]
+        self._spread(
+            self._rows(step.inputs[0]), 8 * cols, lambda a, b: vector.rmsnorm(x, weight, y, cols, a, b, eps)
+        )
+
+    def _rope(self, step: LoweredStep, now: _Pass) -> None:
+        p = step.params
+        n_pairs = p["rotary_dims"] // 2
+        stride, other = (2, 1) if p["style"] == "interleaved" else (1, n_pairs)
+        cos, sin = now.turns[p["table"]]
+        for buffer in step.inputs:
+            x, cols = self._scratch.buffer(buffer), self.plan.buffers[buffer].cols
+
+            def turn(a: int, b: int, x: np.ndarray = x, cols: int = cols) -> None:
+                vector.rope(x, cos, sin, cols, p["head_dim"], n_pairs, stride, other, a, b)
+
+            self._spread(now.tokens.size, 4 * cols, turn)
+
+    def _attention(self, step: LoweredStep, now: _Pass) -> None:
+        p, n = step.params, now.tokens.size
+        q, k, v = (self._scratch.buffer(b) for b in step.inputs)
+        out, table = self._scratch.buffer(step.outputs[0]), now.table[p["layer"]]
+        n_kv, dim, group = p["n_kv_heads"], p["head_dim"], p["n_heads"] // p["n_kv_heads"]
+        store, attend = attention_kernels.KERNELS[now.kv_type]
+        store(k, v, now.cache, now.page_size, table, n_kv, dim, now.position, n)
+        tiles = math.ceil(n / attention_kernels.TILE)
+        seen = now.position + n if not p["window"] else min(now.position + n, p["window"] + n)
+
+        def run(a: int, b: int) -> None:
+            attend(
+                q, out, now.cache, now.page_size, table, p["n_heads"], n_kv, dim, p["window"], p["scale"],
+                now.position, n, a, b, now.cancel,
+            )  # fmt: skip
+
+        self._spread(tiles * n_kv, 4 * seen * dim * group * min(n, attention_kernels.TILE), run)
+
+    def _gated(self, step: LoweredStep, now: _Pass) -> None:
+        gate, up = (self._scratch.buffer(b) for b in step.inputs)
+        self._activate(step, gate, up)
+
+    def _activate(self, step: LoweredStep, gate: np.ndarray, up: np.ndarray) -> None:
+        out, kernel = self._scratch.buffer(step.outputs[0]), _GATED[step.params["activation"]]
+        n = self._rows(step.outputs[0]) * self.plan.buffers[step.outputs[0]].cols
+        self._spread(n, 16, lambda a, b: kernel(gate, up, out, a, b))
+
+    def _add(self, step: LoweredStep, now: _Pass) -> None:
+        x, y = (self._scratch.buffer(b) for b in step.inputs)
+        out = self._scratch.buffer(step.outputs[0])
+        n = self._rows(step.outputs[0]) * self.plan.buffers[step.outputs[0]].cols
+        self._spread(n, 2, lambda a, b: vector.add(x, y, out, a, b))
+
+    def _take_rows(self, step: LoweredStep, now: _Pass) -> None:
+        np.take(self._view(step.inputs[0]), now.outputs, axis=0, out=self._view(step.outputs[0]))
+
+    # ---- matrices ------------------------------------------------------------------------------------------------
+
+    def _linear(self, step: LoweredStep, now: _Pass) -> None:
+        residual = _NONE if step.residual is None else self._scratch.buffer(step.residual)
+        self._multiply(step, now, [self._scratch.buffer(b) for b in step.outputs], residual)
+
+    def _linear_gated(self, step: LoweredStep, now: _Pass) -> None:
+        gate, up = self._scratch.buffer(step.outputs[0]), self._scratch.up
+        self._multiply(step, now, [gate, up], _NONE)
+        self._activate(step, gate, up)
+
+    def _multiply(self, step: LoweredStep, now: _Pass, outs: list[np.ndarray], residual: np.ndarray) -> None:
+        """outs[j] = input @ weights[j].T (+ biases[j]) (+ residual): the rows of all weights are one list of work."""
+        n_cols = self._rows(step.inputs[0])
+        if n_cols == 0:
+            return
+        x = self._scratch.buffer(step.inputs[0])
+        matrices = [self._matrices[w] for w in step.weights]
+        inputs = {kind: self._activations(kind, x, n_cols, matrices[0].cols) for kind in {_input(m) for m in matrices}}
+        biases = [_NONE if b is None else self._vectors[b] for b in step.biases]
+        starts = [0]  # of each weight in the common list, in steps of 16 rows
+        for m in matrices:
+            starts.append(starts[-1] + math.ceil(m.rows / _ROW_STEP))
+
+        def rows(first: int, last: int) -> None:
+            for j, m in enumerate(matrices):
+                a, b = max(first, starts[j]) - starts[j], min(last, starts[j + 1]) - starts[j]
+                if a < b:
+                    tail = (n_cols, biases[j], residual, outs[j], m.rows, now.cancel)
+                    _linear_rows(m, a * _ROW_STEP, min(b * _ROW_STEP, m.rows), inputs[_input(m)], tail)
+
+        self._spread(starts[-1], _ROW_STEP * matrices[0].cols * n_cols, rows)
+
+    def _activations(self, kind: str, x: np.ndarray, n_cols: int, k: int) -> tuple[np.ndarray, ...]:
+        """x (n_cols, k) as the kernels want it: itself, or (int8 q, float32 scales, int32 sums) in scratch memory."""
+        if kind == "f32":
+            return (x,)
+        _, _, quantize = _GROUPS[kind]
+        target = self._scratch.quantised(kind)
+        self._spread(n_cols, 8 * k, lambda a, b: quantize(x, a, b, k, *target))
+        return target
+
+
+def _input(m: _Matrix) -> str:
+    return m.type.activation if m.type.id in LINEAR else "f32"
+
+
+def _linear_rows(m: _Matrix, first: int, last: int, inputs: tuple[np.ndarray, ...], tail: tuple[Any, ...]) -> None:
+    """Rows [first, last) of one matrix. A type without a kernel is decoded, 16 rows at a time."""
+    kernel = LINEAR.get(m.type.id)
+    if kernel is not None:
+        kernel(m.data, m.cols, first, last, *inputs, *tail)
+        return
+    n_cols, bias, residual, y, n_rows, cancel = tail
+    by_row = m.data.reshape(m.rows, -1)
+    for r in range(first, last, _ROW_STEP):
+        n = min(_ROW_STEP, last - r)
+        plain = dequantize(by_row[r : r + n], m.type, (n, m.cols)).reshape(-1).view(np.uint8)
+        part = np.empty(n_cols * n, np.float32)
+        LINEAR[F32.id](plain, m.cols, 0, n, *inputs, n_cols, _NONE, _NONE, part, n, cancel)
+        out = y[: n_cols * n_rows].reshape(n_cols, n_rows)[:, r : r + n]
+        result = part.reshape(n_cols, n) + (bias[r : r + n] if bias.size else np.float32(0))
+        out[...] = result if not residual.size else residual[: out.base.size].reshape(-1, n_rows)[:, r : r + n] + result
+
+
+class _Scratch:
+    """Buffers and quantised activations. Sized for max_tokens; memory is taken only where a pass writes."""
+
+    def __init__(self, plan: Plan, matrices: dict[str, _Matrix], max_tokens: int) -> None:
+        self._plan, self._max_tokens = plan, max_tokens
+        self._buffers: dict[int, np.ndarray] = {}
+        self._widest = max((m.cols for m in matrices.values()), default=1)
+        self._quantised: dict[str, tuple[np.ndarray, ...]] = {}
+        self._up: np.ndarray | None = None
+
+    def buffer(self, index: int) -> np.ndarray:
+        """float32 (max_tokens * cols,) of a plan buffer."""
+        if index not in self._buffers:
+            self._buffers[index] = np.zeros(self._max_tokens * self._plan.buffers[index].cols, np.float32)
+        return self._buffers[index]
+
+    @property
+    def up(self) -> np.ndarray:
+        """float32, the product that a gated linear step multiplies with; as large as the widest buffer of tokens."""
+        if self._up is None:
+            self._up = np.zeros(self._max_tokens * max(b.cols for b in self._plan.buffers if b.rows == "tokens"), np.float32)
+        return self._up
+
+    def quantised(self, kind: str) -> tuple[np.ndarray, ...]:
+        """(int8, float32 scales, int32 sums) for max_tokens columns of the widest input."""
+        if kind not in self._quantised:
+            per_scale, per_sum, _ = _GROUPS[kind]
+            n = self._max_tokens * self._widest
+            self._quantised[kind] = (
+                np.zeros(n, np.int8), np.zeros(n // per_scale + 1, np.float32), np.zeros(n // per_sum + 1, np.int32)
+            )  # fmt: skip
+        return self._quantised[kind]
+
+    def close(self) -> None:
+        self._buffers, self._quantised, self._up = {}, {}, None

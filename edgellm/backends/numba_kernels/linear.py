@@ -1,0 +1,162 @@
+"""Products of a weight matrix in block form with one or many columns of activations.
+
+A quantised row is unpacked once into integer codes that stay in the first-level cache and then meets every column. The
+integer sum over a block is exact; one fma adds it to the row's total, in ascending order (formats/arithmetic.md). Every
+(row, column) is summed by itself, so neither the number of threads nor that of columns changes a bit.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import types
+from numba.extending import register_jitable
+
+from ...blocks import BF16, F16, Q4_0, Q4_1, Q5_0, Q5_1, Q6_K, Q8_0, BlockType
+from ...blocks import F32 as F32_TYPE
+from .intrinsics import at, bf16_at, bits_float, dot32, dot256, dot_f32, f16_at, f32_at, float_bits, fma, is_set, put, rint
+from .jit import INT, Kernel, f32s, i8s, i32s, ro_u8s, variant
+from .unpack import unpack_q4_0, unpack_q4_1, unpack_q5_0, unpack_q5_1, unpack_q6_k, unpack_q8_0
+
+_TILE_BYTES = 1 << 15  # unpacked rows that meet a column while it is in the first-level cache
+
+# ---- activations -----------------------------------------------------------------------------------------------------
+
+
+def _quantize(x, first, last, k, q, d, s):
+    """Columns [first, last) of x (n, k) -> int8 q (n, k), scales d (n, k / GROUP), sums s (n, k / PER_SUM)."""
+    top, largest = np.float32(127.0), np.finfo(np.float32).max
+    sign_off, special = np.int32(0x7FFFFFFF), np.int32(0x7F800000)  # bits of infinity; those of a NaN are larger
+    for g in range(first * k // GROUP, last * k // GROUP):
+        bits = np.int32(0)  # of the largest magnitude: floats without sign are ordered like their bits
+        for i in range(GROUP):
+            bits = max(bits, float_bits(at(x, g * GROUP + i)) & sign_off)
+        scale = bits_float(bits) / top
+        inverse = np.float32(1.0) / scale
+        if bits >= special:
+            scale = np.float32(np.nan)  # must not be lost: it has to reach the logits
+        put(d, g, scale)
+        if bits < special and inverse <= largest:
+            for i in range(GROUP):
+                put(q, g * GROUP + i, np.int8(np.int32(rint(at(x, g * GROUP + i) * inverse))))
+        else:  # all zero, or too small for a scale, or not finite
+            for i in range(GROUP):
+                put(q, g * GROUP + i, np.int8(0))
+        for h in range(GROUP // PER_SUM):
+            total = np.int32(0)
+            for i in range(PER_SUM):
+                total += np.int32(at(q, g * GROUP + h * PER_SUM + i))
+            put(s, g * GROUP // PER_SUM + h, np.int32(total))
+
+
+_quantize_signature = types.void(f32s, INT, INT, INT, i8s, f32s, i32s)
+quantize_q8_32 = Kernel(variant(_quantize, GROUP=32, PER_SUM=32), _quantize_signature, "quantize_q8_32")
+quantize_q8_256 = Kernel(variant(_quantize, GROUP=256, PER_SUM=16), _quantize_signature, "quantize_q8_256")
+
+# ---- quantised weights -----------------------------------------------------------------------------------------------
+
+
+def _linear_quantised(w, k, first, last, q, d, s, n_cols, bias, residual, y, n_rows, cancel):
+    """Rows [first, last). The names in capitals are the format's; LOW_AT is -1 where blocks have no minimum."""
+    n_blocks = k // BLOCK
+    tile = 1 if n_cols == 1 else max(1, TILE_WEIGHTS // k)
+    codes = np.empty(tile * k, CODES)  # (tile, k)
+    scale = np.empty(tile * n_blocks, np.float32)  # (tile, n_blocks)
+    low = np.empty(tile * n_blocks if LOW_AT >= 0 else 1, np.float32)
+    for start in range(first, last, tile):
+        if is_set(cancel):
+            return
+        n = min(tile, last - start)
+        for b in range(n * n_blocks):
+            offset = (start * n_blocks + b) * BYTES
+            UNPACK(w, offset, codes, b * BLOCK)
+            put(scale, b, f16_at(w, offset + SCALE_AT))
+            if LOW_AT >= 0:
+                put(low, b, f16_at(w, offset + LOW_AT))
+        for m in range(n_cols):
+            for i in range(n):
+                total = np.float32(0.0)
+                for b in range(n_blocks):
+                    here, there = i * n_blocks + b, m * n_blocks + b
+                    product = np.float32(DOT(codes, here * BLOCK, q, there * BLOCK))
+                    total = fma(at(scale, here) * at(d, there), product, total)
+                    if LOW_AT >= 0:
+                        total = fma(at(low, here) * at(d, there), np.float32(at(s, there)), total)
+                _finish(total, start + i, m, bias, residual, y, n_rows)
+
+
+@register_jitable
+def _finish(total, row, column, bias, residual, y, n_rows):
+    """y[column, row] = total (+ bias) (+ residual)."""
+    if bias.size > 0:
+        total = total + at(bias, row)
+    if residual.size > 0:
+        total = at(residual, column * n_rows + row) + total
+    put(y, column * n_rows + row, total)
+
+
+# ---- float weights ---------------------------------------------------------------------------------------------------
+
+
+def _linear_float(w, k, first, last, x, n_cols, bias, residual, y, n_rows, cancel):
+    """Rows [first, last), decoded to float32; 16 running sums per row (see `dot_f32`), then the rest one by one."""
+    tile = 1 if n_cols == 1 else max(1, TILE_WEIGHTS // k)
+    row = np.empty(tile * k, np.float32)  # (tile, k)
+    whole = k - k % 16
+    for start in range(first, last, tile):
+        if is_set(cancel):
+            return
+        n = min(tile, last - start)
+        for i in range(n * k):
+            put(row, i, DECODE(w, (start * k + i) * BYTES))
+        for m in range(n_cols):
+            for i in range(n):
+                total = dot_f32(row, i * k, x, m * k, whole)
+                for j in range(whole, k):
+                    total = fma(at(row, i * k + j), at(x, m * k + j), total)
+                _finish(total, start + i, m, bias, residual, y, n_rows)
+
+
+# ---- one kernel for each type -----------------------------------------------------------------------------------------
+
+_tail = (f32s, f32s, f32s, INT, i32s)  # bias or empty, residual or empty, y (n_cols, n_rows), n_rows, cancel flag
+_quantised_signature = types.void(ro_u8s, INT, INT, INT, i8s, f32s, i32s, INT, *_tail)
+_float_signature = types.void(ro_u8s, INT, INT, INT, f32s, INT, *_tail)
+
+
+def _field(type: BlockType, name: str) -> int:
+    return int(type.dtype.fields[name][1]) if name in type.dtype.fields else -1
+
+
+def _quantised(type: BlockType, unpack: Any, dot: Any, codes: Any) -> Kernel:
+    function = variant(
+        _linear_quantised,
+        BLOCK=type.block_size,
+        BYTES=type.type_size,
+        SCALE_AT=_field(type, "d"),
+        LOW_AT=_field(type, "m"),
+        UNPACK=unpack,
+        DOT=dot,
+        CODES=codes,
+        TILE_WEIGHTS=_TILE_BYTES // np.dtype(codes).itemsize,
+    )
+    return Kernel(function, _quantised_signature, f"linear_{type.name.lower()}")
+
+
+def _float(type: BlockType, decode: Any) -> Kernel:
+    function = variant(_linear_float, BYTES=type.type_size, DECODE=decode, TILE_WEIGHTS=_TILE_BYTES // 4)
+    return Kernel(function, _float_signature, f"linear_{type.name.lower()}")
+
+
+LINEAR: dict[int, Kernel] = {
+    F32_TYPE.id: _float(F32_TYPE, f32_at),
+    F16.id: _float(F16, f16_at),
+    BF16.id: _float(BF16, bf16_at),
+    Q4_0.id: _quantised(Q4_0, unpack_q4_0, dot32, np.int8),
+    Q4_1.id: _quantised(Q4_1, unpack_q4_1, dot32, np.int8),
+    Q5_0.id: _quantised(Q5_0, unpack_q5_0, dot32, np.int8),
+    Q5_1.id: _quantised(Q5_1, unpack_q5_1, dot32, np.int8),
+    Q8_0.id: _quantised(Q8_0, unpack_q8_0, dot32, np.int8),
+    Q6_K.id: _quantised(Q6_K, unpack_q6_k, dot256, np.int16),
+}
