@@ -18,6 +18,9 @@ void el_os_yield(void);
 
 /* Monotonic time in nanoseconds. */
 int64_t el_os_now(void);
+/* A clock of the calling thread's CPU time that any thread may read, and its reading in nanoseconds; -1: not here. */
+int64_t el_os_self_clock(void);
+int64_t el_os_clock_read(int64_t clock);
 /* Calls child() in the child of every fork, where the system has fork. */
 void el_os_at_fork_child(void (*child)(void));
 

@@ -87,6 +87,17 @@ int64_t el_os_now(void) {
     return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
+int64_t el_os_self_clock(void) {
+    clockid_t id;
+    return pthread_getcpuclockid(pthread_self(), &id) ? -1 : (int64_t)id + ((int64_t)1 << 40); /* ids are negative */
+}
+
+int64_t el_os_clock_read(int64_t clock) {
+    struct timespec t;
+    if (clock == -1 || clock_gettime((clockid_t)(clock - ((int64_t)1 << 40)), &t)) return -1;
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
 void el_os_at_fork_child(void (*child)(void)) { pthread_atfork(NULL, NULL, child); }
 
 struct el_mutex {

@@ -77,6 +77,12 @@ int64_t el_os_now(void) {
     return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
+int64_t el_os_self_clock(void) { return -1; }
+int64_t el_os_clock_read(int64_t clock) {
+    (void)clock;
+    return -1;
+}
+
 static void (*fork_child)(void);
 static void after_fork(void) { /* the parent's sleepers do not exist here: start with a clean lock */
     pthread_mutex_init(&wait_lock, NULL);

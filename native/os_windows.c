@@ -61,6 +61,12 @@ int64_t el_os_now(void) {
     return (int64_t)((double)t.QuadPart * 1e9 / (double)f.QuadPart);
 }
 
+int64_t el_os_self_clock(void) { return -1; }
+int64_t el_os_clock_read(int64_t clock) {
+    (void)clock;
+    return -1;
+}
+
 void el_os_at_fork_child(void (*child)(void)) { (void)child; /* there is no fork */ }
 
 struct el_mutex {

@@ -8,6 +8,10 @@
  * A phase ends when all its chunks are done, not when all workers have arrived: a helper that the system
  * has put aside delays nobody unless it holds a chunk. Helpers spin for tens of microseconds between
  * phases, then sleep in the kernel; an idle process burns nothing.
+ *
+ * Contention: a helper that loses its core inside a chunk makes everybody wait for a time slice. So each
+ * pass compares wall time with the CPU time its workers got; while much is being lost the pool runs with
+ * one worker less, and tries the full number again after a pause that grows.
  */
 #include "threads.h"
 
@@ -18,6 +22,8 @@
 #include "os.h"
 
 enum { CHUNK_BITS = 20, SPIN_NS = 60000, YIELD_NS = 20000 };
+enum { MEMORY_NS = 50000000, PAUSE_MIN_NS = 100000000, PAUSE_MAX_NS = 1600000000 };
+static const double LOST_SHARE = 0.15; /* of wall time, summed over workers: above it a worker is put aside */
 #define CHUNK_MASK (((uint64_t)1 << CHUNK_BITS) - 1)
 
 static struct {
@@ -35,6 +41,16 @@ static struct {
     int started; /* helpers started since the last shutdown */
     el_mutex *lock;
     _Atomic int64_t chunks[EL_MAX_THREADS];
+
+    /* contention watch; the caller's, but for clock and slept, which each helper writes its own element of */
+    _Atomic int64_t clock[EL_MAX_THREADS]; /* CPU clocks, 0: not known yet */
+    _Atomic int32_t slept[EL_MAX_THREADS]; /* went to sleep during this pass: its CPU time says nothing */
+    int64_t cpu_start[EL_MAX_THREADS];
+    int64_t pass_start;
+    int limit;           /* workers allowed, 0: all */
+    int64_t retry_at;    /* when to try all again */
+    int64_t pause;       /* how long the next pause is */
+    double lost, wall;   /* fading sums over the last 50 ms, in ns */
 } pool;
 
 static void pause_cpu(void) {
@@ -64,6 +80,7 @@ static int do_chunk(int worker) {
 static void sleep_until_woken(int worker) {
     uint32_t seen = atomic_load(&pool.wake);
     atomic_fetch_add(&pool.sleepers, 1);
+    atomic_store_explicit(&pool.slept[worker], 1, memory_order_relaxed);
     /* a phase published before the line above saw no sleeper: look once more before sleeping */
     int work = worker < atomic_load(&pool.active) && chunk_waiting(atomic_load(&pool.ticket));
     if (!work && !atomic_load(&pool.stop)) el_os_wait(&pool.wake, seen, 60 * 1000000LL);
@@ -73,6 +90,7 @@ static void sleep_until_woken(int worker) {
 static void helper(void *arg) {
     int worker = (int)(intptr_t)arg;
     int64_t idle_since = 0;
+    atomic_store(&pool.clock[worker], el_os_self_clock());
     while (!atomic_load(&pool.stop)) {
         if (worker < atomic_load_explicit(&pool.active, memory_order_acquire) && do_chunk(worker)) {
             idle_since = 0;
@@ -106,6 +124,8 @@ static void forget_helpers(void) {
     atomic_store(&pool.active, 0);
     atomic_store(&pool.ticket, 0);
     atomic_store(&pool.stop, 0);
+    pool.limit = 0;
+    for (int i = 0; i < EL_MAX_THREADS; i++) atomic_store(&pool.clock[i], 0);
 }
 
 static int ensure_lock(void) {
@@ -119,6 +139,50 @@ static int ensure_lock(void) {
     while (atomic_load(&state) != 2) el_os_yield();
     return pool.lock != NULL;
 }
+
+/* ---- contention ------------------------------------------------------------------------------------------- */
+
+static int64_t cpu_time(int worker) {
+    int64_t clock = worker ? atomic_load(&pool.clock[worker]) : el_os_self_clock();
+    return clock ? el_os_clock_read(clock) : -1;
+}
+
+/* How many of `wanted` workers the next pass should use; starts the watch. */
+static int watch_begin(int wanted) {
+    pool.pass_start = el_os_now();
+    if (pool.limit && pool.pass_start >= pool.retry_at) pool.limit = 0, pool.lost = pool.wall = 0.0;
+    int n = pool.limit && pool.limit < wanted ? pool.limit : wanted;
+    for (int i = 0; n > 1 && i < n; i++) {
+        atomic_store_explicit(&pool.slept[i], 0, memory_order_relaxed);
+        pool.cpu_start[i] = cpu_time(i);
+    }
+    return n;
+}
+
+static void watch_end(int n) {
+    if (n < 2) return;
+    int64_t wall = el_os_now() - pool.pass_start;
+    double lost = 0.0, fade = (double)MEMORY_NS / (double)(MEMORY_NS + wall);
+    for (int i = 0; i < n; i++) {
+        int64_t end = cpu_time(i);
+        if (end < 0 || pool.cpu_start[i] < 0 || atomic_load(&pool.slept[i])) continue;
+        int64_t missing = wall - (end - pool.cpu_start[i]);
+        if (missing > 100000) lost += (double)missing; /* waking up takes up to 100 us */
+    }
+    pool.lost = pool.lost * fade + lost;
+    pool.wall = pool.wall * fade + (double)wall;
+    if (pool.wall < MEMORY_NS / 5) return; /* too little seen to judge */
+    if (pool.lost > LOST_SHARE * pool.wall) {
+        pool.limit = n - 1;
+        pool.retry_at = el_os_now() + pool.pause;
+        pool.pause = pool.pause * 2 > PAUSE_MAX_NS ? PAUSE_MAX_NS : pool.pause * 2;
+        pool.lost = pool.wall = 0.0;
+    } else if (pool.wall > MEMORY_NS / 2) {
+        pool.pause = PAUSE_MIN_NS; /* all is well again */
+    }
+}
+
+/* ---- the interface -------------------------------------------------------------------------------------------- */
 
 int el_pool_begin(int n_threads) {
     if (!ensure_lock()) return 0;
@@ -134,7 +198,8 @@ int el_pool_begin(int n_threads) {
         }
         pool.started++;
     }
-    atomic_store(&pool.active, n_threads);
+    if (!pool.pause) pool.pause = PAUSE_MIN_NS;
+    atomic_store(&pool.active, watch_begin(n_threads));
     return n_threads;
 }
 
@@ -165,7 +230,10 @@ void el_pool_run(el_chunk_fn fn, void *ctx, int64_t n_chunks, const int32_t *can
     }
 }
 
-void el_pool_end(void) { el_os_unlock(pool.lock); }
+void el_pool_end(void) {
+    watch_end(atomic_load(&pool.active));
+    el_os_unlock(pool.lock);
+}
 
 int el_pool_chunks(int64_t *chunks, int n) {
     for (int i = 0; i < n && i < EL_MAX_THREADS; i++) chunks[i] = atomic_load(&pool.chunks[i]);
