@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import sys
 from typing import Any
 
 from edgellm.errors import EdgeLLMError
@@ -166,13 +165,14 @@ def _native_lines(native: dict[str, Any]) -> list[str]:
 def _model_lines(m: dict[str, Any]) -> list[str]:
     need = m["weight_bytes"] + m["kv_bytes"]
     short = f" (memory does not hold the trained {m['n_ctx_train']})" if m["n_ctx"] < m["n_ctx_train"] else ""
+    checks = f"round trip {m['tokenizer_check']}; chat template: {m['chat_template']}"
+    sizes = f"{_gib(m['weight_bytes'])} weights + {_gib(m['kv_bytes'])} cache when full = {_gib(need)}"
     lines = [
         f"model       {m['file']}: can run",
         f"            {m['architecture']}, {', '.join(m['types'])}",
-        f"            tokenizer: {m['tokenizer']}, round trip {m['tokenizer_check']}; chat template: {m['chat_template']}",
+        f"            tokenizer: {m['tokenizer']}, {checks}",
         f"            context {m['n_ctx']} tokens{short}",
-        f"            memory: {_gib(m['weight_bytes'])} weights + {_gib(m['kv_bytes'])} cache when full = {_gib(need)}, "
-        f"{_gib(m['memory_available'])} free",
+        f"            memory: {sizes}, {_gib(m['memory_available'])} free",
     ]
     return lines + [f"            warning: {line}" for line in m["warnings"]]
 

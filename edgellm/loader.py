@@ -78,6 +78,7 @@ class Loaded:
         self.n_ctx = fit_n_ctx(n_ctx, config.n_ctx_train, self.plan, weights, self.kv_type, backend)
         self.tokenizer = Tokenizer.from_gguf(self.file)
         _check_vocabulary(self.file, self.tokenizer.n_vocab, self.plan.n_vocab)
+        self.sampling_defaults = _sampling_defaults(self.file)
         self.chat_template = chat_template if chat_template is not None else _own_template(self.file)
         tell(progress, Progress("loading", 0, weights.n_bytes))
         self.runner = create(backend, self.plan, weights, n_threads=self.threads, max_tokens=PREFILL_CHUNK)
@@ -170,6 +171,34 @@ def _check_vocabulary(file: GGUFFile, pieces: int, rows: int) -> None:
             "the vocabulary has more pieces than the model has embedding rows",
             path=file.path, field="tokenizer.ggml.tokens", value=pieces, limit=rows, rule="V6",
         )  # fmt: skip
+
+
+# Keys in which a file may bring the sampling that suits it (llama.cpp writes them) -> field of Sampling.
+_SAMPLING_KEYS = {
+    "temp": ("temperature", float),
+    "top_k": ("top_k", int),
+    "top_p": ("top_p", float),
+    "min_p": ("min_p", float),
+    "penalty_last_n": ("repeat_last_n", int),
+    "penalty_repeat": ("repeat_penalty", float),
+}
+
+
+def _sampling_defaults(file: GGUFFile) -> dict[str, float | int]:
+    """Fields of Sampling that the file sets. Raises WrongKeyTypeError, ModelFormatError for a value out of range."""
+    from edgellm.sampling import Sampling
+
+    found: dict[str, float | int] = {}
+    for key, (field, kind) in _SAMPLING_KEYS.items():
+        value = file.get(f"general.sampling.{key}", kind, None)
+        if value is None:
+            continue
+        try:
+            Sampling(**{field: value})
+        except InvalidArgumentError as error:
+            raise ModelFormatError(str(error), path=file.path, field=f"general.sampling.{key}", value=value) from None
+        found[field] = value
+    return found
 
 
 def _own_template(file: GGUFFile) -> str | None:

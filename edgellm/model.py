@@ -212,7 +212,7 @@ class Model:
         on_prefill: Callable[[Progress], Any] | None,
         samplers: dict[str, Any],
     ) -> Result | Stream:
-        chosen = self._sampling(sampling, samplers, stop)
+        chosen = self.sampling(sampling, stop, **samplers)
         if max_tokens is not None and max_tokens < 0:
             raise InvalidArgumentError(f"max_tokens is {max_tokens}; choose 0 or more, or None for no limit")
         self._check_ids(ids)
@@ -231,18 +231,23 @@ class Model:
         job = self._worker.submit(lambda job: Generation(loaded.engine, request, job).run())
         return Stream(self, job) if stream else job.wait()
 
-    def _sampling(
-        self, sampling: Sampling | None, samplers: dict[str, Any], stop: str | Sequence[str]
+    def sampling(
+        self, sampling: Sampling | None = None, stop: str | Sequence[str] = (), **samplers: Any
     ) -> Sampling:
-        """The sampling to use: fields given as keywords replace those of `sampling`, stop strings add up."""
+        """The sampling that a call with these arguments uses.
+
+        Without a `Sampling` the file's own defaults count (keys `general.sampling.*`), else those of the class. Fields
+        given as keywords replace its fields, stop strings add up. Raises InvalidArgumentError.
+        """
         from dataclasses import replace
 
         from edgellm.sampling import Sampling
 
+        base = sampling if sampling is not None else Sampling(**self._loaded.sampling_defaults)
         try:
-            chosen = replace(sampling or Sampling(), **samplers)
+            chosen = replace(base, **samplers)
         except TypeError:
-            known = sorted(set(Sampling.__dataclass_fields__))
+            known = sorted(Sampling.__dataclass_fields__)
             bad = ", ".join(sorted(set(samplers) - set(known)))
             raise InvalidArgumentError(f"unknown option '{bad}'; samplers are {', '.join(known)}") from None
         stops = (stop,) if isinstance(stop, str) else tuple(stop)

@@ -56,7 +56,7 @@ def load_options(function: _F) -> _F:
 
 
 def sampling_options(function: _F) -> _F:
-    """How tokens are chosen; `make_sampling` takes them. Names are llama.cpp's."""
+    """How tokens are chosen; `take_samplers` takes them. Names are llama.cpp's."""
     return _apply(
         [
             click.option("--temp", "temperature", type=float, help="Temperature; 0 always takes the likeliest token."),
@@ -94,12 +94,15 @@ SAMPLING_NAMES = (
 )  # fmt: skip
 
 
-def make_sampling(options: dict[str, Any]) -> Any:
-    """Take the sampling options out of `options`; a Sampling with the given ones set."""
+def take_samplers(options: dict[str, Any]) -> dict[str, Any]:
+    """Take the sampling options that were given out of `options`, and check them before a model is loaded."""
     from edgellm.sampling import Sampling
 
-    given = {name: options.pop(name) for name in SAMPLING_NAMES if name in options}
-    return Sampling(**{name: value for name, value in given.items() if value is not None})
+    given = {name: value for name in SAMPLING_NAMES if (value := options.pop(name, None)) is not None}
+    if given.get("seed") == -1:  # llama.cpp's way to ask for a random one
+        del given["seed"]
+    Sampling(**given)
+    return given
 
 
 def limit_of(max_tokens: int | None) -> int | None:

@@ -13,11 +13,11 @@ from edgellm.cli.common import (
     limit_of,
     load_model,
     load_options,
-    make_sampling,
     print_json,
     progress_bar,
     read_text,
     sampling_options,
+    take_samplers,
 )
 
 if TYPE_CHECKING:
@@ -53,9 +53,9 @@ def command(model: str | None, text: str | None, **options: Any) -> int:
     if text is None and model is not None and _is_prompt(model):
         model, text = None, model
     prompt = _prompt(text, options.pop("prompt"), options.pop("prompt_file"))
-    sampling = make_sampling(options)
+    samplers = take_samplers(options)
     with load_model(model, options) as loaded:
-        return _run(loaded, prompt, sampling, options)
+        return _run(loaded, prompt, samplers, options)
 
 
 def _is_prompt(word: str) -> bool:
@@ -85,10 +85,10 @@ def _without_newline(text: str) -> str:
     return text[:-1] if text.endswith("\n") else text
 
 
-def _run(model: Model, prompt: str, sampling: Any, options: dict[str, Any]) -> int:
+def _run(model: Model, prompt: str, samplers: dict[str, Any], options: dict[str, Any]) -> int:
     show = not options["as_json"] and not options["no_stream"]
     with progress_bar() as report:
-        stream = _start(model, prompt, sampling, options, report)
+        stream = _start(model, prompt, samplers, options, report)
         result = _print_stream(stream) if show else stream.result
     if options["as_json"]:
         print_json(_as_json(model, result))
@@ -99,13 +99,15 @@ def _run(model: Model, prompt: str, sampling: Any, options: dict[str, Any]) -> i
     return 0
 
 
-def _start(model: Model, prompt: str, sampling: Any, options: dict[str, Any], report: Any) -> Stream:
+def _start(
+    model: Model, prompt: str, samplers: dict[str, Any], options: dict[str, Any], report: Any
+) -> Stream:
     common = {
         "max_tokens": limit_of(options["max_tokens"]),
-        "sampling": sampling,
         "stop": options["stop"],
         "ignore_eos": options["ignore_eos"],
         "on_prefill": report,
+        **samplers,
     }
     system = options["system"]
     if model.chat_template is None or options["raw"]:
@@ -119,9 +121,12 @@ def _start(model: Model, prompt: str, sampling: Any, options: dict[str, Any], re
 
 def _print_stream(stream: Stream) -> Result:
     """Print the text as it comes. Ctrl-C ends the answer; what was printed stays."""
+    from edgellm.chat.terminal import terminal_safe
+
+    show = terminal_safe if sys.stdout.isatty() else str
     try:
         for event in stream:
-            sys.stdout.write(event.text)
+            sys.stdout.write(show(event.text))
             sys.stdout.flush()
         result = stream.result
     except BaseException:

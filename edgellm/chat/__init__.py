@@ -1,0 +1,1 @@
+"""The conversation in the terminal: what was said, the commands, the line editor, the loop."""
