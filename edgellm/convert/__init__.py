@@ -1,0 +1,79 @@
+"""Checkpoints -> GGUF: `convert` reads a Hugging Face folder or a llama2.c `.bin` and writes one file.
+
+The work goes tensor by tensor and stretch by stretch, so its memory stays far below the size of the model, and the
+output appears under its name only when it is complete.
+"""
+
+from __future__ import annotations
+
+import os
+
+from ..errors import ConvertError, InvalidArgumentError, ModelFileNotFoundError
+from .mix import OUTTYPES, find_type
+from .pipeline import ConvertReport, ProgressCallback, check_output, write_model
+
+__all__ = ["ConvertReport", "ProgressCallback", "convert"]
+
+
+def convert(
+    src: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    outtype: str = "f16",
+    tokenizer: str | os.PathLike[str] | None = None,
+    progress: ProgressCallback | None = None,
+    overwrite: bool = True,
+) -> ConvertReport:
+    """Write `src` as the GGUF file `out`.
+
+    `src`: a Hugging Face folder (`config.json`, safetensors, tokenizer) or a llama2.c `.bin`, which needs `tokenizer`,
+    its tokenizer file. `outtype`: f32, f16, bf16, q8_0 or q4_0, the type of the matrices; vectors stay F32.
+    `progress(stage, done, total, unit)` is called after every stretch; it may return False to stop.
+
+    Raises ModelFileNotFoundError, ModelFormatError, UnsupportedArchitectureError, TokenizerError, ConvertError,
+    InvalidArgumentError, OutputError, Cancelled. The output is then not there (an old one stays as it was).
+    """
+    kind = find_type(outtype, OUTTYPES, "output type")
+    path = os.fspath(src)
+    if isinstance(path, bytes):
+        path = os.fsdecode(path)
+    check_output(out, [], overwrite)
+    if os.path.isdir(path):
+        from . import hf
+
+        if tokenizer is not None:
+            raise InvalidArgumentError("a tokenizer file goes with a llama2.c checkpoint; a folder brings its own")
+        with hf.open_folder(path) as folder:
+            return write_model(hf.read(folder), out, kind, progress, overwrite)
+    return _convert_file(path, out, kind, tokenizer, progress, overwrite)
+
+
+def _convert_file(path, out, kind, tokenizer, progress, overwrite) -> ConvertReport:  # type: ignore[no-untyped-def]
+    from . import llama2c
+
+    if not os.path.lexists(path):
+        raise ModelFileNotFoundError(path)
+    _refuse_others(path)
+    if not llama2c.looks_like(path):
+        raise ConvertError("neither a Hugging Face folder nor a llama2.c checkpoint", path=path)
+    if tokenizer is None:
+        raise InvalidArgumentError(f"{path}: a llama2.c checkpoint needs its tokenizer file too (--tokenizer tok.bin)")
+    checkpoint = llama2c.Checkpoint(path)
+    try:
+        return write_model(llama2c.read(checkpoint, tokenizer), out, kind, progress, overwrite)
+    finally:
+        checkpoint.close()
+
+
+def _refuse_others(path: str) -> None:
+    """Files that people give by mistake, with what to do instead."""
+    from ..gguf.source import MappedFile
+
+    if path.endswith((".safetensors", ".json")):
+        raise ConvertError("give the folder that holds this file, not the file", path=path)
+    file = MappedFile(path)
+    magic = bytes(file.buffer[:8])
+    file.close()
+    if magic[:4] == b"GGUF":
+        raise ConvertError("this is a GGUF file already; `edgellm quantize` changes its type", path=path)
+    if magic[:4] == b"PK\x03\x04" or magic[:2] == b"\x80\x02":
+        raise ConvertError("PyTorch checkpoints are not read yet; save it as safetensors", path=path)

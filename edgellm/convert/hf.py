@@ -1,0 +1,136 @@
+"""A Hugging Face folder -> what goes into the GGUF file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from ..errors import ConvertError, ModelFormatError
+from ..gguf.source import MappedFile
+from . import hf_names
+from .hf_config import HFConfig, Key, model_keys, read_config
+from .hf_tokenizer import tokenizer_keys
+from .pipeline import Conversion, size_label
+from .safetensors import Checkpoint
+from .strict_json import read_object
+
+MAX_TEMPLATE = 1 << 20  # bytes
+
+
+@dataclass(frozen=True)
+class Folder:
+    """An opened folder: its checked config.json and its checked, mapped tensors."""
+
+    path: str
+    config: HFConfig
+    checkpoint: Checkpoint
+
+
+@contextmanager
+def open_folder(path: str) -> Iterator[Folder]:
+    """Check config.json and all shards. Raises as `read_config` and `Checkpoint` do."""
+    config_path = os.path.join(path, "config.json")
+    if not os.path.lexists(config_path):
+        raise ConvertError("no config.json in this folder; give a Hugging Face model folder", path=path)
+    config = read_config(read_object(config_path), config_path)
+    with Checkpoint(path) as checkpoint:
+        yield Folder(path, config, checkpoint)
+
+
+def read(folder: Folder) -> Conversion:
+    """Metadata and tensors of the output; tensors are read from the folder when they are written."""
+    c = folder.config
+    weights, notes = hf_names.weights(c, folder.checkpoint)
+    keys, more, files = tokenizer_keys(folder.path, c)
+    notes = [*c.notes, *notes, *more]
+    general: list[Key] = [
+        ("general.type", "model", "str"),
+        ("general.name", _name(folder), "str"),
+        ("general.size_label", size_label(sum(prod(w.shape) for w in weights)), "str"),
+    ]
+    sources = [c.path, *files, *(w.source for w in weights if w.source)]
+    return Conversion(
+        arch=c.family.arch,
+        model_keys=general + model_keys(c),
+        tokenizer_keys=keys + _template_keys(folder.path),
+        weights=weights,
+        notes=notes,
+        sources=list(dict.fromkeys(sources)),
+    )
+
+
+def _name(folder: Folder) -> str:
+    """`_name_or_path` of config.json if it says something, else the name of the folder."""
+    given = folder.config.raw.get("_name_or_path")
+    name = given if isinstance(given, str) and given.strip("./\\ ") else os.path.abspath(folder.path)
+    name = name.rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1]
+    return name.encode("utf-8", "replace").decode("utf-8") or folder.config.family.arch
+
+
+# ---- chat templates --------------------------------------------------------------------------------------------------
+
+
+def _template_keys(folder: str) -> list[Key]:
+    """The chat template: a file of its own, or a field of tokenizer_config.json (one text, or named ones)."""
+    named = _templates(folder)
+    keys: list[Key] = []
+    if "default" in named:
+        keys.append(("tokenizer.chat_template", named.pop("default"), "str"))
+    if named:
+        keys.append(("tokenizer.chat_templates", sorted(named), "str"))
+        keys += [(f"tokenizer.chat_template.{name}", named[name], "str") for name in sorted(named)]
+    return keys
+
+
+def _templates(folder: str) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name, field in (("tokenizer_config.json", "chat_template"), ("chat_template.json", "chat_template")):
+        path = os.path.join(folder, name)
+        if os.path.lexists(path):
+            found.update(_template_field(read_object(path).get(field), path))
+    path = os.path.join(folder, "chat_template.jinja")
+    if os.path.lexists(path):
+        found["default"] = _text(path)
+    more = os.path.join(folder, "additional_chat_templates")
+    for name in sorted(os.listdir(more)) if os.path.isdir(more) else []:
+        stem, end = os.path.splitext(name)
+        if end == ".jinja" and _plain(stem):
+            found[stem] = _text(os.path.join(more, name))
+    return found
+
+
+def _template_field(value: Any, path: str) -> dict[str, str]:
+    if value is None:
+        return {}
+    rows = [{"name": "default", "template": value}] if isinstance(value, str) else value
+    out: dict[str, str] = {}
+    for row in rows if isinstance(rows, list) else [None]:
+        name, text = (row.get("name"), row.get("template")) if isinstance(row, dict) else (None, None)
+        if not isinstance(name, str) or not isinstance(text, str) or not _plain(name):
+            raise ConvertError(
+                "a chat template must be a text, or a list of named texts", path=path, field="chat_template"
+            )
+        out[name] = text
+    return out
+
+
+def _plain(name: str) -> bool:
+    return 0 < len(name) <= 64 and all(ch.isascii() and (ch.isalnum() or ch in "_-.") for ch in name)
+
+
+def _text(path: str) -> str:
+    file = MappedFile(path)
+    try:
+        if file.size > MAX_TEMPLATE:
+            raise ModelFormatError("the chat template is too large", path=path, value=file.size, limit=MAX_TEMPLATE)
+        raw = bytes(file.buffer[:])
+    finally:
+        file.close()
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ModelFormatError("the chat template is not UTF-8", path=path, offset=error.start) from None

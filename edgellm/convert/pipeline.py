@@ -1,0 +1,185 @@
+"""The way from a checkpoint to a GGUF file, one stretch of rows at a time, so that memory stays small."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from ..blocks import BlockType
+from ..errors import Cancelled, InvalidArgumentError, OutputError
+from ..gguf import GGUFWriter
+from .mix import FILE_TYPES, HEAD, QUANTIZATION_VERSION, choose_type
+from .pack import check_range, pack
+
+# progress(stage, done, total, unit); returning False stops the work with `Cancelled`
+ProgressCallback = Callable[[str, int, int, str], "bool | None"]
+
+CHUNK = 1 << 22  # weights that are worked on at once: 16 MB as float32
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One tensor of the output. `rows(start, stop)` gives float32 (stop - start, k) with the leading sizes joined.
+
+    Stretches are asked for in order and in multiples of `step` rows. `source` names the file, for errors.
+    """
+
+    name: str
+    shape: tuple[int, ...]  # rows first
+    rows: Callable[[int, int], np.ndarray]
+    step: int = 1
+    source: str = ""
+
+
+@dataclass
+class Conversion:
+    """What a checkpoint turns into: family name, metadata as (key, value, kind) in order, tensors, remarks.
+
+    `model_keys` come before general.file_type and `tokenizer_keys` after, as llama.cpp's converter orders them.
+    """
+
+    arch: str
+    model_keys: list[tuple[str, Any, str | None]] = field(default_factory=list)
+    tokenizer_keys: list[tuple[str, Any, str | None]] = field(default_factory=list)
+    weights: list[Weight] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    sources: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class ConvertReport:
+    """What was written. `types`: number of tensors per type; `notes`: remarks that a person should read."""
+
+    path: str
+    arch: str
+    outtype: str
+    n_tensors: int
+    n_params: int
+    file_bytes: int
+    bits_per_weight: float
+    types: dict[str, int]
+    notes: tuple[str, ...]
+    seconds: float
+
+
+class Meter:
+    """Counts written bytes and tells a callback; raises Cancelled when that returns False."""
+
+    def __init__(self, progress: ProgressCallback | None, stage: str, total: int) -> None:
+        self._progress, self._stage, self._total, self._done = progress, stage, total, 0
+        self.advance(0)
+
+    def advance(self, n: int) -> None:
+        self._done += n
+        if self._progress is not None and self._progress(self._stage, self._done, self._total, "bytes") is False:
+            raise Cancelled(f"{self._stage} was cancelled; nothing was written")
+
+
+def check_output(out: str | os.PathLike[str], sources: Sequence[str], overwrite: bool = True) -> str:
+    """The output path as str. Refuses a source as output, and an existing file unless `overwrite`."""
+    path = os.fspath(out)
+    if isinstance(path, bytes):
+        path = os.fsdecode(path)
+    if "\0" in path or not path:
+        raise InvalidArgumentError(f"{path!r} cannot be a file name")
+    if not os.path.lexists(path):
+        return path
+    for source in sources:
+        if os.path.exists(path) and os.path.exists(source) and os.path.samefile(path, source):
+            raise InvalidArgumentError(f"{path} is a file of the source; give the output another name")
+    if not overwrite:
+        raise OutputError("the output exists already; remove it or give another name", path=path)
+    return path
+
+
+def write_model(
+    conversion: Conversion,
+    out: str | os.PathLike[str],
+    outtype: BlockType,
+    progress: ProgressCallback | None = None,
+    overwrite: bool = True,
+) -> ConvertReport:
+    """Write the GGUF file. Nothing half-written stays, whatever goes wrong.
+
+    Raises ConvertError (weights that the type cannot hold), OutputError, Cancelled.
+    """
+    start = time.perf_counter()
+    path = check_output(out, conversion.sources, overwrite)
+    kept, types = [], []
+    tied = not any(w.name == HEAD for w in conversion.weights)
+    with GGUFWriter(path, conversion.arch) as writer:
+        _add_metadata(writer, conversion, outtype)
+        total = 0
+        for weight in conversion.weights:
+            kind, note = choose_type(weight.name, weight.shape, outtype, tied)
+            types.append(kind)
+            kept += [(weight.name, note)] if note else []
+            total += writer.add_tensor_info(weight.name, weight.shape, kind)
+        meter = Meter(progress, "converting", total)
+        for weight, kind in zip(conversion.weights, types, strict=True):
+            writer.write_tensor(weight.name, packed_rows(weight, kind, meter))
+    n_params = sum(prod(w.shape) for w in conversion.weights)
+    return ConvertReport(
+        path=path,
+        arch=conversion.arch,
+        outtype=outtype.name,
+        n_tensors=len(types),
+        n_params=n_params,
+        file_bytes=os.path.getsize(path),
+        bits_per_weight=8 * total / max(n_params, 1),
+        types=dict(Counter(kind.name for kind in types)),
+        notes=(*conversion.notes, *join_notes(kept)),
+        seconds=time.perf_counter() - start,
+    )
+
+
+def _add_metadata(writer: GGUFWriter, conversion: Conversion, outtype: BlockType) -> None:
+    for key, value, kind in conversion.model_keys:
+        writer.add(key, value, kind)
+    writer.add("general.file_type", FILE_TYPES[outtype.name], "u32")
+    writer.add("general.quantization_version", QUANTIZATION_VERSION, "u32")
+    for key, value, kind in conversion.tokenizer_keys:
+        writer.add(key, value, kind)
+
+
+def packed_rows(weight: Weight, kind: BlockType, meter: Meter) -> Iterator[np.ndarray]:
+    """The bytes of a tensor, stretch by stretch: uint8 (rows, bytes of a row)."""
+    n_rows, k = prod(weight.shape[:-1]), weight.shape[-1]
+    step = max(1, CHUNK // (k * weight.step)) * weight.step
+    for start in range(0, n_rows, step):
+        x = weight.rows(start, min(start + step, n_rows))
+        check_range(x, kind, weight.name, weight.source)
+        data = pack(x, kind)
+        del x
+        yield data
+        meter.advance(data.nbytes)
+
+
+def join_notes(notes: Sequence[tuple[str, str]]) -> list[str]:
+    """Remarks about tensors, (name, text): one line for all that read the same."""
+    names: dict[str, list[str]] = {}
+    for name, text in notes:
+        names.setdefault(text, []).append(name)
+    return [f"{n[0]}{f' and {len(n) - 1} more' if len(n) > 1 else ''}: {text}" for text, n in names.items()]
+
+
+def constant(name: str, values: np.ndarray) -> Weight:
+    """A small tensor that is computed and not read: a float32 vector (k,)."""
+    row = np.ascontiguousarray(values, dtype=np.float32).reshape(1, -1)
+    return Weight(name, (row.shape[1],), lambda start, stop: row[start:stop])
+
+
+def size_label(n_params: int) -> str:
+    """A short size such as 260K, 1.1B (general.size_label)."""
+    for limit, unit in ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "K")):
+        if n_params >= limit:
+            value = n_params / limit
+            return f"{value:.0f}{unit}" if value >= 10 else f"{value:.1f}".rstrip("0").rstrip(".") + unit
+    return str(n_params)
