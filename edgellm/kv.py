@@ -169,6 +169,15 @@ def _reserve(n_bytes: int) -> np.ndarray:
     return np.frombuffer(arena, dtype=np.uint8)
 
 
+def _empty_table(n_layers: int, blocks: int) -> np.ndarray:
+    """int32 (n_layers, blocks), all NO_PAGE."""
+    try:
+        return np.full((n_layers, blocks), NO_PAGE, dtype=np.int32)
+    except MemoryError:
+        need, free = 4 * n_layers * blocks, memory().available
+        raise NotEnoughMemoryError(need, free, ["a shorter context (n_ctx)"], what="the page table") from None
+
+
 class Sequence:
     """One conversation's place in the cache: a page table, and how many positions hold valid K and V.
 
@@ -176,14 +185,14 @@ class Sequence:
     [length, length + n) goes: `ensure(length + n)`, the backend's forward, `commit(length + n)`. When the pass failed,
     `rewind(length)` gives its pages back. Use it as a context manager, or `close` it.
 
-    Raises InvalidArgumentError for n_ctx < 1.
+    Raises InvalidArgumentError for n_ctx < 1, NotEnoughMemoryError for a table that does not fit.
     """
 
     def __init__(self, pool: PagePool, n_ctx: int) -> None:
         if not 1 <= n_ctx < 2**31:
             raise InvalidArgumentError(f"n_ctx is {n_ctx}; choose 1 to 2^31 - 1")
         self.pool, self.n_ctx, self.length = pool, n_ctx, 0
-        self.table = np.full((pool.shape.n_layers, n_blocks(n_ctx)), NO_PAGE, dtype=np.int32)
+        self.table = _empty_table(pool.shape.n_layers, n_blocks(n_ctx))
         self._closed = False
 
     @property

@@ -213,6 +213,16 @@ def test_a_pool_that_cannot_be_reserved() -> None:
         PagePool(KVShape(1024, 1 << 10, 1 << 10), "f32", 2**31 - 1)
 
 
+def test_a_table_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object, **kwargs: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(np, "full", full)
+    with pytest.raises(NotEnoughMemoryError, match="page table") as error:
+        Sequence(PagePool(SHAPE, "f32", 1), 6400)
+    assert error.value.need == 4 * 2 * 100
+
+
 @pytest.mark.parametrize("n_pages", [0, -1, 2**31])
 def test_bad_page_counts(n_pages: int) -> None:
     with pytest.raises(InvalidArgumentError):

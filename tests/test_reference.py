@@ -296,6 +296,28 @@ def test_compare_names_the_first_step_that_differs(tmp_path: Path, op: Op) -> No
     assert plan.steps[faulty].label in str(found)
 
 
+def test_compare_a_decoding_step(tmp_path: Path) -> None:
+    plan, weights = load(tiny_llama_gguf(tmp_path / "m.gguf", n_layers=2))
+    tokens, attention = np.arange(3, 73), [i for i, s in enumerate(plan.steps) if s.op is Op.ATTENTION]
+
+    class Forgetful(ReferenceBackend):
+        """Loses one cached key of the second layer."""
+
+        def run_step(self, index: int) -> None:
+            if index == attention[1]:
+                seq = self._now().seq
+                seq.pool.k_view(int(seq.table[1, 0]), 0)[:, 5] = 0
+            super().run_step(index)
+
+    assert compare(plan, weights, tokens, b="reference", n_past=69) is None
+    found = compare(plan, weights, tokens, b=Forgetful(plan, weights), n_past=69)
+    assert found is not None
+    assert (found.label, found.row) == ("blk.1.attn", 0)
+    for bad in (-1, 70):
+        with pytest.raises(InvalidArgumentError, match="n_past"):
+            compare(plan, weights, tokens, b="reference", n_past=bad)
+
+
 def test_compare_takes_a_nan_for_a_difference(tiny: tuple[Plan, Weights]) -> None:
     plan, weights = tiny
     found = compare(plan, weights, np.arange(4), b=ReferenceBackend(plan, Broken(weights, "output_norm.weight")))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..errors import InvalidArgumentError
 from ..kv import PagePool, Sequence, resolve_kv_type
 from ..plan import Plan
 from ..weights import Weights
@@ -49,39 +50,54 @@ def compare(
     a: str | Backend = "reference",
     b: str | Backend = "native",
     *,
+    n_past: int = 0,
     kv_type: str = "f32",
     n_threads: int = 1,
     tolerance: float | None = None,
 ) -> Difference | None:
     """The first step in which backends `a` and `b` differ by more than `tolerance` (NMSE), or None.
 
-    `tokens` is int32 (n,), one pass from position 0 with all logits wanted. Backends given by name are made and closed
-    here. Raises what `create` and passes raise.
+    `tokens` is int32 (n,). The first `n_past` of them are put into the cache by backend `a`, the rest is the one pass
+    that is compared, with all logits wanted; n_past = n - 1 compares a decoding step. Backends given by name are made
+    and closed here. Raises what `create` and passes raise, InvalidArgumentError unless 0 <= n_past < n.
     """
     tokens = np.asarray(tokens, dtype=np.int32)
+    if not 0 <= n_past < len(tokens):
+        raise InvalidArgumentError(f"n_past is {n_past} of {len(tokens)} tokens")
     tolerance = default_tolerance(weights) if tolerance is None else tolerance
     kv_type = resolve_kv_type(kv_type, weights.matrix_types)
-    runs = [_Run(plan, weights, tokens, which, kv_type, n_threads) for which in (a, b)]
+    runs: list[_Run] = []
     try:
-        return _first_difference(plan, runs[0].backend, runs[1].backend, tolerance)
+        for which in (a, b):
+            runs.append(_Run(plan, weights, tokens, which, kv_type, n_threads))
+        first, second = runs
+        if n_past:
+            first.backend.forward(tokens[:n_past], 0, np.zeros(0, np.int32), first.seq)
+            second.pool.arena[...] = first.pool.arena  # both took the same pages in the same order
+        for run in runs:
+            run.begin(n_past)
+        return _first_difference(plan, first.backend, second.backend, tolerance)
     finally:
         for run in runs:
             run.close()
 
 
 class _Run:
-    """One backend with a cache of its own, at the start of a pass."""
+    """One backend with a cache of its own that has room for all tokens."""
 
     def __init__(
         self, plan: Plan, weights: Weights, tokens: np.ndarray, which: str | Backend, kv_type: str, n_threads: int
     ) -> None:
-        self.owned = isinstance(which, str)
+        self.owned, self.tokens = isinstance(which, str), tokens
         n = len(tokens)
         self.backend = create(which, plan, weights, n_threads=n_threads, max_tokens=n) if self.owned else which
         self.pool = PagePool.for_tokens(plan.kv, kv_type, n)
         self.seq = Sequence(self.pool, n)
         self.seq.ensure(n)
-        self.backend.begin(tokens, 0, np.arange(n, dtype=np.int32), self.seq)
+
+    def begin(self, n_past: int) -> None:
+        n = len(self.tokens) - n_past
+        self.backend.begin(self.tokens[n_past:], n_past, np.arange(n, dtype=np.int32), self.seq)
 
     def close(self) -> None:
         if self.owned:
