@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from edgellm.errors import Cancelled, InvalidArgumentError, ModelFormatError, NotEnoughMemoryError
+from edgellm.errors import Cancelled, InvalidArgumentError, ModelFormatError, NotEnoughMemoryError, TokenizerError
 from edgellm.results import Progress
 
 if TYPE_CHECKING:
@@ -65,7 +65,6 @@ class Loaded:
         from edgellm.generate import PREFILL_CHUNK, Engine
         from edgellm.kv import PagePool, resolve_kv_type
         from edgellm.models import build_plan, read_config
-        from edgellm.tokenizers import Tokenizer
         from edgellm.weights import Weights
 
         if backend not in NAMES:
@@ -76,7 +75,7 @@ class Loaded:
         weights = Weights(self.file, self.plan)
         self.kv_type = resolve_kv_type(kv_type, weights.matrix_types)
         self.n_ctx = fit_n_ctx(n_ctx, config.n_ctx_train, self.plan, weights, self.kv_type, backend)
-        self.tokenizer = Tokenizer.from_gguf(self.file)
+        self.tokenizer = _tokenizer(self.file, self.plan.n_vocab)
         _check_vocabulary(self.file, self.tokenizer.n_vocab, self.plan.n_vocab)
         self.sampling_defaults = _sampling_defaults(self.file)
         self.chat_template = chat_template if chat_template is not None else _own_template(self.file)
@@ -162,6 +161,20 @@ def fit_n_ctx(n_ctx: int | None, trained: int, plan: Plan, weights: Weights, kv_
     if n_ctx > trained:
         _log.warning("n_ctx=%d is more than the %d tokens that the model was trained for", n_ctx, trained)
     return n_ctx
+
+
+def _tokenizer(file: GGUFFile, n_vocab: int) -> Any:
+    """The file's tokenizer. One of a kind that cannot be read stops only those calls that need text (rule V7)."""
+    from edgellm.tokenizers import Tokenizer
+    from edgellm.tokenizers.missing import MissingTokenizer
+
+    try:
+        return Tokenizer.from_gguf(file)
+    except TokenizerError as error:
+        if error.rule != "V7":
+            raise
+        _log.warning("%s; the model runs on token ids only", error)
+        return MissingTokenizer(n_vocab, error)
 
 
 def _check_vocabulary(file: GGUFFile, pieces: int, rows: int) -> None:
