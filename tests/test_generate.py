@@ -275,6 +275,7 @@ def test_an_error_in_a_callback_reaches_the_caller(model):
 
     with pytest.raises(ZeroDivisionError, match="in the callback"):
         greedy(model, on_prefill=broken)
+    scripted(model, "world")
     assert greedy(model).text == " world"
 
 
