@@ -81,7 +81,7 @@ def _show(repl: Repl, rest: str) -> None:
 def _show_info(repl: Repl) -> None:
     from math import prod
 
-    from edgellm.cli.show import count_text
+    from edgellm.chat.terminal import count_text
 
     model = repl.conversation.model
     weights = sum(prod(shape) for shape in model.plan.weights.values())

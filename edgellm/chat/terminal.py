@@ -20,6 +20,23 @@ def terminal_safe(text: str) -> str:
     return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text.replace("\r\n", "\n"))
 
 
+def size_text(n: float) -> str:
+    """Bytes in words: 12.3 MB (decimal, as file managers show them)."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if n < 1000 or unit == "GB":
+            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
+        n /= 1000
+    return ""
+
+
+def count_text(n: int) -> str:
+    """A number of weights in words: 3.2 B."""
+    for limit, unit in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if n >= limit:
+            return f"{n / limit:.1f} {unit}"
+    return str(n)
+
+
 def is_complete(text: str) -> bool:
     """Whether a message ends here, or goes on in the next line (an open block, or a backslash at the end)."""
     stripped = text.strip()

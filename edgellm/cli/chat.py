@@ -54,7 +54,7 @@ def _welcome(model: Model) -> None:
 
     import edgellm
     from edgellm.builtin import is_builtin
-    from edgellm.cli.show import count_text
+    from edgellm.chat.terminal import count_text
     from edgellm.errors import one_line
 
     size = count_text(sum(prod(shape) for shape in model.plan.weights.values()))

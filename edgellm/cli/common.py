@@ -216,12 +216,14 @@ class stage_bar(progress_bar):  # noqa: N801
 
 def print_report(report: Any) -> None:
     """What a converter or quantiser wrote, for people; all of it goes to stderr, the data is the file."""
-    from edgellm.cli.show import count_text, size_text
+    import os
+
+    from edgellm.chat.terminal import size_text
 
     types = ", ".join(f"{n} {name}" for name, n in report.types.items())
     click.echo(
-        f"{report.path}: {count_text(report.n_params)} weights, {size_text(report.file_bytes)}, "
-        f"{report.bits_per_weight:.2f} bits per weight ({types}), {report.seconds:.1f} s",
+        f"{report.path}: {size_text(os.path.getsize(report.path))}, {report.bits_per_weight:.2f} bits per weight, "
+        f"{report.n_tensors} tensors ({types}), {report.seconds:.1f} s",
         err=True,
     )
     for note in report.notes:

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from edgellm.chat.terminal import count_text, size_text
 from edgellm.cli.common import print_json
 
 _MAX_SHOWN = 60  # characters of a long value
@@ -127,23 +128,6 @@ def _plan(file: Any, full: bool) -> str:
 
 
 # ---- printing ----------------------------------------------------------------------------------------
-
-
-def size_text(n: float) -> str:
-    """Bytes in words: 12.3 MB (decimal, as file managers show them)."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if n < 1000 or unit == "GB":
-            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
-        n /= 1000
-    return ""
-
-
-def count_text(n: int) -> str:
-    """A number of weights in words: 3.2 B."""
-    for limit, unit in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
-        if n >= limit:
-            return f"{n / limit:.1f} {unit}"
-    return str(n)
 
 
 def _rows(pairs: list[tuple[str, Any]]) -> None:
