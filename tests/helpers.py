@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from edgellm.blocks import BY_NAME
-from edgellm.gguf import GGUFWriter
+from edgellm.gguf import GGUFFile, GGUFWriter
 from edgellm.quants import quantize
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # token types of tokenizer.ggml.token_type
@@ -142,3 +142,22 @@ def _random_weights(rng: np.random.Generator, name: str, shape: tuple[int, ...])
         return np.float32(0.1) * x
     scale = 1.0 if name == "token_embd.weight" else 1 / np.sqrt(shape[-1])
     return np.float32(scale) * x
+
+
+def compare_with_peer(f: GGUFFile, peer: Any) -> None:
+    """Assert that an open file holds exactly what the gguf package's GGUFReader finds in it."""
+    assert [t.name for t in peer.tensors] == list(f.tensors)
+    for t in peer.tensors:
+        info = f.tensors[t.name]
+        found = (info.offset, info.n_bytes, info.type.id, info.shape)
+        assert found == (t.data_offset, t.n_bytes, t.tensor_type, tuple(int(n) for n in reversed(t.shape)))
+        assert (f.data(t.name) == np.ascontiguousarray(t.data).reshape(-1).view(np.uint8)).all()
+    fields = {k: v for k, v in peer.fields.items() if not k.startswith("GGUF.")}
+    assert set(fields) == set(f.metadata)
+    for key, field in fields.items():
+        have, want = _plain(f.metadata[key]), field.contents()
+        assert have == (list(want) if isinstance(have, list) else want), key
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if isinstance(value, np.ndarray) else value

@@ -24,7 +24,10 @@ MAX_BYTES = (1 << 63) - 1
 MAX_ALIGNMENT = 1 << 20
 MIN_ALIGNMENT = 8
 MAX_ARRAY_ITEMS = 1 << 24
-MAX_STRINGS = 1 << 21  # over all string arrays of a file: walking them stays below a second
+MAX_WALKED_ITEMS = 1 << 21  # strings and bools in all arrays of a file: checking them stays below a second
+MAX_ALL_KEYS_BYTES = 1 << 24  # keys become Python strings of up to four times their bytes
+MAX_EAGER_STRING = 1 << 16  # longer strings are decoded when they are asked for,
+MAX_EAGER_BYTES = 1 << 23  # and all after this many bytes
 MIN_KEY_ENTRY = 14  # key length 8, one byte of key, type 4, one byte of value
 MIN_TENSOR_ENTRY = 33  # name length 8, one byte of name, n_dims 4, one dim 8, type 4, offset 8
 

@@ -13,11 +13,14 @@ from .constants import (
     FLOATS,
     HEADER_BYTES,
     INTEGERS,
+    MAX_ALL_KEYS_BYTES,
     MAX_ARRAY_ITEMS,
+    MAX_EAGER_BYTES,
+    MAX_EAGER_STRING,
     MAX_KEY_BYTES,
     MAX_KEYS,
-    MAX_STRINGS,
     MAX_TENSORS,
+    MAX_WALKED_ITEMS,
     MIN_KEY_ENTRY,
     MIN_TENSOR_ENTRY,
     SCALARS,
@@ -26,7 +29,6 @@ from .constants import (
 from .source import MappedFile
 
 REQUIRED: Any = object()
-_EAGER_STRING = 1 << 12  # longer strings are decoded when they are asked for
 _U64 = struct.Struct("<Q")
 _UNPACK = {kind: struct.Struct("<" + dtype.char) for kind, dtype in SCALARS.items()}
 _UNPACK[ValueType.UINT64] = _U64
@@ -94,8 +96,8 @@ class Metadata(Mapping[str, Any]):
     """Read-only mapping of key -> value.
 
     Numbers and bools are Python's int, float and bool; strings are str; arrays of numbers are read-only NumPy arrays
-    (bool arrays of dtype bool); arrays of strings are list[str]. Arrays and long strings are decoded at first access
-    and kept; after the file was closed, only what was read before is there (else ModelClosedError).
+    (bool arrays of dtype bool); arrays of strings are list[str]. Arrays and very long strings are decoded at first
+    access and kept; after the file was closed, those not read before raise ModelClosedError.
 
     Bytes that are not UTF-8: in single strings they become U+FFFD and a warning is noted; in arrays of strings
     (tokenizer pieces) they are kept as lone surrogates ("surrogateescape"), so that different pieces stay different.
@@ -107,6 +109,7 @@ class Metadata(Mapping[str, Any]):
         self.types: dict[str, tuple[ValueType, ValueType | None]] = {}  # (type, element type of an array)
         self.offsets: dict[str, int] = {}  # byte offset of each value
         self.warnings: list[str] = []
+        self._walk_budget, self._eager_budget = MAX_WALKED_ITEMS, MAX_EAGER_BYTES
 
     def __getitem__(self, key: str) -> Any:
         value = self._values[key]
@@ -163,10 +166,13 @@ class Metadata(Mapping[str, Any]):
 
     def read(self, cursor: Cursor, n_keys: int) -> None:
         """Check `n_keys` entries from the cursor on (rules K1 to K8, K10)."""
-        budget = MAX_STRINGS
+        key_bytes = 0
         for _ in range(n_keys):
             start = cursor.pos
             key = cursor.name("K1", MAX_KEY_BYTES, "key")
+            key_bytes += cursor.pos - start
+            if key_bytes > MAX_ALL_KEYS_BYTES:
+                cursor.fail("K1", "the keys are too long together", "key", key_bytes, MAX_ALL_KEYS_BYTES)
             if key in self._values:
                 cursor.pos = start
                 cursor.fail("K3", "the same metadata key appears twice", key)
@@ -175,7 +181,7 @@ class Metadata(Mapping[str, Any]):
             if kind == ValueType.STRING:
                 self._read_string(cursor, key)
             elif kind == ValueType.ARRAY:
-                budget = self._read_array(cursor, key, budget)
+                self._read_array(cursor, key)
             else:
                 value = cursor.scalar(kind, key)
                 if kind == ValueType.BOOL:
@@ -193,31 +199,31 @@ class Metadata(Mapping[str, Any]):
         if n > cursor.end - cursor.pos:
             cursor.fail("K7", "a string ends after the file", key, n, cursor.end - cursor.pos, back=8)
         start, cursor.pos = cursor.pos, cursor.pos + n
-        if n > _EAGER_STRING:
+        if n > min(MAX_EAGER_STRING, self._eager_budget):
             self._put(key, _Lazy(ValueType.STRING, None, start, cursor.pos, n), ValueType.STRING)
         else:
+            self._eager_budget -= n
             self._put(key, self._text(key, cursor.buf[start : cursor.pos]), ValueType.STRING)
 
-    def _read_array(self, cursor: Cursor, key: str, budget: int) -> int:
-        """Check one array; returns how many more strings the file may have."""
+    def _read_array(self, cursor: Cursor, key: str) -> None:
         item = _value_type(cursor, key)
         if item == ValueType.ARRAY:
             cursor.fail("K5", "an array of arrays is not allowed", key, back=4)
         count = cursor.u64(f"length of {key}")
         size = 8 if item == ValueType.STRING else SCALARS[item].itemsize  # a string has at least its length
-        limit = min((cursor.end - cursor.pos) // size, budget if item == ValueType.STRING else MAX_ARRAY_ITEMS)
+        walked = item in (ValueType.STRING, ValueType.BOOL)
+        limit = min((cursor.end - cursor.pos) // size, self._walk_budget if walked else MAX_ARRAY_ITEMS)
         if count > limit:
             cursor.fail("K6", "an array has more items than can be", key, count, limit, back=8)
         start = cursor.pos
+        self._walk_budget -= count if walked else 0
         if item == ValueType.STRING:
             _walk_strings(cursor, key, count)
-            budget -= count
         else:
             cursor.pos += count * size
             if item == ValueType.BOOL:
                 _check_bools(cursor, key, start, count)
         self._put(key, _Lazy(ValueType.ARRAY, item, start, cursor.pos, count), ValueType.ARRAY, item)
-        return budget
 
 
 def _value_type(cursor: Cursor, key: str) -> ValueType:

@@ -9,8 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
-import shutil
 import stat
 import struct
 from collections.abc import Sequence
@@ -212,10 +210,10 @@ class GGUFWriter:
         self._needed = len(header) + sum(align_up(t.n_bytes, DEFAULT_ALIGNMENT) for t in self._order)
         folder, base = os.path.split(self._target)
         try:
-            usage = shutil.disk_usage(folder)
-            if usage.total and usage.free < self._needed:  # some network folders report 0 of 0
+            free = _free_bytes(folder)
+            if free is not None and free < self._needed:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            self._temporary = os.path.join(folder, f".{base[:100]}.{secrets.token_hex(6)}.partial")
+            self._temporary = os.path.join(folder, f".{base[:100]}.{os.urandom(6).hex()}.partial")
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
             self._out = os.fdopen(os.open(self._temporary, flags, 0o666), "wb", buffering=1 << 20)
         except OSError as error:
@@ -233,10 +231,8 @@ class GGUFWriter:
         """Clean up and raise OutputError; a full disk says how much is needed and how much is there."""
         self.abort()
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            free = None
-            with contextlib.suppress(OSError):
-                free = shutil.disk_usage(os.path.dirname(self._target)).free
             message = "there is not enough room on the disk for the output; free some or write elsewhere"
+            free = _free_bytes(os.path.dirname(self._target))
             raise OutputError(message, path=self.path, needed=self._needed, free=free) from None
         raise OutputError(f"the output cannot be written: {error.strerror}", path=self.path) from None
 
@@ -253,6 +249,17 @@ def _check_target(path: str, target: str) -> None:
         raise OutputError(f"the output cannot be written: {error}", path=path) from None
     if not stat.S_ISREG(mode):
         raise OutputError("the output is a folder or a device; give the name of a file", path=path, exit_code=2)
+
+
+def _free_bytes(folder: str) -> int | None:
+    """Free bytes on the disk of `folder`; None where the system does not say (some network folders report 0 of 0)."""
+    import shutil  # here, because it imports every compression module
+
+    try:
+        usage = shutil.disk_usage(folder)
+    except OSError:
+        return None
+    return usage.free if usage.total else None
 
 
 def _sync_folder(folder: str) -> None:
