@@ -9,7 +9,7 @@ from typing import Any
 
 from edgellm.chat.commands import COMMANDS, Leave, completions, run_command
 from edgellm.chat.session import Conversation
-from edgellm.chat.terminal import make_reader, terminal_safe
+from edgellm.chat.terminal import make_reader, no_echo, terminal_safe
 from edgellm.errors import ContextOverflowError, EdgeLLMError
 from edgellm.results import Result
 
@@ -63,9 +63,9 @@ class Repl:
         conversation = self.conversation
         result: Result | None = None
         try:
-            with self.bar() as report:
+            with self.bar() as report, no_echo():
                 stream = conversation.ask(text, on_prefill=report)
-                result = _show(stream)
+                result = _show(stream, conversation.is_chat)
         except ContextOverflowError as error:
             say(f"error: the conversation no longer fits: it has {error.n_prompt} tokens, the context window holds "
                 f"{error.n_ctx}; /clear starts a new one")  # fmt: skip
@@ -75,19 +75,22 @@ class Repl:
             return
         if result.finish_reason == "cancelled":
             say("[stopped]" if result.text else "[stopped before the answer began]")
-        elif result.finish_reason == "length" and conversation.settings.get("max_tokens") is None:
+        elif result.finish_reason == "length" and result.context.used >= result.context.n_ctx:
             say("[the context window is full; /clear starts a new conversation]")
         if self.stats:
             say(stats_line(result))
 
 
-def _show(stream: Any) -> Result:
-    """Print the answer as it comes; the result. An interruption stops the model and keeps what it said."""
+def _show(stream: Any, strip: bool) -> Result:
+    """Print the answer as it comes; the result. An interruption stops the model and keeps what it said.
+
+    `strip` leaves white space before the first word out.
+    """
     begun = False
     while True:
         try:
             for event in stream:
-                text = event.text if begun else event.text.lstrip()
+                text = event.text if begun or not strip else event.text.lstrip()
                 begun = begun or bool(text)
                 sys.stdout.write(terminal_safe(text))
                 sys.stdout.flush()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,25 @@ def history_file() -> Path | None:
         return None
 
 
+@contextmanager
+def no_echo() -> Iterator[None]:
+    """While an answer runs, what is typed is not shown in the middle of it; it becomes the next message."""
+    try:
+        import termios
+    except ImportError:  # Windows, which does not echo what nobody reads
+        termios = None  # type: ignore[assignment]
+    if termios is None or not sys.stdin.isatty():
+        yield
+        return
+    terminal = sys.stdin.fileno()
+    before = termios.tcgetattr(terminal)
+    termios.tcsetattr(terminal, termios.TCSANOW, [*before[:3], before[3] & ~termios.ECHO, *before[4:]])
+    try:
+        yield
+    finally:
+        termios.tcsetattr(terminal, termios.TCSANOW, before)
+
+
 def make_reader(use_history: bool, completions: dict[str, Any]) -> Callable[[], str]:
     """A function that reads one message. It raises EOFError at the end (Ctrl-D), KeyboardInterrupt for Ctrl-C.
 
@@ -103,13 +123,12 @@ def _plain_reader(prompt: str, continued: str) -> Callable[[], str]:
 
 def _editor(use_history: bool, completions: dict[str, Any]) -> Callable[[], str]:
     from prompt_toolkit import PromptSession
-    from prompt_toolkit.completion import NestedCompleter
     from prompt_toolkit.history import FileHistory, InMemoryHistory
 
     file = history_file() if use_history else None
     session: Any = PromptSession(
         history=FileHistory(str(file)) if file is not None else InMemoryHistory(),
-        completer=NestedCompleter.from_nested_dict(completions),
+        completer=_completer(completions),
         complete_while_typing=False,
         multiline=True,
         prompt_continuation=CONTINUED,
@@ -121,6 +140,23 @@ def _editor(use_history: bool, completions: dict[str, Any]) -> Callable[[], str]
         return message_of(session.prompt(PROMPT))
 
     return read
+
+
+def _completer(words: dict[str, Any]) -> Any:
+    """Tab: commands, then the words that go with one. `words`: command -> its words (a dict) or None."""
+    from prompt_toolkit.completion import Completer, Completion
+
+    class Commands(Completer):
+        def get_completions(self, document: Any, complete_event: Any) -> Any:
+            first, space, rest = document.text_before_cursor.partition(" ")
+            offered = (words.get(first) or {}) if space else words
+            typed = rest if space else first
+            if first.startswith("/") and " " not in rest:
+                for word in offered:
+                    if word.startswith(typed):
+                        yield Completion(word, start_position=-len(typed))
+
+    return Commands()
 
 
 def _keys() -> Any:

@@ -14,7 +14,7 @@ from edgellm.cli.common import print_json, print_report, stage_bar
 @click.option("--no-overwrite", is_flag=True, help="Refuse to replace an existing file.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def command(source: str, out: str, type_name: str, no_overwrite: bool, as_json: bool) -> None:
-    """Write the GGUF file IN again with weight matrices of TYPE: Q8_0, Q5_1, Q5_0, Q4_1, Q4_0, F16, BF16 or F32.
+    """Write the GGUF file IN again with weight matrices of TYPE: Q8_0, Q5_1, Q5_0, Q4_1, Q4_0, F16 or BF16.
 
     Rows that are no multiple of the type's block stay F16, and the report says so. Where it fails, no file is left.
     """
