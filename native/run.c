@@ -1,11 +1,6 @@
 /* run.c: one pass = the plan's steps in order. The simple steps live here, linear.c and attention.c have the rest. */
 #include "plan.h"
 
-#include "os.h"
-
-void *el_arena_alloc(int64_t bytes) { return el_os_alloc(bytes); }
-void el_arena_free(void *p, int64_t bytes) { el_os_free(p, bytes); }
-
 /* ---- row-wise steps: one chunk is one row ------------------------------------------------------------- */
 
 typedef struct {
