@@ -328,7 +328,8 @@ class _Scratch:
     def up(self) -> np.ndarray:
         """float32, the product that a gated linear step multiplies with; as large as the widest buffer of tokens."""
         if self._up is None:
-            self._up = np.zeros(self._max_tokens * max(b.cols for b in self._plan.buffers if b.rows == "tokens"), np.float32)
+            widest = max(b.cols for b in self._plan.buffers if b.rows == "tokens")
+            self._up = np.zeros(self._max_tokens * widest, np.float32)
         return self._up
 
     def quantised(self, kind: str) -> tuple[np.ndarray, ...]:

@@ -1,8 +1,9 @@
-"""Attention over KV pages: a streaming softmax (Milakov and Gimelshein 2018), page after page in ascending order.
+"""Attention over KV pages: a streaming softmax (Milakov and Gimelshein 2018).
 
 A page holds, for each KV head, K as [head_dim][64] and V as [64][head_dim]. It is decoded to float32 once for all the
-queries of a tile (up to 16 tokens times the query heads that share the KV head). Each query only sees its own pages in
-order, so tiles and threads change no bit.
+queries of a tile: up to 16 tokens times the query heads that share the KV head. The cache is cut into splits of 8 pages
+at fixed positions. Each split gives every query a partial result (maximum, sum, weighted values); these are merged in
+ascending order. A query's sums depend on nothing but its own position, so tiles, passes and threads change no bit.
 """
 
 from __future__ import annotations
@@ -13,12 +14,22 @@ import numpy as np
 from numba import types
 from numba.extending import register_jitable
 
-from .intrinsics import at, f16_to_f32, f32_to_f16, fma, is_set, put
+from .intrinsics import at, f16_to_f32, f32_to_f16, fma, is_set, put, sum64
 from .jit import F32, INT, Kernel, f32s, i32s, u16s, variant
 from .vector import exp32
 
 TILE = 16  # tokens whose queries share one decoded page
 PAGE = 64  # tokens of a page (edgellm.kv.PAGE_TOKENS)
+SPLIT = 8  # pages of a split
+_TOP, _SUM, _PART_TOP, _PART_SUM, _STATE = 0, 1, 2, 3, 4  # a query's state: so far, and of the present split
+
+
+@register_jitable
+def _itself(x: Any) -> Any:
+    return x
+
+
+ENCODE, DECODE = _itself, _itself  # float32 -> element of a page and back; `variant` sets them
 
 
 def _store(k, v, arena, page_size, table, n_heads, head_dim, position, n_tokens):
@@ -36,85 +47,113 @@ def _store(k, v, arena, page_size, table, n_heads, head_dim, position, n_tokens)
                 put(arena, base + (PAGE + lane) * head_dim + d, ENCODE(at(v, source + d)))
 
 
+@register_jitable
+def _first_seen(position, window):
+    """The first position that a token at `position` sees."""
+    return max(position - window + 1, 0) if window > 0 else 0
+
+
+@register_jitable
+def _score(q, query, page, head_dim, scale, low, high, scores, here, state, s):
+    """scores[here + t] = scale * q . K[t], -inf outside lanes [low, high); the split's maximum grows with them."""
+    for t in range(PAGE):
+        put(scores, here + t, np.float32(0.0))
+    for d in range(head_dim):
+        factor = at(q, query + d)
+        for t in range(PAGE):
+            put(scores, here + t, fma(factor, at(page, d * PAGE + t), at(scores, here + t)))
+    top = at(state, s + _PART_TOP)
+    for t in range(PAGE):
+        value = at(scores, here + t) * scale if low <= t and t < high else np.float32(-np.inf)
+        put(scores, here + t, value)
+        top = value if value > top or value != value else top
+    put(state, s + _PART_TOP, top)
+
+
+@register_jitable
+def _weigh(page, head_dim, low, high, scores, here, state, s, part, target):
+    """Adds the values of lanes [low, high), weighed by exp(score - maximum), to part[target ..]; and the weights."""
+    top = at(state, s + _PART_TOP)
+    for t in range(PAGE):
+        put(scores, here + t, exp32(at(scores, here + t) - top))
+    put(state, s + _PART_SUM, at(state, s + _PART_SUM) + sum64(scores, here))
+    for t in range(low, high):
+        factor = at(scores, here + t)
+        for d in range(head_dim):
+            put(part, target + d, fma(factor, at(page, t * head_dim + d), at(part, target + d)))
+
+
+@register_jitable
+def _merge(state, s, mixed, part, target, head_dim):
+    """Adds the partial result of the present split to what came before it."""
+    before, top = at(state, s + _TOP), at(state, s + _PART_TOP)
+    new = top if top > before or top != top else before
+    old_share, new_share = exp32(before - new), exp32(top - new)
+    put(state, s + _TOP, new)
+    put(state, s + _SUM, at(state, s + _SUM) * old_share + at(state, s + _PART_SUM) * new_share)
+    for i in range(target, target + head_dim):
+        put(mixed, i, at(mixed, i) * old_share + at(part, i) * new_share)
+
+
+@register_jitable
+def _begin(state, s, mixed, part, target, head_dim):
+    """The first split of a query: its partial result is all there is."""
+    put(state, s + _TOP, at(state, s + _PART_TOP))
+    put(state, s + _SUM, at(state, s + _PART_SUM))
+    for i in range(target, target + head_dim):
+        put(mixed, i, at(part, i))
+
+
 def _attend(
-    q, out, arena, page_size, table, n_heads, n_kv_heads, head_dim, window, scale, position, n_tokens, first, last, cancel
+    q, out, arena, page_size, table, n_heads, n_kv, head_dim, window, scale, position, n_tokens, first, last, cancel
 ):
     """Items [first, last) of (token tile, KV head): out = softmax(scale * q . K) V, both (n_tokens, n_heads, head_dim).
 
     A token at position p sees [max(0, p - window + 1), p] (window 0: all up to p).
     """
-    group = n_heads // n_kv_heads
-    n_queries, area = TILE * group, head_dim * PAGE
-    keys, values = np.empty(area, np.float32), np.empty(area, np.float32)  # (head_dim, 64), (64, head_dim)
-    scores = np.empty(PAGE, np.float32)
-    largest, total = np.empty(n_queries, np.float32), np.empty(n_queries, np.float32)
-    mixed = np.empty(n_queries * head_dim, np.float32)  # (n_queries, head_dim), sums of values
-    lowest = np.float32(-np.inf)
+    group, area = n_heads // n_kv, head_dim * PAGE
+    n_states = min(TILE, n_tokens) * group  # queries of a tile
+    page = np.empty(area, np.float32)  # K (head_dim, 64) or V (64, head_dim)
+    scores = np.empty(n_states * SPLIT * PAGE, np.float32)  # (n_states, SPLIT, 64)
+    state = np.empty(n_states * _STATE, np.float32)  # (n_states, _STATE)
+    mixed, part = np.empty(n_states * head_dim, np.float32), np.empty(n_states * head_dim, np.float32)
     for item in range(first, last):
-        tile, head = item // n_kv_heads, item % n_kv_heads
-        t0 = tile * TILE
+        head, t0 = item % n_kv, item // n_kv * TILE
         t1 = min(t0 + TILE, n_tokens)
-        largest[:] = lowest
-        total[:] = np.float32(0.0)
-        mixed[:] = np.float32(0.0)
-        first_seen = max(position + t0 - window + 1, 0) if window > 0 else 0
-        for block in range(first_seen // PAGE, (position + t1 - 1) // PAGE + 1):
-            if is_set(cancel):
-                return
-            base = np.int64(at(table, block)) * page_size + head * 2 * area
-            for i in range(area):
-                put(keys, i, DECODE(at(arena, base + i)))
-            for i in range(area):
-                put(values, i, DECODE(at(arena, base + area + i)))
-            for token in range(t0, t1):
-                own = position + token
-                low = max(own - window + 1 - block * PAGE, 0) if window > 0 else 0
-                high = min(own + 1 - block * PAGE, PAGE)  # lanes [low, high) are seen
-                if low >= high:
-                    continue
-                for g in range(group):
-                    state = (token - t0) * group + g
-                    query = (token * n_heads + head * group + g) * head_dim
-                    for t in range(PAGE):
-                        put(scores, t, np.float32(0.0))
-                    for d in range(head_dim):
-                        factor = at(q, query + d)
-                        for t in range(PAGE):
-                            put(scores, t, fma(factor, at(keys, d * PAGE + t), at(scores, t)))
-                    before = at(largest, state)
-                    top = before
-                    for t in range(low, high):
-                        value = at(scores, t) * scale
-                        put(scores, t, value)
-                        if value > top or value != value:
-                            top = value
-                    for t in range(PAGE):
-                        put(scores, t, exp32(at(scores, t) - top) if low <= t and t < high else np.float32(0.0))
-                    here = np.float32(0.0)
-                    for t in range(low, high):
-                        here += at(scores, t)
-                    fade = exp32(before - top)
-                    put(largest, state, top)
-                    put(total, state, fma(at(total, state), fade, here))
-                    if top != before:
-                        for d in range(head_dim):
-                            put(mixed, state * head_dim + d, at(mixed, state * head_dim + d) * fade)
-                    for t in range(low, high):
-                        factor = at(scores, t)
-                        for d in range(head_dim):
-                            there = state * head_dim + d
-                            put(mixed, there, fma(factor, at(values, t * head_dim + d), at(mixed, there)))
-        for token in range(t0, t1):
-            for g in range(group):
-                state = (token - t0) * group + g
-                target = (token * n_heads + head * group + g) * head_dim
-                for d in range(head_dim):
-                    put(out, target + d, at(mixed, state * head_dim + d) / at(total, state))
-
-
-@register_jitable
-def _itself(x: Any) -> Any:
-    return x
+        start, end = _first_seen(position + t0, window) // PAGE, (position + t1 - 1) // PAGE + 1  # blocks
+        for split in range(start // SPLIT, (end - 1) // SPLIT + 1):
+            for i in range(n_states):
+                put(state, i * _STATE + _PART_TOP, np.float32(-np.inf))
+                put(state, i * _STATE + _PART_SUM, np.float32(0.0))
+            part[:] = np.float32(0.0)
+            for values in range(2):  # first the keys of all pages of the split, then their values
+                for block in range(max(split * SPLIT, start), min(split * SPLIT + SPLIT, end)):
+                    if is_set(cancel):
+                        return
+                    base = np.int64(at(table, block)) * page_size + (head * 2 + values) * area
+                    for i in range(area):
+                        put(page, i, DECODE(at(arena, base + i)))
+                    for i in range((t1 - t0) * group):
+                        own = position + t0 + i // group
+                        low = max(_first_seen(own, window) - block * PAGE, 0)
+                        high = min(own + 1 - block * PAGE, PAGE)  # lanes [low, high) are seen
+                        here, s = (i * SPLIT + block % SPLIT) * PAGE, i * _STATE
+                        if low < high and values == 0:
+                            query = ((t0 + i // group) * n_heads + head * group + i % group) * head_dim
+                            _score(q, query, page, head_dim, scale, low, high, scores, here, state, s)
+                        elif low < high:
+                            _weigh(page, head_dim, low, high, scores, here, state, s, part, i * head_dim)
+            for i in range((t1 - t0) * group):
+                own = position + t0 + i // group
+                first_split = _first_seen(own, window) // (PAGE * SPLIT)
+                if split == first_split:
+                    _begin(state, i * _STATE, mixed, part, i * head_dim, head_dim)
+                elif first_split < split and split <= own // (PAGE * SPLIT):
+                    _merge(state, i * _STATE, mixed, part, i * head_dim, head_dim)
+        for i in range((t1 - t0) * group):
+            target = ((t0 + i // group) * n_heads + head * group + i % group) * head_dim
+            for d in range(head_dim):
+                put(out, target + d, at(mixed, i * head_dim + d) / at(state, i * _STATE + _SUM))
 
 
 def _pair(kv_type: str, arena: Any, encode: Any, decode: Any) -> tuple[Kernel, Kernel]:

@@ -119,15 +119,23 @@ def bits_float(_context: Any, bits: Any) -> Any:
     return types.float32(types.int32), emit
 
 
+ROUND = float(3 << 22)  # adding it to a small float32 rounds that to an integer, which then sits in the lowest bits
+
+
 @intrinsic
-def scale_by_power(_context: Any, x: Any, n: Any) -> Any:
-    """x * 2^n for float32 x and int32 n in -126 .. 127: the factor is built from its bits."""
+def times_power(_context: Any, x: Any, t: Any) -> Any:
+    """x * 2^n, where t is the float32 n + ROUND. In two factors, so that tiny results round once."""
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        biased = builder.shl(builder.add(args[1], ir.Constant(I32, 127)), ir.Constant(I32, 23))
-        return builder.fmul(args[0], builder.bitcast(biased, F32))
+        def factor(n: Any) -> Any:
+            biased = builder.add(n, ir.Constant(I32, 127))
+            return builder.bitcast(builder.shl(biased, ir.Constant(I32, 23)), F32)
 
-    return types.float32(types.float32, types.int32), emit
+        n = builder.sub(builder.bitcast(args[1], I32), builder.bitcast(ir.Constant(F32, ROUND), I32))
+        half = builder.ashr(n, ir.Constant(I32, 1))
+        return builder.fmul(builder.fmul(args[0], factor(half)), factor(builder.sub(n, half)))
+
+    return types.float32(types.float32, types.float32), emit
 
 
 # ---- half floats ----------------------------------------------------------------------------------------------------
@@ -211,7 +219,7 @@ def f32_to_f16(_context: Any, x: Any) -> Any:
     return types.uint16(types.float32), emit
 
 
-# ---- dot products -----------------------------------------------------------------------------------------------------
+# ---- sums and dot products -------------------------------------------------------------------------------------------
 
 
 def _integer_dot(n: int, element: Any) -> Any:
@@ -243,27 +251,53 @@ def dot256(_context: Any, w: Any, i: Any, x: Any, j: Any) -> Any:
     return types.int32(w, types.intp, x, types.intp), _integer_dot(256, I16)
 
 
+def _fold(builder: Any, lanes: Any) -> Any:
+    """The sum of 16 lanes as a fixed tree: 8 + 8, 4 + 4, 2 + 2, 1 + 1."""
+    for half in (8, 4, 2, 1):
+        undefined = ir.Constant(lanes.type, ir.Undefined)
+        low, high = (ir.Constant(ir.VectorType(I32, half), list(range(s, s + half))) for s in (0, half))
+        lanes = builder.fadd(
+            builder.shuffle_vector(lanes, undefined, low), builder.shuffle_vector(lanes, undefined, high)
+        )
+    return builder.extract_element(lanes, ir.Constant(I32, 0))
+
+
+@intrinsic
+def sum64(_context: Any, x: Any, i: Any) -> Any:
+    """float32 sum of x[i] .. x[i + 63]: 16 lanes, then the tree."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        total = splat(F32, 16, 0.0)
+        for part in range(0, 64, 16):
+            index = builder.add(args[1], ir.Constant(ir.IntType(64), part))
+            total = builder.fadd(total, load_vector(context, builder, signature.args[0], args[0], index, F32, 16))
+        return _fold(builder, total)
+
+    return types.float32(x, types.intp), emit
+
+
 @intrinsic
 def dot_f32(_context: Any, w: Any, i: Any, x: Any, j: Any, n: Any) -> Any:
-    """float32 sum of w[i + m] * x[j + m] for m < n, n a multiple of 16: 16 running sums, one fma each, then halves added."""
+    """float32 sum of w[i + m] * x[j + m] for m < n: lane m % 16 takes it with one fma, then the tree."""
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         w_type, _, x_type, _, _ = signature.args
         total = cgutils.alloca_once_value(builder, splat(F32, 16, 0.0))
         lanes = ir.Constant(ir.IntType(64), 16)
+        whole = builder.and_(args[4], ir.Constant(ir.IntType(64), -16))
         with cgutils.for_range(builder, builder.sdiv(args[4], lanes)) as loop:
-            at_m = builder.mul(loop.index, lanes)
-            a = load_vector(context, builder, w_type, args[0], builder.add(args[1], at_m), F32, 16)
-            b = load_vector(context, builder, x_type, args[2], builder.add(args[3], at_m), F32, 16)
-            fused = _call(builder, "llvm.fma.v16f32", a.type, a, b, builder.load(total))
-            builder.store(fused, total)
-        value = builder.load(total)
-        for half in (8, 4, 2, 1):
-            low, high = (ir.Constant(ir.VectorType(I32, half), list(range(s, s + half))) for s in (0, half))
-            undefined = ir.Constant(value.type, ir.Undefined)
-            value = builder.fadd(
-                builder.shuffle_vector(value, undefined, low), builder.shuffle_vector(value, undefined, high)
-            )
-        return builder.extract_element(value, ir.Constant(I32, 0))
+            m = builder.mul(loop.index, lanes)
+            a = load_vector(context, builder, w_type, args[0], builder.add(args[1], m), F32, 16)
+            b = load_vector(context, builder, x_type, args[2], builder.add(args[3], m), F32, 16)
+            builder.store(_call(builder, "llvm.fma.v16f32", a.type, a, b, builder.load(total)), total)
+        with cgutils.for_range(builder, builder.sub(args[4], whole)) as loop:
+            m = builder.add(whole, loop.index)
+            a = builder.load(pointer(context, builder, w_type, args[0], builder.add(args[1], m)))
+            b = builder.load(pointer(context, builder, x_type, args[2], builder.add(args[3], m)))
+            lane = builder.trunc(loop.index, I32)
+            value = builder.load(total)
+            fused = builder.fma(a, b, builder.extract_element(value, lane))
+            builder.store(builder.insert_element(value, fused, lane), total)
+        return _fold(builder, builder.load(total))
 
     return types.float32(w, types.intp, x, types.intp, types.intp), emit

@@ -15,50 +15,66 @@ from numba.extending import register_jitable
 
 from ...blocks import BF16, F16, Q4_0, Q4_1, Q5_0, Q5_1, Q6_K, Q8_0, BlockType
 from ...blocks import F32 as F32_TYPE
-from .intrinsics import at, bf16_at, bits_float, dot32, dot256, dot_f32, f16_at, f32_at, float_bits, fma, is_set, put, rint
+from .intrinsics import (
+    at,
+    bf16_at,
+    bits_float,
+    dot32,
+    dot256,
+    dot_f32,
+    f16_at,
+    f32_at,
+    float_bits,
+    fma,
+    is_set,
+    put,
+    rint,
+)  # fmt: skip
 from .jit import INT, Kernel, f32s, i8s, i32s, ro_u8s, variant
 from .unpack import unpack_q4_0, unpack_q4_1, unpack_q5_0, unpack_q5_1, unpack_q6_k, unpack_q8_0
 
 _TILE_BYTES = 1 << 15  # unpacked rows that meet a column while it is in the first-level cache
 
+# What `variant` replaces in the templates below; the values here are those of Q4_0.
+BLOCK, BYTES, PER_SUM = 32, 18, 32  # weights and bytes of a block, activations per integer sum
+SCALE_AT, LOW_AT = 0, -1  # bytes before the block's scale and minimum (-1: it has none)
+UNPACK, DOT, DECODE = unpack_q4_0, dot32, f16_at  # block -> codes; codes . activations; bytes -> a float
+CODES, TILE_WEIGHTS = np.int8, _TILE_BYTES  # type of unpacked codes, and how many are unpacked at a time
+
 # ---- activations -----------------------------------------------------------------------------------------------------
 
 
 def _quantize(x, first, last, k, q, d, s):
-    """Columns [first, last) of x (n, k) -> int8 q (n, k), scales d (n, k / GROUP), sums s (n, k / PER_SUM)."""
-    top, largest = np.float32(127.0), np.finfo(np.float32).max
-    sign_off, special = np.int32(0x7FFFFFFF), np.int32(0x7F800000)  # bits of infinity; those of a NaN are larger
-    for g in range(first * k // GROUP, last * k // GROUP):
-        bits = np.int32(0)  # of the largest magnitude: floats without sign are ordered like their bits
-        for i in range(GROUP):
-            bits = max(bits, float_bits(at(x, g * GROUP + i)) & sign_off)
-        scale = bits_float(bits) / top
-        inverse = np.float32(1.0) / scale
-        if bits >= special:
-            scale = np.float32(np.nan)  # must not be lost: it has to reach the logits
-        put(d, g, scale)
-        if bits < special and inverse <= largest:
-            for i in range(GROUP):
-                put(q, g * GROUP + i, np.int8(np.int32(rint(at(x, g * GROUP + i) * inverse))))
-        else:  # all zero, or too small for a scale, or not finite
-            for i in range(GROUP):
-                put(q, g * GROUP + i, np.int8(0))
-        for h in range(GROUP // PER_SUM):
+    """Columns [first, last) of x (n, k) -> int8 q (n, k), scales d (n, k / BLOCK), sums s (n, k / PER_SUM)."""
+    top, zero = np.float32(127.0), np.float32(0.0)
+    for block in range(first * k // BLOCK, last * k // BLOCK):
+        bits = np.int32(0)  # of the largest magnitude; ordered like the numbers, and a NaN is above infinity
+        for i in range(block * BLOCK, block * BLOCK + BLOCK):
+            bits = max(bits, float_bits(at(x, i)) & np.int32(0x7FFFFFFF))
+        largest = bits_float(bits)
+        inverse = top / largest if largest != zero else zero
+        put(d, block, largest / top)
+        for i in range(block * BLOCK, block * BLOCK + BLOCK):
+            value = at(x, i) * inverse
+            value = value if value < top else top  # a NaN too: the block's scale is not finite then
+            value = value if value > -top else -top
+            put(q, i, np.int8(np.int32(rint(value))))
+        for group in range(block * BLOCK // PER_SUM, (block + 1) * BLOCK // PER_SUM):
             total = np.int32(0)
-            for i in range(PER_SUM):
-                total += np.int32(at(q, g * GROUP + h * PER_SUM + i))
-            put(s, g * GROUP // PER_SUM + h, np.int32(total))
+            for i in range(group * PER_SUM, group * PER_SUM + PER_SUM):
+                total += np.int32(at(q, i))
+            put(s, group, np.int32(total))
 
 
 _quantize_signature = types.void(f32s, INT, INT, INT, i8s, f32s, i32s)
-quantize_q8_32 = Kernel(variant(_quantize, GROUP=32, PER_SUM=32), _quantize_signature, "quantize_q8_32")
-quantize_q8_256 = Kernel(variant(_quantize, GROUP=256, PER_SUM=16), _quantize_signature, "quantize_q8_256")
+quantize_q8_32 = Kernel(variant(_quantize, BLOCK=32, PER_SUM=32), _quantize_signature, "quantize_q8_32")
+quantize_q8_256 = Kernel(variant(_quantize, BLOCK=256, PER_SUM=16), _quantize_signature, "quantize_q8_256")
 
 # ---- quantised weights -----------------------------------------------------------------------------------------------
 
 
 def _linear_quantised(w, k, first, last, q, d, s, n_cols, bias, residual, y, n_rows, cancel):
-    """Rows [first, last). The names in capitals are the format's; LOW_AT is -1 where blocks have no minimum."""
+    """Rows [first, last) of blocks. All arrays are flat; the comments of `_tail` tell their shapes."""
     n_blocks = k // BLOCK
     tile = 1 if n_cols == 1 else max(1, TILE_WEIGHTS // k)
     codes = np.empty(tile * k, CODES)  # (tile, k)
@@ -100,10 +116,9 @@ def _finish(total, row, column, bias, residual, y, n_rows):
 
 
 def _linear_float(w, k, first, last, x, n_cols, bias, residual, y, n_rows, cancel):
-    """Rows [first, last), decoded to float32; 16 running sums per row (see `dot_f32`), then the rest one by one."""
+    """Rows [first, last), decoded to float32."""
     tile = 1 if n_cols == 1 else max(1, TILE_WEIGHTS // k)
     row = np.empty(tile * k, np.float32)  # (tile, k)
-    whole = k - k % 16
     for start in range(first, last, tile):
         if is_set(cancel):
             return
@@ -112,13 +127,11 @@ def _linear_float(w, k, first, last, x, n_cols, bias, residual, y, n_rows, cance
             put(row, i, DECODE(w, (start * k + i) * BYTES))
         for m in range(n_cols):
             for i in range(n):
-                total = dot_f32(row, i * k, x, m * k, whole)
-                for j in range(whole, k):
-                    total = fma(at(row, i * k + j), at(x, m * k + j), total)
+                total = dot_f32(row, i * k, x, m * k, k)
                 _finish(total, start + i, m, bias, residual, y, n_rows)
 
 
-# ---- one kernel for each type -----------------------------------------------------------------------------------------
+# ---- one kernel for each type ----------------------------------------------------------------------------------------
 
 _tail = (f32s, f32s, f32s, INT, i32s)  # bias or empty, residual or empty, y (n_cols, n_rows), n_rows, cancel flag
 _quantised_signature = types.void(ro_u8s, INT, INT, INT, i8s, f32s, i32s, INT, *_tail)

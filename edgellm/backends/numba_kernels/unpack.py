@@ -1,6 +1,6 @@
 """One block of each quantised format -> integer codes, by vector instructions (formats/blocks.toml has the layouts).
 
-Each takes (bytes, offset of the block, array of codes, index of its first code). Codes are int8; for Q6_K they are int16
+Each takes (bytes, offset of the block, array of codes, index of its first code). Codes are int8; for Q6_K int16
 and already multiplied by their group's 8-bit scale.
 """
 

@@ -5,68 +5,66 @@ from __future__ import annotations
 import numpy as np
 from numba.extending import register_jitable
 
-from .intrinsics import at, fma, put, rint, scale_by_power
+from .intrinsics import ROUND, at, dot_f32, fma, put, times_power
 from .jit import F32, INT, f32s, kernel
 
-# exp(x) = 2^n * exp(r) with n = round(x / ln 2) and |r| <= ln 2 / 2; exp(r) by its Taylor series to r^7 (error 5e-9).
-# ln 2 is split in two so that r keeps all its bits (Cody and Waite 1980).
-_LOG2_E, _LN2_HIGH, _LN2_LOW = np.float32(1.4426950408889634), np.float32(0.693359375), np.float32(-2.12194440e-4)
-_LOWEST, _HIGHEST = np.float32(-87.0), np.float32(88.0)  # beyond them a float32 exp is (nearly) 0 or infinite
-_C2, _C3, _C4, _C5, _C6, _C7 = (np.float32(1 / f) for f in (2, 6, 24, 120, 720, 5040))
+# exp(x) = 2^n p(r): n = round(x / ln 2), r = x - n ln 2 with ln 2 in two parts (Cody and Waite 1980), p of degree 6
+# (formats/arithmetic.md). The result is infinite above 88.73 and 0 below -103.98.
+_HIGH, _LOW, _ROUND = np.float32(89.0), np.float32(-104.0), np.float32(ROUND)
+_LOG2_E, _LN2_HIGH, _LN2_LOW = (
+    np.float32(float.fromhex(h)) for h in ("0x1.715476p+0", "0x1.62e4p-1", "0x1.7f7d1cp-20")
+)
+_C2, _C3, _C4, _C5, _C6 = (
+    np.float32(float.fromhex(h))
+    for h in ("0x1.fffff8p-2", "0x1.55549p-3", "0x1.555b14p-5", "0x1.123aecp-7", "0x1.68a7b6p-10")
+)
+_GELU_A = np.float32(float.fromhex("0x1.988454p+0"))  # 2 sqrt(2 / pi)
+_GELU_B = np.float32(float.fromhex("0x1.6e4e26p-5"))  # 0.044715
 
 
 @register_jitable
 def exp32(x):
-    """exp(x) in float32 within 2e-7: 0 below -87, infinite above 88, NaN for NaN."""
-    c = min(max(x, _LOWEST), _HIGHEST) if x == x else _LOWEST
-    n = rint(c * _LOG2_E)
-    r = fma(n, -_LN2_LOW, fma(n, -_LN2_HIGH, c))
-    p = fma(r, _C7, _C6)
-    p = fma(r, p, _C5)
-    p = fma(r, p, _C4)
-    p = fma(r, p, _C3)
-    p = fma(r, p, _C2)
-    p = fma(r, p, np.float32(1.0))
-    p = fma(r, p, np.float32(1.0))
-    y = scale_by_power(p, np.int32(n))
-    y = y if x >= _LOWEST else np.float32(0.0)
-    y = y if x <= _HIGHEST else np.float32(np.inf)
-    return y if x == x else x
+    """exp(x) in float32; NaN for NaN."""
+    x = _HIGH if x > _HIGH else x
+    x = _LOW if x < _LOW else x
+    t = fma(x, _LOG2_E, _ROUND)
+    n = t - _ROUND
+    r = fma(n, -_LN2_LOW, fma(n, -_LN2_HIGH, x))
+    p = fma(_C6, r, _C5)
+    p = fma(p, r, _C4)
+    p = fma(p, r, _C3)
+    p = fma(p, r, _C2)
+    p = fma(p, r, np.float32(1.0))
+    p = fma(p, r, np.float32(1.0))
+    return times_power(p, t)
 
 
 @kernel(f32s, f32s, f32s, INT, INT, INT, F32)
 def rmsnorm(x, weight, y, cols, first, last, eps):
-    """Rows [first, last): y = x / sqrt(mean(x^2) + eps) * weight; the mean in float64."""
+    """Rows [first, last): y = x / sqrt(mean(x^2) + eps) * weight."""
     for row in range(first, last):
         base = row * cols
-        total = 0.0
+        mean = dot_f32(x, base, x, base, cols) / np.float32(cols)
+        inverse = np.float32(1.0) / np.sqrt(mean + eps)
         for i in range(cols):
-            value = np.float64(at(x, base + i))
-            total += value * value
-        scale = np.float32(1.0 / np.sqrt(total / cols + np.float64(eps)))
-        for i in range(cols):
-            put(y, base + i, at(x, base + i) * scale * at(weight, i))
+            put(y, base + i, at(x, base + i) * inverse * at(weight, i))
 
 
 @kernel(f32s, f32s, f32s, INT, INT)
 def gated_silu(gate, up, y, first, last):
     """y = gate * sigmoid(gate) * up for flat indices [first, last) (Elfwing et al. 2017; Shazeer 2020)."""
-    one = np.float32(1.0)
     for i in range(first, last):
         g = at(gate, i)
-        put(y, i, g / (one + exp32(-g)) * at(up, i))
+        put(y, i, g / (np.float32(1.0) + exp32(-g)) * at(up, i))
 
 
 @kernel(f32s, f32s, f32s, INT, INT)
 def gated_gelu_tanh(gate, up, y, first, last):
-    """y = gelu(gate) * up with the tanh form of GELU: tanh(u) = 1 - 2 / (exp(2u) + 1)."""
-    one, two = np.float32(1.0), np.float32(2.0)
-    c, cubic = np.float32(0.7978845608028654), np.float32(0.044715)  # sqrt(2 / pi)
+    """y = gelu(gate) * up; the tanh form of GELU is g * sigmoid(2 u), u = sqrt(2 / pi) (g + 0.044715 g^3)."""
     for i in range(first, last):
         g = at(gate, i)
-        u = c * (g + cubic * g * g * g)
-        tanh = one - two / (exp32(two * u) + one)
-        put(y, i, np.float32(0.5) * g * (one + tanh) * at(up, i))
+        u = _GELU_A * fma(_GELU_B * g * g, g, g)
+        put(y, i, g / (np.float32(1.0) + exp32(-u)) * at(up, i))
 
 
 @kernel(f32s, f32s, f32s, INT, INT)
