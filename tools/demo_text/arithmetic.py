@@ -10,7 +10,8 @@ PHRASINGS = (
     "What is {q}?", "What's {q}?", "{q} = ?", "{q} =", "{q}", "{q}?", "How much is {q}?", "Calculate {q}.",
     "Compute {q}.", "Please calculate {q}.", "What does {q} make?", "What do you get for {q}?", "Tell me {q}.",
     "Solve {q}.", "Work out {q}.", "The result of {q}?", "How much do we get for {q}?", "What is the value of {q}?",
-    "Can you calculate {q}?", "Answer this: {q}", "I need the result of {q}.", "Do the sum: {q}", "Say how much {q} is.",
+    "Can you calculate {q}?", "Answer this: {q}", "I need the result of {q}.", "Do the sum: {q}",
+    "Say how much {q} is.",
 )  # fmt: skip
 STORIES = {
     "plus": (

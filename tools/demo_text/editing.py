@@ -20,10 +20,10 @@ LAST = (
     "Only the last word, please: {t}", "Take the last word of this: {t}", "The last word of these words: {t}",
 )  # fmt: skip
 SWAP = (
-    "Swap the two words: {t}", "Swap: {t}", "Swap these words: {t}", "Reverse the order: {t}", "Exchange the words: {t}",
-    "Turn these two words around: {t}", "Reverse the two words: {t}", "Write in the other order: {t}",
-    "Change the order of the words: {t}", "Put the second word first: {t}", "Say it in reverse order: {t}",
-    "Turn the order around: {t}", "Write these words the other way round: {t}",
+    "Swap the two words: {t}", "Swap: {t}", "Swap these words: {t}", "Reverse the order: {t}",
+    "Exchange the words: {t}", "Turn these two words around: {t}", "Reverse the two words: {t}",
+    "Write in the other order: {t}", "Change the order of the words: {t}", "Put the second word first: {t}",
+    "Say it in reverse order: {t}", "Turn the order around: {t}", "Write these words the other way round: {t}",
 )  # fmt: skip
 ADD = (
     "Add the word {w} at the end: {t}", "Add {w} at the end of: {t}", "Put {w} at the end of: {t}",

@@ -169,10 +169,11 @@ PHRASINGS = {
         "Tell me the season in which {k}.", "{k}. What time of the year is it?",
     ),
     "number name": (
-        "How do you write the number {k} in words?", "Write {k} as a word.", "Write {k} in words.", "Spell the number {k}.",
-        "What is {k} in words?", "Write the number {k} as a word.", "How is {k} written in letters?",
-        "Name the number {k}.", "What is the word for {k}?", "Write {k} with letters.", "Turn {k} into a word.",
-        "The number {k} as a word?", "How do we say {k}?", "Which word stands for {k}?",
+        "How do you write the number {k} in words?", "Write {k} as a word.", "Write {k} in words.",
+        "Spell the number {k}.", "What is {k} in words?", "Write the number {k} as a word.",
+        "How is {k} written in letters?", "Name the number {k}.", "What is the word for {k}?",
+        "Write {k} with letters.", "Turn {k} into a word.", "The number {k} as a word?", "How do we say {k}?",
+        "Which word stands for {k}?",
     ),
     "number digits": (
         "Write {k} as a number.", "Write {k} in digits.", "What is {k} in digits?", "Which number is {k}?",

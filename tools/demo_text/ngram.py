@@ -1,4 +1,4 @@
-"""The n-gram model that the network has to beat: interpolated Kneser-Ney, counted with NumPy."""
+"""The n-gram model that the network has to beat: Kneser-Ney, counted with NumPy."""
 
 from dataclasses import dataclass
 
@@ -9,14 +9,13 @@ BITS = 12
 
 @dataclass(frozen=True)
 class Level:
-    """The n-grams of one order: counts, and totals of each context."""
+    """The n-grams of one order with their discounted counts, and each context with its total and what it spares."""
 
     grams: np.ndarray
     counts: np.ndarray
     contexts: np.ndarray
     totals: np.ndarray
-    kinds: np.ndarray
-    discount: float
+    spared: np.ndarray
 
 
 def keys(tokens: np.ndarray, order: int) -> np.ndarray:
@@ -29,12 +28,19 @@ def keys(tokens: np.ndarray, order: int) -> np.ndarray:
 
 
 def make_level(grams: np.ndarray, counts: np.ndarray) -> Level:
-    """Sum up the counts of one order by context, and estimate its discount."""
+    """Discount the counts of one order and sum them up by context."""
     contexts, start = np.unique(grams >> np.uint64(BITS), return_index=True)
-    ones, twos = np.count_nonzero(counts == 1), np.count_nonzero(counts == 2)
-    discount = ones / (ones + 2 * twos) if ones and twos else 0.5
-    kinds = np.diff(np.append(start, len(grams)))
-    return Level(grams, counts, contexts, np.add.reduceat(counts, start), kinds, discount)
+    taken = discounts(counts)[np.minimum(counts, 3)]
+    totals, spared = np.add.reduceat(counts, start), np.add.reduceat(taken, start)
+    return Level(grams, counts - taken, contexts, totals, spared)
+
+
+def discounts(counts: np.ndarray) -> np.ndarray:
+    """What to take from counts of 0, 1, 2, and 3 or more, after Chen and Goodman."""
+    ones, twos, threes, fours = (max(1, np.count_nonzero(counts == size)) for size in range(1, 5))
+    share = ones / (ones + 2 * twos)
+    taken = (0, 1 - 2 * share * twos / ones, 2 - 3 * share * threes / twos, 3 - 4 * share * fours / threes)
+    return np.clip(taken, 0, (0, 0.99, 1.99, 2.99))
 
 
 def find(sorted_keys: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -44,7 +50,7 @@ def find(sorted_keys: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 class KneserNey:
-    """Interpolated Kneser-Ney smoothing: lower orders count in how many contexts a token occurs."""
+    """Interpolated, modified Kneser-Ney smoothing: lower orders count in how many contexts a token occurs."""
 
     def __init__(self, tokens: np.ndarray, vocab: int, order: int = 5) -> None:
         if vocab > 1 << BITS:
@@ -77,7 +83,5 @@ def interpolate(level: Level, wanted: np.ndarray, lower: np.ndarray) -> np.ndarr
     place, known = find(level.grams, wanted)
     count = np.where(known, level.counts[place], 0)
     place, known = find(level.contexts, wanted >> np.uint64(BITS))
-    total = np.where(known, level.totals[place], 1)
-    spared = level.discount * level.kinds[place] / total
-    mixed = np.maximum(count - level.discount, 0) / total + spared * lower
+    mixed = (count + level.spared[place] * lower) / level.totals[place]
     return np.where(known, mixed, lower)

@@ -37,9 +37,7 @@ def load_prompts(path: Path) -> list[Prompt]:
 
 def forbidden_pattern(prompts: list[Prompt]) -> re.Pattern[str]:
     """A pattern that finds any of the templates, however filled, anywhere in a text."""
-    parts = {
-        ".+?".join(re.escape(piece) for piece in prompt.template.rstrip(" .!?").split("{}")) for prompt in prompts
-    }
+    parts = {".+?".join(re.escape(piece) for piece in prompt.template.rstrip(" .!?").split("{}")) for prompt in prompts}
     return re.compile("|".join(sorted(parts)), re.IGNORECASE)
 
 

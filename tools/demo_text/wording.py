@@ -7,7 +7,9 @@ OPENERS = (
     "Tell me, ", "So, ", "OK, ", "Now ", "Next question: ", "Well, ", "Listen: ", "My child asks: ", "I wonder: ",
     "Could you help? ", "Let me ask you something. ", "Another one: ", "For my homework: ", "Help me, please. ",
 )  # fmt: skip
-CLOSERS = (" Thanks.", " Please.", " Thank you!", " I want to know it.", " I forgot.", " Answer me, please.", " Be brief.")
+CLOSERS = (
+    " Thanks.", " Please.", " Thank you!", " I want to know it.", " I forgot.", " Answer me, please.", " Be brief.",
+)  # fmt: skip
 
 
 def lower_first(text: str) -> str:
