@@ -1,7 +1,283 @@
 /* selftest.c: a kernel table against the portable one, bit for bit, on small fixed inputs. */
+#if !defined(_WIN32) && !defined(_POSIX_C_SOURCE)
+#define _POSIX_C_SOURCE 200809L
+#endif
 #include "selftest.h"
 
-int el_selftest(const el_kernels *table) {
-    (void)table;
+#include <stdlib.h>
+
+#ifndef _WIN32
+#include <setjmp.h>
+#include <signal.h>
+#endif
+
+enum { MAX_BUFFERS = 16 };
+
+/* The buffers of one check, all given back together. */
+typedef struct {
+    const el_memory *memory;
+    void *p[MAX_BUFFERS];
+    size_t bytes[MAX_BUFFERS];
+    int n, failed;
+} pool;
+
+static void *take(pool *b, int64_t bytes, size_t align) {
+    size_t size = bytes > 0 ? (size_t)bytes : 1;
+    void *p = b->n < MAX_BUFFERS ? b->memory->take(size, align) : NULL;
+    if (!p) {
+        b->failed = 1;
+        return NULL;
+    }
+    memset(p, 0xa5, size); /* a pattern, so that a stray write shows */
+    b->p[b->n] = p;
+    b->bytes[b->n++] = size;
+    return p;
+}
+
+static int finish(pool *b, int result) {
+    for (int i = 0; i < b->n; i++) b->memory->give(b->p[i], b->bytes[i]);
+    return b->failed ? -1 : result;
+}
+
+/* ---- inputs ------------------------------------------------------------------------------------------------ */
+static uint32_t next(uint64_t *seed) { /* Knuth's MMIX generator, upper half */
+    *seed = *seed * 6364136223846793005u + 1442695040888963407u;
+    return (uint32_t)(*seed >> 32);
+}
+
+static float uniform(uint64_t *seed) { return (float)(int32_t)next(seed) * 0x1p-31f; }
+
+/* Kinds of input, chosen by the seed, so that rounding ties, extremes and zeros all come by. */
+enum { PLAIN, EXTREME, TIES, ZEROS, N_KINDS };
+
+static void floats(float *x, int64_t n, int kind, uint64_t *seed) {
+    for (int64_t i = 0; i < n; i++) {
+        float u = uniform(seed);
+        if (kind == EXTREME) x[i] = i % 32 && u < 0 ? -1.0f : 1.0f;
+        else if (kind == TIES) x[i] = i % 32 ? (float)(int32_t)(u * 254.0f) * 0.5f : 127.0f;
+        else if (kind == ZEROS) x[i] = i / 32 % 2 ? 0.0f : u * 1e-3f;
+        else x[i] = u * 4.0f;
+    }
+}
+
+static uint16_t half_scale(uint64_t *seed) { return el_f32_to_f16(uniform(seed) * 0.01f); }
+
+static void put_half(uint8_t *p, uint16_t h) { memcpy(p, &h, 2); }
+
+/* Rows of random blocks whose scales are small finite numbers. */
+static void weights(int type, uint8_t *w, int64_t bytes, int kind, uint64_t *seed) {
+    static const uint8_t extremes[4] = {0xff, 0x80, 0x7f, 0x00};
+    for (int64_t i = 0; i < bytes; i++)
+        w[i] = kind == EXTREME ? extremes[i / 7 % 4] : (uint8_t)(next(seed) >> 24);
+    int64_t unit = el_row_bytes(type, el_act_format_of(type) == EL_ACTF_Q8_256 ? 256
+                                      : el_act_format_of(type) == EL_ACTF_Q8_32 ? 32 : 1);
+    for (int64_t i = 0; i + unit <= bytes; i += unit) {
+        float f = uniform(seed);
+        uint32_t bits;
+        memcpy(&bits, &f, 4);
+        switch (type) {
+        case EL_TYPE_F32: memcpy(w + i, &f, 4); break;
+        case EL_TYPE_F16: put_half(w + i, el_f32_to_f16(f)); break;
+        case EL_TYPE_BF16: put_half(w + i, (uint16_t)(bits >> 16)); break;
+        case EL_TYPE_Q6_K: put_half(w + i + offsetof(el_block_q6_k, d), half_scale(seed)); break;
+        case EL_TYPE_Q4_1:
+        case EL_TYPE_Q5_1: put_half(w + i + 2, half_scale(seed)); /* the minimum, then the scale as below */
+            /* fall through */
+        default: put_half(w + i, half_scale(seed));
+        }
+    }
+}
+
+static int same_floats(const float *a, const float *b, int64_t n) {
+    for (int64_t i = 0; i < n; i++)
+        if (memcmp(a + i, b + i, 4) && !(a[i] != a[i] && b[i] != b[i])) return 0;
     return 1;
 }
+
+static int same_bytes(const void *a, const void *b, int64_t n) { return memcmp(a, b, (size_t)n) == 0; }
+
+/* ---- the checks ------------------------------------------------------------------------------------------------ */
+/* (n_cols, k) activations, quantised as the type wants; portable, so that the linear kernel alone is tested */
+static el_act activations(pool *b, int format, int64_t k, int64_t n_cols, int kind, uint64_t *seed) {
+    int64_t k_pad = (k + 255) / 256 * 256, ld_d = k_pad / (format == EL_ACTF_Q8_256 ? 256 : 32);
+    int64_t ld_sum = k_pad / (format == EL_ACTF_Q8_256 ? 16 : 32);
+    float *f = take(b, n_cols * k * 4, 4);
+    el_act a = {.f = f, .ldf = k, .k = k, .k_pad = k_pad};
+    if (b->failed) return a;
+    floats(f, n_cols * k, kind, seed);
+    if (format == EL_ACTF_F32) return a;
+    int8_t *q = take(b, n_cols * k_pad, 64);
+    float *d = take(b, n_cols * ld_d * 4, 4);
+    int32_t *sum = take(b, n_cols * ld_sum * 4, 4);
+    if (b->failed) return a;
+    for (int64_t m = 0; m < n_cols; m++)
+        (format == EL_ACTF_Q8_32 ? el_kernels_portable.quantize_q8_32 : el_kernels_portable.quantize_q8_256)(
+            f + m * k, k, q + m * k_pad, d + m * ld_d, sum + m * ld_sum);
+    a.q = q;
+    a.d = d;
+    a.sum = sum;
+    return a;
+}
+
+int el_check_linear(const el_kernels *table, int layout, int type, int64_t rows, int64_t k, int64_t n_cols,
+                    uint64_t seed, const el_memory *memory) {
+    el_linear_fn kernel = table->linear[layout][type], reference = el_kernels_portable.linear[layout][type];
+    if (!kernel) return 1;
+    pool b = {.memory = memory};
+    int kind = (int)(seed % N_KINDS);
+    int64_t row_bytes = el_row_bytes(type, k), ldy = rows + 3;
+    int64_t row0 = layout == EL_PANELS ? rows / 32 * 16 : rows / 3; /* not only from the first row on */
+    el_act x = activations(&b, el_act_format_of(type), k, n_cols, kind, &seed);
+    uint8_t *w = take(&b, rows * row_bytes, 1), *panels = NULL;
+    if (layout == EL_PANELS) panels = take(&b, el_panel_bytes(type, rows, k), 64);
+    float *y = take(&b, n_cols * ldy * 4, 4), *expected = take(&b, n_cols * ldy * 4, 4);
+    if (b.failed) return finish(&b, -1);
+    weights(type, w, rows * row_bytes, kind, &seed);
+    if (panels && el_pack_panels(type, w, panels, rows, k, 0, rows) != EL_OK) return finish(&b, 0);
+    const void *data = panels ? (const void *)panels : (const void *)w;
+    reference(data, row0, rows, &x, n_cols, expected, ldy);
+    kernel(data, row0, rows, &x, n_cols, y, ldy);
+    int ok = same_floats(y, expected, n_cols * ldy);
+    reference(data, 0, rows, &x, n_cols, expected, ldy);
+    kernel(data, 0, rows, &x, n_cols, y, ldy);
+    return finish(&b, ok && same_floats(y, expected, n_cols * ldy));
+}
+
+static int check_quantizer(void (*f)(const float *, int64_t, int8_t *, float *, int32_t *),
+                           void (*reference)(const float *, int64_t, int8_t *, float *, int32_t *), const float *x,
+                           int64_t n, int64_t block, int64_t per_sum, const el_memory *memory) {
+    if (!f) return 1;
+    pool b = {.memory = memory};
+    int64_t n_pad = (n + 255) / 256 * 256, n_d = n_pad / block * 4, n_sum = n_pad / per_sum * 4;
+    int8_t *q[2] = {take(&b, n_pad, 64), take(&b, n_pad, 64)};
+    float *d[2] = {take(&b, n_d, 4), take(&b, n_d, 4)};
+    int32_t *sum[2] = {take(&b, n_sum, 4), take(&b, n_sum, 4)};
+    if (b.failed) return finish(&b, -1);
+    reference(x, n, q[0], d[0], sum[0]);
+    f(x, n, q[1], d[1], sum[1]);
+    return finish(&b, same_bytes(q[0], q[1], n_pad) && same_floats(d[0], d[1], n_d / 4) &&
+                          same_bytes(sum[0], sum[1], n_sum));
+}
+
+int el_check_vector(const el_kernels *table, int64_t n, uint64_t seed, const el_memory *memory) {
+    static const float odd[] = {-104.5f, -100.0f, -88.0f, 88.6f, 89.0f, 200.0f, -1e30f, -0.0f, INFINITY, -INFINITY, NAN};
+    enum { N_ODD = (int)(sizeof odd / sizeof *odd) };
+    const el_kernels *p = &el_kernels_portable;
+    pool b = {.memory = memory};
+    int ok = 1, kind = (int)(seed % N_KINDS);
+    float *x = take(&b, n * 4, 4), *w = take(&b, n * 4, 4), *y = take(&b, n * 4, 4), *expected = take(&b, n * 4, 4);
+    if (b.failed) return finish(&b, -1);
+    floats(w, n, PLAIN, &seed);
+    for (int pass = 0; pass < 2 && ok == 1; pass++) { /* then again with infinities and NaN among the numbers */
+        floats(x, n, kind, &seed);
+        for (int i = 0; pass && i < N_ODD; i++) x[(i * 37 + (int)(seed % 64)) % n] = odd[i];
+#define COMPARE(CALL, ...)                                                   \
+    if (table->CALL) {                                                       \
+        p->CALL(x, w, expected, __VA_ARGS__);                                \
+        table->CALL(x, w, y, __VA_ARGS__);                                   \
+        ok = ok && same_floats(y, expected, n);                              \
+    }
+        COMPARE(rmsnorm, n, 1e-5f)
+        COMPARE(gated, n, EL_ACT_SILU)
+        COMPARE(gated, n, EL_ACT_GELU_TANH)
+        COMPARE(add, n)
+#undef COMPARE
+        if (table->exp_sum) {
+            float sums[2];
+            memcpy(y, x, (size_t)n * 4);
+            memcpy(expected, x, (size_t)n * 4);
+            p->exp_sum(expected, n, 1.5f, &sums[0]);
+            table->exp_sum(y, n, 1.5f, &sums[1]);
+            ok = ok && same_floats(y, expected, n) && same_floats(&sums[0], &sums[1], 1);
+        }
+        int a = check_quantizer(table->quantize_q8_32, p->quantize_q8_32, x, n, 32, 32, memory);
+        int c = check_quantizer(table->quantize_q8_256, p->quantize_q8_256, x, n, 256, 16, memory);
+        ok = a < 0 || c < 0 ? -1 : ok && a && c;
+    }
+    return finish(&b, ok);
+}
+
+int el_check_attention(const el_kernels *table, int kv_type, int64_t n_group, int64_t head_dim, int64_t first,
+                       int64_t n_tokens, uint64_t seed, const el_memory *memory) {
+    const el_kernels *p = &el_kernels_portable;
+    if (!table->attn_scores[kv_type] || !table->attn_values[kv_type]) return 1;
+    pool b = {.memory = memory};
+    int64_t n = head_dim * EL_PAGE_TOKENS, n_scores = n_group * EL_PAGE_TOKENS, size = kv_type == EL_KV_F16 ? 2 : 4;
+    float *q = take(&b, n_group * head_dim * 4, 4), *y = take(&b, n_scores * 4, 4), *expected = take(&b, n_scores * 4, 4);
+    float *acc[2] = {take(&b, n_group * head_dim * 4, 4), take(&b, n_group * head_dim * 4, 4)};
+    uint8_t *page = take(&b, n * size, (size_t)size);
+    if (b.failed) return finish(&b, -1);
+    floats(q, n_group * head_dim, PLAIN, &seed);
+    for (int64_t i = 0; i < n; i++) {
+        float f = uniform(&seed);
+        if (kv_type == EL_KV_F16) put_half(page + i * 2, el_f32_to_f16(f));
+        else memcpy(page + i * 4, &f, 4);
+    }
+    p->attn_scores[kv_type](q, n_group, head_dim, page, 0.125f, expected);
+    table->attn_scores[kv_type](q, n_group, head_dim, page, 0.125f, y);
+    int ok = same_floats(y, expected, n_scores);
+    for (int i = 0; i < 2; i++) memcpy(acc[i], q, (size_t)(n_group * head_dim * 4));
+    p->attn_values[kv_type](expected, n_group, head_dim, first, n_tokens, page, acc[0]);
+    table->attn_values[kv_type](expected, n_group, head_dim, first, n_tokens, page, acc[1]);
+    return finish(&b, ok && same_floats(acc[0], acc[1], n_group * head_dim));
+}
+
+/* ---- before a table is used -------------------------------------------------------------------------------------- */
+static void *plain_take(size_t bytes, size_t align) {
+    (void)align;
+    return malloc(bytes); /* kernels load without alignment */
+}
+
+static void plain_give(void *p, size_t bytes) {
+    (void)bytes;
+    free(p);
+}
+
+static int run_checks(const el_kernels *table) {
+    static const el_memory memory = {plain_take, plain_give};
+    int ok = 1;
+    for (int layout = 0; layout < 2; layout++)
+        for (int type = 0; type < EL_TYPE_LIMIT; type++) {
+            if (!table->linear[layout][type]) continue;
+            if (!el_kernels_portable.linear[layout][type]) return 0;
+            int64_t k = el_row_bytes(type, 1) > 0 ? 53 : el_row_bytes(type, 32) > 0 ? 160 : 512;
+            for (int64_t n_cols = 1; n_cols <= 7 && ok == 1; n_cols++)
+                ok = el_check_linear(table, layout, type, 21, k, n_cols, (uint64_t)(type * 8 + n_cols), &memory);
+        }
+    for (int seed = 0; seed < 4 && ok == 1; seed++) ok = el_check_vector(table, 299, (uint64_t)seed, &memory);
+    for (int type = 0; type < 2; type++)
+        for (int64_t n_group = 1; n_group <= 5 && ok == 1; n_group++)
+            ok = el_check_attention(table, type, n_group, 27, 3, 61, 7, &memory);
+    return ok;
+}
+
+#ifdef _WIN32
+int el_selftest(const el_kernels *table) { return run_checks(table); }
+#else
+/* A hypervisor or an emulator may announce an instruction that it cannot run: catch that, once, here. Only the
+ * thread that tests may jump; another thread's SIGILL goes back to the handler that was there. */
+static sigjmp_buf landing;
+static struct sigaction before;
+static _Thread_local volatile sig_atomic_t testing;
+
+static void on_illegal(int number) {
+    if (testing) siglongjmp(landing, 1);
+    sigaction(number, &before, NULL); /* the instruction runs again, into the old handler */
+}
+
+int el_selftest(const el_kernels *table) {
+    struct sigaction guard;
+    volatile int result = 0;
+    memset(&guard, 0, sizeof guard);
+    guard.sa_handler = on_illegal;
+    sigemptyset(&guard.sa_mask);
+    int guarded = sigaction(SIGILL, &guard, &before) == 0;
+    if (sigsetjmp(landing, 1) == 0) {
+        testing = 1;
+        result = run_checks(table);
+    }
+    testing = 0;
+    if (guarded) sigaction(SIGILL, &before, NULL);
+    return result;
+}
+#endif

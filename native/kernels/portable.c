@@ -251,7 +251,7 @@ static inline void quantize_q8(const float *x, int64_t k, int8_t *q, float *d, i
         float amax = amax_of(x + (n ? k0 : 0), n), inverse = amax != 0.0f ? 127.0f / amax : 0.0f;
         d[k0 / block] = amax / 127.0f;
         for (int64_t i = 0; i < n; i++) q[k0 + i] = el_q8(x[k0 + i] * inverse);
-        for (int64_t i = n; i < block; i++) q[k0 + i] = 0;
+        for (int64_t i = n; i < block; i++) q[k0 + i] = el_q8(0.0f * inverse); /* past the end: as zeros */
     }
     for (int64_t s = 0; s < k_pad / per_sum; s++) {
         int32_t total = 0;
