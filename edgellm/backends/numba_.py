@@ -299,13 +299,16 @@ def _linear_rows(m: _Matrix, first: int, last: int, inputs: tuple[np.ndarray, ..
     n_cols, bias, residual, y, n_rows, cancel = tail
     by_row = m.data.reshape(m.rows, -1)
     for r in range(first, last, _ROW_STEP):
-        n = min(_ROW_STEP, last - r)
-        plain = dequantize(by_row[r : r + n], m.type, (n, m.cols)).reshape(-1).view(np.uint8)
-        part = np.empty(n_cols * n, np.float32)
-        LINEAR[F32.id](plain, m.cols, 0, n, *inputs, n_cols, _NONE, _NONE, part, n, cancel)
-        out = y[: n_cols * n_rows].reshape(n_cols, n_rows)[:, r : r + n]
-        result = part.reshape(n_cols, n) + (bias[r : r + n] if bias.size else np.float32(0))
-        out[...] = result if not residual.size else residual[: out.base.size].reshape(-1, n_rows)[:, r : r + n] + result
+        here = slice(r, min(r + _ROW_STEP, last))
+        n = here.stop - r
+        plain = dequantize(by_row[here], m.type, (n, m.cols)).reshape(-1).view(np.uint8)
+        part = np.empty((n_cols, n), np.float32)
+        LINEAR[F32.id](plain, m.cols, 0, n, *inputs, n_cols, _NONE, _NONE, part.reshape(-1), n, cancel)
+        if bias.size:
+            part += bias[here]
+        if residual.size:
+            part += residual[: n_cols * n_rows].reshape(n_cols, n_rows)[:, here]
+        y[: n_cols * n_rows].reshape(n_cols, n_rows)[:, here] = part
 
 
 class _Scratch:
