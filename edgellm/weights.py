@@ -19,9 +19,10 @@ EMBEDDING = "token_embd.weight"
 class Weights:
     """The tensors of `file` that `plan` uses, in block form; nothing is copied or decoded here.
 
-    `names` are those tensors, `extra` the ones that nothing asked for (`file.warnings` says so too). Raises
-    MissingTensorError (T12), ModelFormatError (T13: another shape; V6: the embedding has not one row for each piece of the
-    vocabulary).
+    `names` are those tensors, `extra` the ones that nothing asked for (`file.warnings` says so too).
+
+    Raises MissingTensorError (T12), ModelFormatError (T13: another shape; V6: the embedding has another number of rows
+    than the vocabulary has pieces).
     """
 
     def __init__(self, file: GGUFFile, plan: Plan) -> None:

@@ -296,6 +296,23 @@ def test_compare_names_the_first_step_that_differs(tmp_path: Path, op: Op) -> No
     assert plan.steps[faulty].label in str(found)
 
 
+def test_compare_judges_every_step_on_its_own(tiny: tuple[Plan, Weights]) -> None:
+    """Errors of 1e-6 (NMSE) in every step must not add up to a difference of 2e-6."""
+    plan, weights = tiny
+
+    class Inexact(ReferenceBackend):
+        def run_step(self, index: int) -> None:
+            super().run_step(index)
+            out = self.plan.steps[index].outputs[0]
+            self.write(out, self.read(out) * 1.001)
+
+    assert compare(plan, weights, np.arange(4), b=Inexact(plan, weights), tolerance=2e-6) is None
+    found = compare(plan, weights, np.arange(4), b=Inexact(plan, weights), tolerance=0.5e-6)
+    assert found is not None
+    assert found.step == 0
+    assert found.nmse == pytest.approx(1e-6, rel=1e-3)
+
+
 def test_compare_a_decoding_step(tmp_path: Path) -> None:
     plan, weights = load(tiny_llama_gguf(tmp_path / "m.gguf", n_layers=2))
     tokens, attention = np.arange(3, 73), [i for i, s in enumerate(plan.steps) if s.op is Op.ATTENTION]

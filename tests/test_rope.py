@@ -81,6 +81,7 @@ def slow_yarn(dims: int, theta: float, s: RopeScaling) -> list[float]:
         (64, 1e6, RopeScaling("yarn", 4.0, 32768, beta_fast=24.0, beta_slow=2.0)),
         (8, 10000.0, RopeScaling("yarn", 2.0, 64)),
         (8, 10000.0, RopeScaling("yarn", 2.0, 3)),
+        (8, 100.0, RopeScaling("yarn", 2.0, 4096)),  # the ramp ends beyond the last pair
     ],
 )
 def test_yarn(dims: int, theta: float, scaling: RopeScaling) -> None:
@@ -103,6 +104,7 @@ def test_yarn_magnitude_of_the_file_wins() -> None:
     assert yarn_magnitude(RopeScaling("yarn", 1.0, 100)) == 1.0
     table = rope_table(8, 1e4, RopeScaling("yarn", 4.0, 100, attn_factor=2.0, yarn_attn_factor=0.7))
     assert table.magnitude == pytest.approx(1.4)
+    assert rope_table(8, 1e4, RopeScaling("linear", 4.0, attn_factor=2.0)).magnitude == 2.0
 
 
 @pytest.mark.parametrize("bad", [np.ones(3), np.zeros(4), -np.ones(4), np.array([1, 1, np.nan, 1]), np.ones((2, 2))])
