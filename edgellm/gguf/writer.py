@@ -1,26 +1,22 @@
 """`GGUFWriter`: writes a GGUF v3 file tensor by tensor, so that the whole model is never in memory.
 
-The file grows under a temporary name in the folder of the output; when it is complete it is flushed to disk and
-renamed, so the output is either the old file or the whole new one.
+The output is either the old file or the whole new one (see `output.py`).
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import os
-import stat
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from ..blocks import BlockType
-from ..errors import InvalidArgumentError, OutputError
+from ..errors import InvalidArgumentError
 from ..quants import resolve_type
 from .constants import (
     DEFAULT_ALIGNMENT,
@@ -34,6 +30,7 @@ from .constants import (
     SCALARS,
     ValueType,
 )
+from .output import AtomicFile
 from .tensors import align_up
 
 _SHORT = {
@@ -64,18 +61,13 @@ class GGUFWriter:
     """
 
     def __init__(self, path: str | os.PathLike[str], arch: str) -> None:
-        self.path = os.fspath(path)
-        if isinstance(self.path, bytes):
-            self.path = os.fsdecode(self.path)
-        self._target = os.path.realpath(self.path)  # through a symbolic link, not over it
+        self._out = AtomicFile(path)
+        self.path = self._out.path
         self._metadata: dict[str, bytes] = {}
         self._tensors: dict[str, _Tensor] = {}
         self._order: list[_Tensor] = []
         self._written = 0
-        self._out: BinaryIO | None = None
-        self._temporary = ""
-        self._done = False
-        _check_target(self.path, self._target)
+        self._started = self._done = False
         self.add("general.architecture", arch)
 
     # ---- metadata and tensor descriptions ------------------------------------------------------------------------
@@ -115,7 +107,7 @@ class GGUFWriter:
         return tensor.n_bytes
 
     def _open_for_description(self) -> None:
-        if self._out is not None or self._done:
+        if self._started or self._done:
             raise InvalidArgumentError(f"{self.path}: describe metadata and tensors before the first is written")
 
     # ---- data ----------------------------------------------------------------------------------------------------
@@ -130,7 +122,7 @@ class GGUFWriter:
         if self._written >= len(self._order) or self._order[self._written].name != name:
             due = self._order[self._written].name if self._written < len(self._order) else "none"
             raise InvalidArgumentError(f"tensor {name} is written out of order; due: {due}")
-        out = self._start()
+        self._start()
         tensor, count = self._order[self._written], 0
         parts = [data] if isinstance(data, (np.ndarray, bytes, bytearray, memoryview)) else data
         for part in parts:
@@ -138,11 +130,11 @@ class GGUFWriter:
             count += view.nbytes
             if count > tensor.n_bytes:
                 break
-            self._write(out, view)
+            self._out.write(view)
         if count != tensor.n_bytes:
             self.abort()
             raise InvalidArgumentError(f"tensor {name}: {tensor.n_bytes} bytes expected, got {count}")
-        self._write(out, bytes(align_up(count, DEFAULT_ALIGNMENT) - count))
+        self._out.write(bytes(align_up(count, DEFAULT_ALIGNMENT) - count))
         self._written += 1
 
     def close(self) -> None:
@@ -153,27 +145,14 @@ class GGUFWriter:
             due = self._order[self._written].name
             self.abort()
             raise InvalidArgumentError(f"{self.path}: tensor {due} was described but not written")
-        out = self._start()
-        try:
-            out.flush()
-            os.fsync(out.fileno())
-            out.close()
-            os.replace(self._temporary, self._target)
-        except OSError as error:
-            self._fail(error)
-        self._done, self._out = True, None
-        _sync_folder(os.path.dirname(self._target))
+        self._start()
+        self._out.commit()
+        self._done = True
 
     def abort(self) -> None:
-        """Give up: the temporary file goes, an old output stays as it was. Safe to call at any time."""
+        """Give up: nothing of the new file stays, an old output is as it was. Safe to call at any time."""
         self._done = True
-        out, self._out = self._out, None
-        if out is None:
-            return
-        with contextlib.suppress(OSError):  # closing flushes, which may fail again
-            out.close()
-        with contextlib.suppress(OSError):
-            os.unlink(self._temporary)
+        self._out.abort()
 
     def __enter__(self) -> GGUFWriter:
         return self
@@ -187,8 +166,8 @@ class GGUFWriter:
             self.abort()
 
     def __del__(self) -> None:
-        if getattr(self, "_out", None) is not None:
-            self.abort()
+        if hasattr(self, "_out"):  # not when the path was refused
+            self._out.abort()
 
     # ---- inside --------------------------------------------------------------------------------------------------
 
@@ -202,74 +181,14 @@ class GGUFWriter:
         header = b"".join(parts)
         return header + bytes(align_up(len(header), DEFAULT_ALIGNMENT) - len(header))
 
-    def _start(self) -> BinaryIO:
-        """The open temporary file with the header in it; made at the first call."""
-        if self._out is not None:
-            return self._out
+    def _start(self) -> None:
+        """Open the output and write the header, at the first call."""
+        if self._started:
+            return
+        self._started = True
         header = self._header()
-        self._needed = len(header) + sum(align_up(t.n_bytes, DEFAULT_ALIGNMENT) for t in self._order)
-        folder, base = os.path.split(self._target)
-        try:
-            free = _free_bytes(folder)
-            if free is not None and free < self._needed:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            self._temporary = os.path.join(folder, f".{base[:100]}.{os.urandom(6).hex()}.partial")
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
-            self._out = os.fdopen(os.open(self._temporary, flags, 0o666), "wb", buffering=1 << 20)
-        except OSError as error:
-            self._fail(error)
-        self._write(self._out, header)
-        return self._out
-
-    def _write(self, out: BinaryIO, data: Any) -> None:
-        try:
-            out.write(data)
-        except OSError as error:
-            self._fail(error)
-
-    def _fail(self, error: OSError) -> Any:
-        """Clean up and raise OutputError; a full disk says how much is needed and how much is there."""
-        self.abort()
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            message = "there is not enough room on the disk for the output; free some or write elsewhere"
-            free = _free_bytes(os.path.dirname(self._target))
-            raise OutputError(message, path=self.path, needed=self._needed, free=free) from None
-        raise OutputError(f"the output cannot be written: {error.strerror}", path=self.path) from None
-
-
-def _check_target(path: str, target: str) -> None:
-    """The output must be a new file or an ordinary one, in a folder that exists."""
-    if not os.path.isdir(os.path.dirname(target)):
-        raise OutputError("the folder of the output does not exist; make it first", path=path, exit_code=2)
-    try:
-        mode = os.stat(target).st_mode
-    except FileNotFoundError:
-        return
-    except (OSError, ValueError) as error:
-        raise OutputError(f"the output cannot be written: {error}", path=path) from None
-    if not stat.S_ISREG(mode):
-        raise OutputError("the output is a folder or a device; give the name of a file", path=path, exit_code=2)
-
-
-def _free_bytes(folder: str) -> int | None:
-    """Free bytes on the disk of `folder`; None where the system does not say (some network folders report 0 of 0)."""
-    import shutil  # here, because it imports every compression module
-
-    try:
-        usage = shutil.disk_usage(folder)
-    except OSError:
-        return None
-    return usage.free if usage.total else None
-
-
-def _sync_folder(folder: str) -> None:
-    """Make the rename last through a power cut. Systems that cannot open a folder do this on their own."""
-    with contextlib.suppress(OSError):
-        fd = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        self._out.open(len(header) + sum(align_up(t.n_bytes, DEFAULT_ALIGNMENT) for t in self._order))
+        self._out.write(header)
 
 
 def _byte_view(data: Any) -> memoryview:
