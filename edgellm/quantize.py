@@ -65,7 +65,7 @@ def quantize(
     allow_requantize: bool = False,
     overwrite: bool = True,
 ) -> QuantizeReport:
-    """Write the GGUF file `src` as `out` with matrices of `type`: F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1 or Q8_0.
+    """Write the GGUF file `src` as `out` with matrices of `type`: Q8_0, Q5_1, Q5_0, Q4_1, Q4_0, BF16, F16, F32.
 
     Metadata is copied, norms and biases stay as they are, the output head follows `convert.mix`. A file that is
     quantised already is refused unless `allow_requantize`, because the errors of both roundings add up.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from ..errors import ConvertError, ModelFormatError
+from ..errors import ConvertError, ModelFormatError, one_line
 from ..gguf.source import MappedFile
 from . import hf_names
 from .hf_config import HFConfig, Key, model_keys, read_config
@@ -55,7 +55,7 @@ def read(folder: Folder) -> Conversion:
     sources = [c.path, *files, *(w.source for w in weights if w.source)]
     return Conversion(
         arch=c.family.arch,
-        model_keys=general + model_keys(c),
+        model_keys=general + _sampling_keys(folder.path, notes) + model_keys(c),
         tokenizer_keys=keys + _template_keys(folder.path),
         weights=weights,
         notes=notes,
@@ -69,6 +69,32 @@ def _name(folder: Folder) -> str:
     name = given if isinstance(given, str) and given.strip("./\\ ") else os.path.abspath(folder.path)
     name = name.rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1]
     return name.encode("utf-8", "replace").decode("utf-8") or folder.config.family.arch
+
+
+# Sampling that the makers of a model advise: field of generation_config.json -> GGUF key, type, lowest, highest value.
+_SAMPLING = {
+    "temperature": ("temp", "f32", 0.0, 100.0),
+    "top_k": ("top_k", "i32", 0, 1 << 20),
+    "top_p": ("top_p", "f32", 0.0, 1.0),
+    "min_p": ("min_p", "f32", 0.0, 1.0),
+    "repetition_penalty": ("penalty_repeat", "f32", 0.01, 100.0),
+}
+
+
+def _sampling_keys(folder: str, notes: list[str]) -> list[Key]:
+    """`general.sampling.*` for the fields that generation_config.json has; adds a remark for a value that is no use."""
+    path = os.path.join(folder, "generation_config.json")
+    table = read_object(path) if os.path.lexists(path) else {}
+    keys: list[Key] = []
+    for name, (key, kind, low, high) in _SAMPLING.items():
+        value = table.get(name)
+        if value is None:
+            continue
+        if type(value) not in ((int,) if kind == "i32" else (int, float)) or not low <= value <= high:
+            notes.append(f"generation_config.json: {name} {one_line(value)} is out of range and was left out")
+            continue
+        keys.append((f"general.sampling.{key}", value, kind))
+    return keys
 
 
 # ---- chat templates --------------------------------------------------------------------------------------------------

@@ -125,7 +125,7 @@ class _Reader:
         params = dict(old or {}) | dict(new or {})
         theta = self.real({"rope_theta": self.raw.get("rope_theta"), **params}, "rope_theta", 1.0, 1e15, 10000.0)
         kind = params.get("rope_type", params.get("type")) or "default"
-        if kind not in _ROPES:
+        if not isinstance(kind, str) or kind not in _ROPES:
             raise UnsupportedFeatureError(
                 "this RoPE scaling is not supported", path=self.path, field="rope_type", value=kind,
                 limit=", ".join(_ROPES),
@@ -153,7 +153,8 @@ def read_config(raw: dict[str, Any], path: str) -> HFConfig:
     head_dim = r.integer("head_dim", 2, 1 << 16, dim // n_heads)
     if head_dim % 2:
         r.fail("the head size is odd", "head_dim", head_dim, "an even number")
-    _refuse_other_parts(r, family)
+    rope = r.rope()
+    _refuse_other_parts(r, family, rope)
     return HFConfig(
         architecture=architecture,
         family=family,
@@ -166,7 +167,7 @@ def read_config(raw: dict[str, Any], path: str) -> HFConfig:
         n_vocab=r.integer("vocab_size", 1, 1 << 28),
         n_ctx=r.integer("max_position_embeddings", 1, (1 << 31) - 1),
         norm_eps=r.real(raw, "rms_norm_eps", 0.0, 0.5, 1e-6),
-        rope=r.rope(),
+        rope=rope,
         tied=r.flag("tie_word_embeddings"),
         attention_bias=r.flag("attention_bias"),
         mlp_bias=r.flag("mlp_bias"),
@@ -176,7 +177,7 @@ def read_config(raw: dict[str, Any], path: str) -> HFConfig:
     )
 
 
-def _refuse_other_parts(r: _Reader, family: Family) -> None:
+def _refuse_other_parts(r: _Reader, family: Family, rope: Rope) -> None:
     """Settings that change the result and that the family's plan does not have."""
     act = r.raw.get("hidden_act", "silu")
     if act not in family.activations:
@@ -184,7 +185,7 @@ def _refuse_other_parts(r: _Reader, family: Family) -> None:
             "this activation is not supported", path=r.path, field="hidden_act", value=act,
             limit=", ".join(family.activations),
         )  # fmt: skip
-    share = r.raw.get("partial_rotary_factor", (r.raw.get("rope_parameters") or {}).get("partial_rotary_factor"))
+    share = r.raw.get("partial_rotary_factor", rope.params.get("partial_rotary_factor"))
     if share not in (None, 1, 1.0):
         raise UnsupportedFeatureError(
             "heads that are rotated only in part are not supported", path=r.path, field="partial_rotary_factor",

@@ -62,10 +62,11 @@ def looks_like(path: str) -> bool:
     try:
         if file.size < _HEADER.size:
             return False
-        values = _HEADER.unpack_from(file.buffer, 0)
+        values = list(_HEADER.unpack_from(file.buffer, 0))
     finally:
         file.close()
-    return values[0] == _MAGIC or all(0 < abs(v) <= top for v, top in zip(values, _LIMITS, strict=True))
+    values[5] = abs(values[5])  # negative: the head is not tied
+    return values[0] == _MAGIC or all(0 < v <= top for v, top in zip(values, _LIMITS, strict=True))
 
 
 class Checkpoint:

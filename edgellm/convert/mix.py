@@ -13,7 +13,7 @@ from ..blocks import BF16, F16, F32, Q4_0, Q4_1, Q5_0, Q5_1, Q6_K, Q8_0, BlockTy
 from ..errors import InvalidArgumentError, one_line
 
 OUTTYPES = (F32, F16, BF16, Q8_0, Q4_0)  # of the converter
-QUANTIZE_TYPES = (F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0)  # of the quantiser
+QUANTIZE_TYPES = (F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0)  # of the quantiser
 _PLAIN = (F32, F16, BF16)
 QUANTIZATION_VERSION = 2  # general.quantization_version: ggml's block formats since 2023-05
 

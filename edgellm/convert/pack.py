@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from .. import quants
-from ..blocks import BF16, F16, F32, BlockType
+from ..blocks import BF16, F16, F32, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, BlockType
 from ..errors import ConvertError, one_line
 
 F16_MAX = 65504.0
+_COMPILED = (BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0)  # what native/quantize.c does
 
 
 def pack(x: np.ndarray, kind: BlockType) -> np.ndarray:
@@ -19,7 +20,7 @@ def pack(x: np.ndarray, kind: BlockType) -> np.ndarray:
         return x.astype(np.float16).view(np.uint8)
     from .. import clib
 
-    if clib.available():
+    if kind in _COMPILED and clib.available():
         return clib.quantize(x, kind)
     return quants.quantize(x, kind)
 
