@@ -78,7 +78,7 @@ INLINE float one_bf16(const uint8_t *p) { return el_bf16_to_f32((uint16_t)(p[0] 
     float lanes[EL_LANES];                                                                             \
     _mm256_storeu_ps(lanes, a);                                                                        \
     _mm256_storeu_ps(lanes + 8, b);                                                                    \
-    for (int64_t i = k0; i < k; i++) lanes[i - k0] = el_fmaf(ONE(row + i * BYTES), f[i], lanes[i - k0]);
+    for (int64_t at = k0; at < k; at++) lanes[at - k0] = el_fmaf(ONE(row + at * BYTES), f[at], lanes[at - k0]);
 
 /* R rows times C columns share their loads. Rows past the end repeat the last one and are not stored. */
 #define FLOAT_ROWS(NAME, BYTES, LOAD, ONE)                                                                       \
