@@ -21,8 +21,7 @@ struct el_spm {
     uint8_t *text;         /* all pieces, one after the other */
     int64_t *offsets;      /* (n_pieces + 1) */
     uint32_t *ranks;       /* (n_pieces) order-preserving form of the score, small = merged first */
-    uint8_t *kinds;        /* (n_pieces) enum el_piece_kind */
-    int32_t *unused_index; /* (n_pieces) index among the unused pieces, -1 for others; NULL: no unused piece */
+    int32_t *unused_index; /* (n_pieces) index among the unused pieces, -1 for others */
     slot *slots;           /* (mask + 1) open addressing, linear probing, at most half full */
     uint64_t mask;
     int64_t n_pieces;
@@ -155,7 +154,6 @@ static int fill(el_spm *s, const uint8_t *text, const int64_t *offsets, const fl
 {
     memcpy(s->text, text, (size_t)offsets[n_pieces]);
     memcpy(s->offsets, offsets, (size_t)(n_pieces + 1) * sizeof *offsets);
-    memcpy(s->kinds, kinds, (size_t)n_pieces);
     memset(s->slots, 0xFF, (size_t)(s->mask + 1) * sizeof *s->slots);
     for (int64_t i = 0; i < n_pieces; i++) {
         s->ranks[i] = rank_of(scores[i]);
@@ -188,11 +186,10 @@ int el_spm_new(el_spm **out, const uint8_t *text, const int64_t *offsets, const 
     s->text = malloc((size_t)offsets[n_pieces]);
     s->offsets = malloc((size_t)(n_pieces + 1) * sizeof *s->offsets);
     s->ranks = malloc((size_t)n_pieces * sizeof *s->ranks);
-    s->kinds = malloc((size_t)n_pieces);
     s->unused_index = malloc((size_t)n_pieces * sizeof *s->unused_index);
     s->slots = malloc((size_t)n_slots * sizeof *s->slots);
     int status = EL_E_NOMEM;
-    if (s->text && s->offsets && s->ranks && s->kinds && s->unused_index && s->slots)
+    if (s->text && s->offsets && s->ranks && s->unused_index && s->slots)
         status = fill(s, text, offsets, scores, kinds, n_pieces);
     if (status != EL_OK) {
         el_spm_free(s);
@@ -208,7 +205,6 @@ void el_spm_free(el_spm *s)
     free(s->text);
     free(s->offsets);
     free(s->ranks);
-    free(s->kinds);
     free(s->unused_index);
     free(s->slots);
     free(s);
@@ -384,8 +380,11 @@ static int emit(work *w, int32_t start, int32_t len)
     int64_t waiting = 0;
     for (;;) {
         const uint8_t *p = w->text + start;
-        int32_t id = find_piece(s, p, len);
-        int32_t split = id >= 0 && s->unused_index[id] >= 0 ? w->splits[s->unused_index[id]] : 0;
+        int32_t id = find_piece(s, p, len), split = 0;
+        if (id >= 0 && s->unused_index[id] >= 0) {
+            split = w->splits[s->unused_index[id]];
+            id = -1; /* an unused piece of one character is as good as none */
+        }
         if (split > 0) {
             w->pairs[waiting].right = start + split;
             w->pairs[waiting++].len = len - split;
@@ -453,7 +452,8 @@ int el_spm_encode(const el_spm *spm, const uint8_t *text, int64_t n_bytes, int32
     }
     int status = EL_OK;
     for (int64_t at = 0; at < n_bytes && status == EL_OK;) {
-        int64_t n = segment_bytes(spm, text + at, n_bytes - at);
+        /* How an unused piece falls apart depends on the whole text, so with such pieces it is one segment. */
+        int64_t n = spm->n_unused > 0 ? n_bytes : segment_bytes(spm, text + at, n_bytes - at);
         status = encode_segment(&w, text + at, n);
         at += n;
     }

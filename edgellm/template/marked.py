@@ -233,6 +233,10 @@ def format_marked(text: MarkedText, formatter: string.Formatter, args: tuple[Any
             name, auto = str(auto), auto + 1
         value, _ = formatter.get_field(name, args, kwargs)
         simple = isinstance(value, str) and not spec and conversion in (None, "s")
-        out.append(value if simple else formatter.vformat(f"{{0{'!' + conversion if conversion else ''}:{spec}}}", (value,), {}))
+        out.append(
+            value
+            if simple
+            else formatter.vformat(f"{{0{'!' + conversion if conversion else ''}:{spec}}}", (value,), {})
+        )
     marked = concat(out)
     return marked if str.__eq__(marked, plain) else plain

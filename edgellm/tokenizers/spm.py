@@ -1,8 +1,8 @@
 """SentencePiece BPE with scores (`tokenizer.ggml.model = "llama"`).
 
 Kudo and Richardson 2018, "SentencePiece"; same results as that package and as llama.cpp. A space is written U+2581,
-characters are merged by score, what is no piece falls back to its bytes. The loop is native/spm.c; `merge_pieces` here is
-its twin in Python, used where the library is not there and compared with it by the tests.
+characters are merged by score, what is no piece falls back to its bytes. The loop is native/spm.c; `merge_pieces` here
+is its twin in Python, used where the library is not there and compared with it by the tests.
 """
 
 from __future__ import annotations
@@ -28,16 +28,18 @@ DEFAULT_SPECIAL = {"bos": 1, "eos": 2, "unknown": 0}
 def byte_values(vocab: Vocab) -> dict[int, int]:
     """Piece id -> byte value of the byte pieces `<0x00>` to `<0xFF>` (rule V3 refuses any other spelling)."""
     found: dict[int, int] = {}
-    seen: dict[int, int] = {}
     for i in np.flatnonzero(vocab.types == BYTE).tolist():
         piece = vocab.pieces[i]
         digits = piece[3:-1]
         if not (len(piece) == 6 and piece[:3] == "<0x" and piece[-1] == ">" and set(digits) <= set("0123456789ABCDEF")):
             raise vocab.refuse(
-                f"byte piece {i} has a text that names no byte", key="tokens", value=piece, limit="<0x00> to <0xFF>", rule="V3"
+                f"byte piece {i} has a text that names no byte",
+                key="tokens",
+                value=piece,
+                limit="<0x00> to <0xFF>",
+                rule="V3",
             )
         found[i] = int(digits, 16)
-        seen[found[i]] = i
     return found
 
 
@@ -159,11 +161,12 @@ def _ids_of(model: SpmModel, symbols: list[str], splits: dict[str, int]) -> list
     after_unknown = False
     while waiting:
         symbol = waiting.pop()
-        hit = table.get(symbol)
-        if hit is not None and symbol in splits:
+        if symbol in splits:
             waiting += [symbol[splits[symbol] :], symbol[: splits[symbol]]]
             continue
-        found = [hit[1]] if hit is not None else [model.byte_ids[b] for b in symbol.encode()]
+        hit = table.get(symbol)
+        is_piece = hit is not None and model.kinds[hit[1]] == TEXT_PIECE  # an unused character is as good as none
+        found = [hit[1]] if is_piece else [model.byte_ids[b] for b in symbol.encode()]
         unknown = min(found) < 0
         if unknown and model.unk_id < 0:
             raise no_piece_error(model.vocab)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from edgellm.errors import InvalidArgumentError, TokenizerError
+from edgellm.errors import InvalidArgumentError, one_line
 from edgellm.tokenizers.special import Span, SpecialPieces
 from edgellm.tokenizers.vocab import (
     BYTE,
@@ -221,7 +221,7 @@ def _model_class(vocab: Vocab) -> Any:
         known = ", ".join(f"{name} ({what})" for name, (_, _, what) in KINDS.items())
         what = f" ({OTHER_KINDS[vocab.kind]})" if vocab.kind in OTHER_KINDS else ""
         raise vocab.refuse(
-            f"tokenizer kind '{vocab.kind}'{what} is not supported; supported: {known}",
+            f"tokenizer kind '{one_line(vocab.kind)}'{what} is not supported; supported: {known}",
             key="model",
             value=vocab.kind,
             rule="V7",
@@ -236,11 +236,9 @@ def _with_defaults(vocab: Vocab, model_class: Any) -> Vocab:
 
     module = importlib.import_module(model_class.__module__)
     n, types = vocab.n_vocab, vocab.types.copy()
-    defaults = {
-        name: i for name, i in module.DEFAULT_SPECIAL.items() if i < n and types[i] in (CONTROL, UNKNOWN)
-    }
+    defaults = {name: i for name, i in module.DEFAULT_SPECIAL.items() if i < n and types[i] in (CONTROL, UNKNOWN)}
     special = {**defaults, **vocab.special}
-    ends = [vocab.ids[piece] for piece in TURN_ENDS if piece in vocab.ids]
+    ends = _turn_ends(vocab)
     ends += [special[name] for name in ("bos", "eos", "eot", "eom") if name in special]
     for i in ends:
         if types[i] not in (BYTE, UNKNOWN):
@@ -249,8 +247,13 @@ def _with_defaults(vocab: Vocab, model_class: Any) -> Vocab:
     return replace(vocab, types=types, special=special, flags={**module.DEFAULT_FLAGS, **vocab.flags})
 
 
+def _turn_ends(vocab: Vocab) -> list[int]:
+    tag = {"</s>"} if "<eos>" in vocab.ids else set()
+    return [vocab.ids[piece] for piece in TURN_ENDS - tag if piece in vocab.ids]
+
+
 def _end_ids(vocab: Vocab) -> frozenset[int]:
     ids = {vocab.special[name] for name in ("eos", "eot", "eom") if name in vocab.special}
-    ids |= {vocab.ids[piece] for piece in TURN_ENDS if piece in vocab.ids}
+    ids |= set(_turn_ends(vocab))
     ids |= {vocab.ids[p] for p in MAYBE_TURN_ENDS if p in vocab.ids and vocab.types[vocab.ids[p]] == CONTROL}
     return frozenset(ids)

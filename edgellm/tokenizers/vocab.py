@@ -21,13 +21,14 @@ MAX_PIECE_CHARS = 65_536
 MAX_PIECES = 2**28
 
 # End-of-generation pieces by name: models end their turn with these whether or not a key of the file says so. A file
-# that calls one of them ordinary text is wrong, and such text from a user would end the turn, so they are always control.
+# that calls one of them ordinary text is wrong, and such text from a user would end the turn, so they are always control
+# (llama.cpp does the same). `</s>` is left alone where the vocabulary has `<eos>`: there it is an HTML tag.
 TURN_ENDS = frozenset(
     "<|eot_id|> <|eom_id|> <|im_end|> <|end|> <|return|> <|call|> <|flush|> <|calls|> <end_of_turn> <|endoftext|> "
-    "<|end_of_text|> <end_of_utterance> <EOT> _<EOT> [EOT] <|end_of_turn|> <|endofturn|> <turn|>".split()
+    "<|end_of_text|> <end_of_utterance> </s> <EOT> _<EOT> [EOT] <|end_of_turn|> <|endofturn|> <turn|>".split()
 )
 # Names too short to be sure about: they end generation only where the file itself makes them control pieces.
-MAYBE_TURN_ENDS = frozenset("</s> <eos> [EOS] <eot> <|end▁of▁sentence|> <｜end▁of▁sentence｜>".split())
+MAYBE_TURN_ENDS = frozenset("<eos> [EOS] <eot> <|end▁of▁sentence|> <｜end▁of▁sentence｜>".split())
 
 PREFIX = "tokenizer.ggml."
 
@@ -131,7 +132,9 @@ class _Reader:
 def _check_pieces(reader: _Reader, pieces: list[str]) -> dict[str, int]:
     """Rules V5 and V9; returns piece -> id."""
     if not 0 < len(pieces) <= MAX_PIECES:
-        raise reader.error("the vocabulary has no pieces or too many", "tokens", "V1", len(pieces), f"1 to {MAX_PIECES}")
+        raise reader.error(
+            "the vocabulary has no pieces or too many", "tokens", "V1", len(pieces), f"1 to {MAX_PIECES}"
+        )
     longest = max(pieces, key=len)
     if len(longest) > MAX_PIECE_CHARS:
         raise reader.error("a piece is too long", "tokens", "V9", f"{len(longest)} characters", MAX_PIECE_CHARS)

@@ -1,0 +1,518 @@
+"""The SentencePiece tokenizer: against its Python twin, the sentencepiece package, and llama.cpp's vectors."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, tiny_llama_gguf, tiny_vocab
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgellm import clib
+from edgellm.errors import InvalidArgumentError, TokenizerError
+from edgellm.tokenizers import Tokenizer
+from edgellm.tokenizers.special import SpecialPieces
+from edgellm.tokenizers.vocab import read_vocab
+
+needs_native = pytest.mark.skipif(not clib.available(), reason="needs the compiled library")
+SPACE = "\u2581"
+
+
+def metadata(pieces: list[str], scores: list[float], types: list[int], **keys: Any) -> dict[str, Any]:
+    found = {
+        "model": "llama",
+        "tokens": pieces,
+        "scores": np.array(scores, np.float32),
+        "token_type": np.array(types, np.int32),
+        "unknown_token_id": 0,
+        **keys,
+    }
+    return {f"tokenizer.ggml.{name}": value for name, value in found.items() if value is not None}
+
+
+def tiny(native: bool | None = None, **keys: Any) -> Tokenizer:
+    return Tokenizer(read_vocab(metadata(*tiny_vocab(), **keys)), native=native)
+
+
+def small(extra: list[tuple[str, float, int]], native: bool | None = None, **keys: Any) -> Tokenizer:
+    """A vocabulary of `<unk>`, `<s>`, `</s>` and some pieces more, without bytes."""
+    rows = [("<unk>", 0.0, UNKNOWN), ("<s>", 0.0, CONTROL), ("</s>", 0.0, CONTROL), *extra]
+    columns = [list(column) for column in zip(*rows, strict=True)]
+    return Tokenizer(read_vocab(metadata(*columns, **keys)), native=native)
+
+
+def texts() -> st.SearchStrategy[str]:
+    words = st.sampled_from(
+        ["hello", " world", "the ", "once upon", "  ", "\n", "<s>", "</s>", "<|im_end|>", "<0x41>", "日本", SPACE]
+    )
+    return st.lists(st.one_of(words, st.text(max_size=6)), max_size=8).map("".join)
+
+
+# ---- text to ids -----------------------------------------------------------------------------------------------------
+
+
+def test_merges_take_the_best_pair_and_the_leftmost_of_equals() -> None:
+    rows = [("a", -9.0, NORMAL), ("b", -9.0, NORMAL), ("aa", -1.0, NORMAL), ("ab", -0.5, NORMAL), ("aaa", -3.0, NORMAL)]
+    for native in {False, clib.available()}:
+        t = small(rows, native, add_space_prefix=False, add_bos_token=False)
+        assert [t.piece(i) for i in t.encode("aaaa")] == ["aa", "aa"]
+        assert [t.piece(i) for i in t.encode("aaaaa")] == ["aa", "aaa"]  # the leftmost pair first, then "aaa"
+        assert [t.piece(i) for i in t.encode("aaab")] == ["aa", "ab"]  # ab is the better pair
+        assert t.encode("") == []
+
+
+@needs_native
+@settings(max_examples=150, deadline=None)
+@given(texts())
+def test_native_loop_equals_its_twin(text: str) -> None:
+    native, twin = tiny(True), tiny(False)
+    assert native.encode(text) == twin.encode(text)
+    assert native.encode(text, parse_special=True) == twin.encode(text, parse_special=True)
+
+
+PIECES = st.text(alphabet="abc", min_size=1, max_size=5)
+ROWS = st.dictionaries(
+    PIECES, st.tuples(st.sampled_from([-1.0, -2.0, 0.0, 3.5, -0.0]), st.sampled_from([NORMAL, UNUSED]))
+)
+
+
+@needs_native
+@settings(max_examples=200, deadline=None)
+@given(ROWS, st.text(alphabet="abcd", max_size=300))
+def test_native_loop_equals_its_twin_on_any_vocabulary(rows: dict[str, tuple[float, int]], text: str) -> None:
+    # Equal scores, unused pieces, characters without a piece, texts long enough for runs in the queue.
+    extra = [(piece, score, kind) for piece, (score, kind) in rows.items()]
+    native, twin = (small(extra, flag, add_space_prefix=False) for flag in (True, False))
+    assert native.encode(text) == twin.encode(text)
+
+
+@settings(max_examples=200, deadline=None)
+@given(texts())
+def test_round_trip(text: str) -> None:
+    t = tiny()
+    plain = text.replace(SPACE, " ")  # the piece of a space cannot be told from a space
+    assert t.decode(t.encode(text, add_special=False)) == plain
+    assert t.decode(t.encode(text), skip_special=True) == plain
+    assert t.decode_bytes(t.encode(text, add_special=False)) == plain.encode()
+
+
+def test_tokens_of_the_whole_text() -> None:
+    t = tiny()
+    assert t.encode("hi")[0] == t.bos_id == 1
+    assert t.encode("hi", add_special=False) == t.encode("hi")[1:]
+    assert t.encode("") == [1]
+    assert tiny(add_bos_token=False, add_eos_token=True).encode("") == [2]
+    assert t.piece(t.encode("hello world")[1]) == "▁hello"
+    assert tiny(add_space_prefix=False).encode("hello", add_special=False)[0] == t.id_of("he")
+    assert t.encode(" hello", add_special=False) == [t.id_of("▁"), t.id_of("▁hello")]
+
+
+@pytest.mark.parametrize("native", [False, pytest.param(True, marks=needs_native)])
+def test_characters_without_a_piece(native: bool) -> None:
+    t = tiny(native)
+    euro = [t.id_of(f"<0x{b:02X}>") for b in "€".encode()]
+    assert t.encode("€", add_special=False) == [t.id_of("▁"), *euro]
+    rows = [("a", 0.0, NORMAL)]
+    bare = small(rows, native, add_space_prefix=False, add_bos_token=False)
+    assert bare.encode("axyaz") == [3, 0, 3, 0]  # one unknown token for each run of unknown characters
+    with pytest.raises(TokenizerError, match="neither byte pieces nor an unknown"):
+        types = [NORMAL, CONTROL, CONTROL, NORMAL]
+        pieces = ["u", "<s>", "</s>", "a"]
+        Tokenizer(read_vocab(metadata(pieces, [0.0] * 4, types, unknown_token_id=None)), native=native).encode("ax")
+
+
+@pytest.mark.parametrize("native", [False, pytest.param(True, marks=needs_native)])
+def test_unused_pieces_fall_apart(native: bool) -> None:
+    rows = [
+        ("a", -3.0, NORMAL),
+        ("b", -3.0, NORMAL),
+        ("ab", -1.0, UNUSED),
+        ("abb", -2.0, NORMAL),
+        ("aba", -1.0, UNUSED),
+    ]
+    t = small(rows, native, add_space_prefix=False, add_bos_token=False)
+    assert [t.piece(i) for i in t.encode("ab")] == ["a", "b"]
+    assert [t.piece(i) for i in t.encode("abb")] == ["abb"]
+    assert [t.piece(i) for i in t.encode("aba")] == ["a", "b", "a"]
+
+
+@pytest.mark.parametrize(
+    "text", ["\ud800", "a\udc00b", "\ud83d\ude42", "\x00", "a\x00b", "\r", "\r\n", "\u2028", "\ufeff"]
+)
+def test_odd_characters_do_no_harm(text: str) -> None:
+    t = tiny()
+    clean = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    assert t.decode(t.encode(text), skip_special=True) == clean
+
+
+def test_text_must_be_text() -> None:
+    for wrong in (None, b"x", 3):
+        with pytest.raises(InvalidArgumentError, match="must be a string"):
+            tiny().encode(wrong)
+
+
+@needs_native
+@pytest.mark.parametrize("letter", ["a", " ", "🙂", "\n"])
+def test_ten_megabytes_of_one_letter(letter: str) -> None:
+    t = tiny()
+    text = letter * (10_000_000 // len(letter.encode()))
+    start = time.process_time()
+    ids = t.encode(text, add_special=False)
+    assert time.process_time() - start < 5
+    assert sum(len(t.token_bytes(i)) * n for i, n in zip(*np.unique(ids, return_counts=True), strict=True)) == 1 + len(
+        text.encode()
+    )
+
+
+def test_twin_is_not_quadratic() -> None:
+    start = time.process_time()
+    tiny(False).encode("the " * 10_000)
+    assert time.process_time() - start < 5
+
+
+# ---- special pieces --------------------------------------------------------------------------------------------------
+
+
+def test_user_text_never_becomes_a_control_token() -> None:
+    t = tiny()
+    special = [t.piece(i) for i in range(t.n_vocab) if t.vocab.types[i] in (CONTROL, UNKNOWN)]
+    assert {"<s>", "</s>", "<unk>", "<|im_start|>", "<|im_end|>"} == set(special)
+    for piece in special:
+        for text in (piece, f"a{piece}b", piece * 3, f" {piece}\n", piece[:-1] + piece):
+            assert not set(t.encode(text, add_special=False)) & {t.id_of(p) for p in special}
+        assert t.encode(piece, add_special=False, parse_special=True) == [t.id_of(piece)]
+
+
+@pytest.mark.parametrize("native", [False, pytest.param(True, marks=needs_native)])
+def test_merges_never_make_control_or_byte_pieces(native: bool) -> None:
+    rows = [(c, 0.0, NORMAL) for c in "<s>|0x41"]
+    rows += [
+        ("<s", 1.0, NORMAL),
+        ("<0", 1.0, NORMAL),
+        ("<0x", 1.0, NORMAL),
+        ("<0x4", 1.0, NORMAL),
+        ("<0x41", 1.0, NORMAL),
+    ]
+    rows += [("<0x41>", 9.0, BYTE)]
+    rows = list({piece: (piece, score, kind) for piece, score, kind in rows}.values())
+    t = small(rows, native, add_space_prefix=False)
+    assert [t.piece(i) for i in t.encode("<s>", add_special=False)] == ["<s", ">"]
+    assert [t.piece(i) for i in t.encode("<0x41>", add_special=False)] == ["<0x41", ">"]
+
+
+def test_space_prefix_after_special_pieces() -> None:
+    t = tiny()
+    ids = t.encode("hello<|im_end|>hello", add_special=False, parse_special=True)
+    hello = t.id_of("▁hello")
+    assert ids == [hello, t.id_of("<|im_end|>"), hello]
+
+
+def test_user_defined_pieces_are_found_anywhere() -> None:
+    rows = [
+        ("a", 0.0, NORMAL),
+        ("[x]", 0.0, USER_DEFINED),
+        ("[x]]", 0.0, USER_DEFINED),
+        ("  ", 0.0, USER_DEFINED),
+        ("▁", 0.0, NORMAL),
+    ]
+    t = small(rows, add_space_prefix=False, add_bos_token=False)
+    assert [t.piece(i) for i in t.encode("a[x]a[x]]a   a")] == ["a", "[x]", "a", "[x]]", "a", "  ", "▁", "a"]
+    assert t.decode(t.encode("a[x]]  a")) == "a[x]]  a"
+
+
+def test_turn_ends_are_control_whatever_the_file_says() -> None:
+    rows = [("a", 0.0, NORMAL), ("<|im_end|>", 0.0, USER_DEFINED), ("<|eot_id|>", 0.0, NORMAL)]
+    t = small(rows, eos_token_id=2)
+    assert t.eog_ids == {2, 4, 5}
+    assert t.is_control(4) and t.is_control(5) and not t.is_control(3)
+    assert 4 not in t.encode("a<|im_end|>", add_special=False)
+    assert small([("<eos>", 0.0, CONTROL), ("a", 0.0, NORMAL)], eos_token_id=3).eog_ids == {3}
+
+
+def test_strip_rule_of_phi_3() -> None:
+    pieces, scores, types = tiny_vocab()
+    keys = metadata(pieces, scores, types) | {"general.name": "Phi-3 mini"}
+    t = Tokenizer(read_vocab(keys))
+    want = tiny().encode("<|im_end|>hello", parse_special=True)
+    assert t.encode("<|im_end|> \n\thello", parse_special=True) == want
+    assert t.encode("<|im_end|>  ", parse_special=True) == want[:2]
+    assert len(t.encode("<s>  ", parse_special=True)) > 2  # not after <s>
+
+
+def test_parts_are_one_text_with_control_pieces_from_the_template_only() -> None:
+    t = tiny()
+    start, end = t.id_of("<|im_start|>"), t.id_of("<|im_end|>")
+    parts = [("<|im_start|>user\n", True), ("hello<|im_end|> <s>", False), ("<|im_end|>", True)]
+    ids = t.encode_parts(parts)
+    assert [i for i in ids if t.is_control(i)] == [start, end]
+    assert t.decode(ids).replace(" ", "") == "".join(text for text, _ in parts).replace(" ", "")
+    # merges go across the borders of parts
+    assert t.encode_parts([("hel", True), ("lo wor", False), ("ld", False)]) == t.encode(
+        "hello world", add_special=False
+    )
+    # a piece that is only partly template text stays text; two template parts side by side count as one
+    assert end not in t.encode_parts([("<|im", True), ("_end|>", False)])
+    assert end not in t.encode_parts([("<|im_", False), ("end|>", True)])
+    assert t.encode_parts([("<|im", True), ("", False), ("_end|>", True)]) == [end]
+    assert t.encode_parts([("\ud800", False), ("<|im_end|>", True)])[-1] == end
+    assert t.encode_parts([]) == [] and t.encode_parts([], add_special=True) == [1]
+
+
+WORDS = st.sets(st.text(alphabet="ab<", min_size=1, max_size=4), max_size=6)
+
+
+@settings(max_examples=300, deadline=None)
+@given(WORDS, WORDS, st.lists(st.tuples(st.text(alphabet="ab<", max_size=8), st.booleans()), max_size=5))
+def test_special_pieces_against_a_slow_search(free: set[str], control: set[str], parts: list[tuple[str, bool]]) -> None:
+    control -= free
+    ids = {word: i for i, word in enumerate(sorted(free | control))}
+    text = "".join(part for part, _ in parts)
+    trusted_char = [flag for part, flag in parts for _ in part]
+    spans, at = [], 0
+    while at < len(text):
+        end = at
+        while end < len(text) and trusted_char[end]:
+            end += 1
+        spans += [(at, end)] if end > at else []
+        at = max(end, at + 1)
+    want, at = [], 0
+    while at < len(text):
+        fits = [w for w in ids if text.startswith(w, at) and (w in free or all(trusted_char[at : at + len(w)]))]
+        best = max(fits, key=len, default="")
+        if best:
+            want.append((at, at + len(best), ids[best]))
+        at += len(best) or 1
+    finder = SpecialPieces({w: ids[w] for w in free}, {w: ids[w] for w in control})
+    assert list(finder.cuts(text, spans)) == want
+
+
+def test_many_long_special_pieces() -> None:
+    words = {"x" * n: n for n in range(1, 400)}
+    assert [cut[2] for cut in SpecialPieces(words, {}).cuts("x" * 1000, [])] == [399, 399, 202]
+
+
+# ---- ids to text, and the vocabulary -------------------------------------------------------------------------------
+
+
+def test_decode_of_special_tokens_and_prefixes() -> None:
+    t = tiny()
+    hello, end = t.id_of("▁hello"), t.id_of("<|im_end|>")
+    assert t.decode([1, hello]) == "<s> hello"
+    assert t.decode([1, hello], skip_special=True) == "hello"
+    assert t.decode([hello, end, hello]) == "hello<|im_end|> hello"
+    assert t.decode([hello], at_start=False) == " hello"
+    assert t.decode([]) == "" == t.decode([1], skip_special=True)
+    assert t.decode([t.id_of("<0xE6>"), t.id_of("<0x97>")]) == "\ufffd"
+    assert t.decode_bytes([t.id_of("<0xE6>")]) == b"\xe6"
+    assert t.decode(np.array([hello, end])) == "hello<|im_end|>"
+
+
+def test_ids_outside_the_vocabulary_are_refused() -> None:
+    t = tiny()
+    for call in (t.decode, t.decode_bytes):
+        for wrong in ([-1], [t.n_vocab], ["1"], [1.0]):
+            with pytest.raises(InvalidArgumentError, match="token id"):
+                call(wrong)
+    with pytest.raises(InvalidArgumentError, match=f"0 to {t.n_vocab - 1}"):
+        t.piece(t.n_vocab)
+    assert t.id_of("no such piece") is None
+
+
+def test_attributes() -> None:
+    t = tiny()
+    assert (t.kind, t.n_vocab, t.bos_id, t.eos_id, t.unk_id) == ("llama", len(tiny_vocab()[0]), 1, 2, 0)
+    assert t.eog_ids == {2, t.id_of("<|im_end|>")}
+    assert "llama" in repr(t)
+    bare = small([("a", 0.0, NORMAL)], bos_token_id=None)
+    assert (bare.bos_id, bare.eos_id) == (1, 2)  # the kind's defaults, where these are control pieces
+    plain = Tokenizer(read_vocab(metadata(["x", "y", "z"], [0.0] * 3, [NORMAL] * 3, unknown_token_id=None)))
+    assert (plain.bos_id, plain.eos_id, plain.unk_id, plain.eog_ids) == (None, None, None, frozenset())
+
+
+def test_from_file(tmp_path: Path) -> None:
+    t = Tokenizer.from_file(tiny_llama_gguf(tmp_path / "m.gguf"))
+    assert t.encode("hello world") == tiny().encode("hello world")
+
+
+# ---- files that are refused (rules V of formats/container.md) -----------------------------------------------------------
+
+
+def with_piece(piece: str, kind: int = NORMAL) -> dict[str, Any]:
+    pieces, scores, types = tiny_vocab()
+    return {"tokens": [*pieces, piece], "scores": [*scores, 0.0], "token_type": [*types, kind]}
+
+
+N = len(tiny_vocab()[0])
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "scores too short": ({"scores": np.zeros(N - 1, np.float32)}, "V1.*scores"),
+    "scores too long": ({"scores": np.zeros(N + 1, np.float32)}, "V1"),
+    "scores are integers": ({"scores": np.zeros(N, np.int32)}, "V1"),
+    "scores missing": ({"scores": None}, "scores"),
+    "score not finite": ({"scores": np.full(N, np.nan, np.float32)}, "not finite"),
+    "types too short": ({"token_type": np.ones(N - 1, np.int32)}, "V1.*token_type"),
+    "types are floats": ({"token_type": np.ones(N, np.float32)}, "V1"),
+    "type 0": ({"token_type": np.zeros(N, np.int32)}, "unknown type"),
+    "type 7": ({"token_type": np.full(N, 7, np.int32)}, "1 to 6"),
+    "tokens missing": ({"tokens": None}, "no vocabulary"),
+    "tokens are numbers": ({"tokens": np.zeros(3, np.int32)}, "not a string"),
+    "tokens is a string": ({"tokens": "abc"}, "array of strings"),
+    "no tokens": ({"tokens": []}, "no pieces"),
+    "bos outside": ({"bos_token_id": N}, f"V2.*bos_token_id.*{N}"),
+    "eos outside": ({"eos_token_id": 2**32 - 1}, "V2.*eos_token_id"),
+    "unk negative": ({"unknown_token_id": -1}, "V2"),
+    "eot outside": ({"eot_token_id": 2**31}, "V2.*eot_token_id"),
+    "pad is a string": ({"padding_token_id": "0"}, "K12"),
+    "eos is a bool": ({"eos_token_id": True}, "K12"),
+    "add_bos is a number": ({"add_bos_token": 1}, "K12"),
+    "byte ZZ": (with_piece("<0xZZ>", BYTE), "V3.*<0xZZ>"),
+    "byte -1": (with_piece("<0x-1>", BYTE), "V3"),
+    "byte 1": (with_piece("<0x1>", BYTE), "V3"),
+    "byte of words": (with_piece("byte", BYTE), "V3"),
+    "piece twice": (with_piece("he"), "same text.*V5"),
+    "piece empty": (with_piece(""), "empty.*V5"),
+    "piece not UTF-8": (with_piece("a\udcff"), "not valid UTF-8.*V5"),
+    "piece of 1 MB": (with_piece("x" * 2**20), "too long.*V9"),
+    "no kind": ({"model": None}, "no vocabulary"),
+    "kind is a number": ({"model": 3}, "K12"),
+    "byte-level BPE": ({"model": "gpt2"}, r"V7|gpt2.*byte-level BPE.*not supported; supported: llama"),
+    "WordPiece": ({"model": "bert"}, "WordPiece"),
+    "Unigram": ({"model": "t5"}, "Unigram"),
+    "unheard of": ({"model": "x\n" * 500}, "not supported"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_vocabularies(name: str) -> None:
+    changes, match = BAD[name]
+    keys = {k: np.array(v, np.int32) if k == "token_type" and isinstance(v, list) else v for k, v in changes.items()}
+    if isinstance(keys.get("scores"), list):
+        keys["scores"] = np.array(keys["scores"], np.float32)
+    start = time.perf_counter()
+    with pytest.raises(TokenizerError, match=match) as info:
+        Tokenizer(read_vocab(metadata(*tiny_vocab()) | _prefixed(keys), "model.gguf"))
+    assert time.perf_counter() - start < 1
+    assert "model.gguf" in str(info.value) and "\n" not in str(info.value) and len(str(info.value)) < 2000
+    assert info.value.exit_code == 3 and info.value.field.startswith("tokenizer.ggml.")
+
+
+def _prefixed(keys: dict[str, Any]) -> dict[str, Any]:
+    return {f"tokenizer.ggml.{name}": value for name, value in keys.items()}
+
+
+def test_bad_vocabulary_in_a_file(tmp_path: Path) -> None:
+    path = tiny_llama_gguf(tmp_path / "m.gguf", **{"tokenizer.ggml.eos_token_id": 10**6})
+    with pytest.raises(TokenizerError, match="V2.*1000000") as info:
+        Tokenizer.from_file(path)
+    assert info.value.path is not None
+
+
+# ---- against other tools ---------------------------------------------------------------------------------------------
+
+
+def _from_sentencepiece(sp: Any, native: bool | None = None) -> Tokenizer:
+    n = sp.get_piece_size()
+    kinds = ((sp.is_unknown, UNKNOWN), (sp.is_control, CONTROL), (sp.is_byte, BYTE), (sp.is_unused, UNUSED))
+    types = [next((kind for test, kind in kinds if test(i)), NORMAL) for i in range(n)]
+    pieces = [sp.id_to_piece(i) for i in range(n)]
+    prefix = sp.encode_as_pieces("q")[0].startswith(SPACE)
+    scores = [sp.get_score(i) for i in range(n)]
+    keys = metadata(pieces, scores, types, unknown_token_id=sp.unk_id(), add_space_prefix=prefix, add_bos_token=False)
+    return Tokenizer(read_vocab(keys), native=native)
+
+
+def _train(tmp_path: Path, **options: Any) -> Any:
+    """A little SentencePiece BPE model, trained on text made here."""
+    import sentencepiece
+
+    rng = np.random.default_rng(0)
+    syllables = ["ka", "to", "mi", "ré", "sun", "qua", "li", "o", "日", "本"]
+    lines = [" ".join("".join(rng.choice(syllables, rng.integers(1, 5))) for _ in range(12)) for _ in range(300)]
+    (tmp_path / "text.txt").write_text("\n".join(lines), encoding="utf-8")
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(tmp_path / "text.txt"), model_prefix=str(tmp_path / "m"), model_type="bpe", minloglevel=2,
+        normalization_rule_name="identity", remove_extra_whitespaces=False, num_threads=1, **options,
+    )  # fmt: skip
+    return sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "m.model"))
+
+
+def _with_unused(path: Path, ids: list[int]) -> Any:
+    """The model in `path` with some pieces made unused (sentencepiece_model.proto: ModelProto.pieces is field 1)."""
+    import sentencepiece
+
+    raw, out, at, index = path.read_bytes(), b"", 0, 0
+    while raw[at] == 0x0A:  # field 1, a message of fewer than 126 bytes
+        piece = raw[at + 2 : at + 2 + raw[at + 1]]
+        at += 2 + len(piece)
+        piece += b"\x18\x05" if index in ids else b""  # type = UNUSED; the last value of a field counts
+        out += bytes([0x0A, len(piece)]) + piece
+        index += 1
+    return sentencepiece.SentencePieceProcessor(model_proto=out + raw[at:])
+
+
+@pytest.mark.parametrize("byte_fallback", [True, False])
+def test_against_sentencepiece(tmp_path: Path, byte_fallback: bool) -> None:
+    sp = _train(tmp_path, vocab_size=420 if byte_fallback else 164, byte_fallback=byte_fallback)
+    unused = [i for i in range(sp.get_piece_size()) if not sp.is_byte(i) and i % 3 == 1 and i > 2]
+    sp_unused = _with_unused(tmp_path / "m.model", unused)
+    assert sp_unused.is_unused(unused[0])
+    rng = np.random.default_rng(1)
+    letters = list("katomirésunquali日本") + [" ", "  ", "x", "🙂", "\n", SPACE, "<s>", "\x00", "É"]
+    samples = ["", " ", "a"] + ["".join(rng.choice(letters, rng.integers(0, 60))) for _ in range(400)]
+    for model in (sp, sp_unused):
+        for native in {False, clib.available()}:
+            t = _from_sentencepiece(model, native)
+            for text in samples:
+                assert t.encode(text) == model.encode(text), repr(text)
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gemma3", "llama", "mistral", "mixtral", "phi3"])
+def test_against_sentencepiece_on_books(shared_data: Path, name: str) -> None:
+    import sentencepiece
+
+    sp = sentencepiece.SentencePieceProcessor(model_file=str(shared_data / "hf-tiny" / name / "tokenizer.model"))
+    t = _from_sentencepiece(sp)
+    lines = (shared_data / "text" / "grimm.txt").read_text(encoding="utf-8").split("\n")[:1500]
+    lines += (shared_data / "text" / "wikitext2-test.txt").read_text(encoding="utf-8").split("\n")[:300]
+    for line in lines:
+        ids = t.encode(line)
+        assert ids == sp.encode(line)
+        assert t.decode(ids) == line
+
+
+@pytest.mark.parametrize("name", ["llama-spm", "phi-3"])
+@pytest.mark.parametrize("native", [False, pytest.param(True, marks=needs_native)])
+def test_vectors_of_llama_cpp(shared_data: Path, name: str, native: bool) -> None:
+    path = shared_data / "vocab" / f"ggml-vocab-{name}.gguf"
+    t = Tokenizer(Tokenizer.from_file(path).vocab, native=native)
+    cases = Path(f"{path}.inp").read_bytes().decode("utf-8").split("\n__ggml_vocab_test__\n")
+    want = [[int(i) for i in line.split()] for line in Path(f"{path}.out").read_text().split("\n")]
+    assert len(cases) >= 46
+    for text, ids in zip(cases, want, strict=True):
+        assert t.encode(text, add_special=False) == ids, repr(text)
+        assert t.decode(ids) == text
+
+
+@pytest.mark.parametrize("name", ["llama-spm", "phi-3"])
+def test_special_pieces_of_real_vocabularies_stay_text(shared_data: Path, name: str) -> None:
+    t = Tokenizer.from_file(shared_data / "vocab" / f"ggml-vocab-{name}.gguf")
+    special = [i for i in range(t.n_vocab) if t.vocab.types[i] in (CONTROL, UNKNOWN)]
+    assert len(special) >= 3
+    for i in special:
+        piece = t.piece(i)
+        for text in (piece, f"x{piece}y", f"{piece}{piece}", f"{piece[:2]}{piece}{piece[2:]}"):
+            assert not set(t.encode(text, add_special=False)) & set(special)
+            parts = [("<s>", True), (text, False)]
+            assert [k for k in t.encode_parts(parts) if k in special] == [1]
+            assert t.decode(t.encode(text, add_special=False)) == text
+
+
+@pytest.mark.parametrize(
+    "name, kind", [("bert-bge", "WordPiece"), ("gpt-2", "byte-level BPE"), ("llama-bpe", "byte-level BPE")]
+)
+def test_kinds_that_are_not_built_are_refused_by_name(shared_data: Path, name: str, kind: str) -> None:
+    with pytest.raises(TokenizerError, match=f"{kind}.*not supported"):
+        Tokenizer.from_file(shared_data / "vocab" / f"ggml-vocab-{name}.gguf")
