@@ -189,14 +189,14 @@ INLINE __m128i fold4(__m256i a, __m256i b, __m256i c, __m256i d) {
     INLINE void NAME##_tile(const uint8_t *const *row, const el_act *x, int64_t m0, const int C, int64_t n_rows, \
                             float *y, int64_t ldy) {                                                             \
         int64_t n_blocks = x->k / 32, ld = x->k_pad / 32;                                                        \
+        const uint8_t *next = row[3] + n_blocks * BYTES;                                                         \
         __m128 acc[4]; /* a lane is a row */                                                                     \
         UNROLL for (int c = 0; c < C; c++) acc[c] = _mm_setzero_ps();                                            \
         for (int64_t b = 0; b < n_blocks; b++) {                                                                 \
             __m256i w[4];                                                                                        \
-            UNROLL for (int r = 0; r < 4; r++) {                                                                 \
-                w[r] = DECODE(row[r] + b * BYTES);                                                               \
-                prefetch(row[r] + b * BYTES + AHEAD);                                                            \
-            }                                                                                                    \
+            UNROLL for (int r = 0; r < 4; r++) w[r] = DECODE(row[r] + b * BYTES);                                \
+            prefetch(next + b * 4 * BYTES); /* the next four rows, in the order they lie */                      \
+            prefetch(next + b * 4 * BYTES + 64);                                                                 \
             __m128 d = scales4(row, b * BYTES);                                                                  \
             __m128 least = HAS_MIN ? scales4(row, b * BYTES + 2) : d;                                            \
             UNROLL for (int c = 0; c < C; c++) {                                                                 \
