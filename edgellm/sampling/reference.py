@@ -1,9 +1,9 @@
 """The sampler in NumPy: slow, obvious, and token for token the same as native/sampler.c.
 
 The chain and its meanings are llama.cpp's: penalties (Keskar et al. 2019), top-k (Fan et al. 2018), locally typical
-(Meister et al. 2022), top-p (Holtzman et al. 2020), min-p (Nguyen et al. 2024), temperature, one draw from Philox4x32-10
-(Salmon et al. 2011). Candidates stay in the order of their ids; sums run in that order, which is why `np.cumsum` (one
-addition after the other) is used and not `np.sum`.
+(Meister et al. 2022), top-p (Holtzman et al. 2020), min-p (Nguyen et al. 2024), temperature, one draw from
+Philox4x32-10 (Salmon et al. 2011). Candidates stay in the order of their ids; sums run in that order, which is why
+`np.cumsum` (one addition after the other) is used and not `np.sum`.
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ from edgellm.sampling.params import MAX_SEED, Sampling
 class Sampler:
     """Chooses tokens for one generation. `seed` is the seed in use (drawn at random where the parameters have none).
 
-    Draw number i depends on the seed and i only. `native` False takes the NumPy twin, None the compiled sampler where it
-    is there; both give the same tokens.
+    Draw number i depends on the seed and i only. `native` False takes the NumPy twin, None the compiled sampler where
+    it is there; both give the same tokens.
     """
 
     def __init__(self, sampling: Sampling, n_vocab: int, *, native: bool | None = None) -> None:
