@@ -133,7 +133,7 @@ def dequantize(data: np.ndarray, block: BlockType, shape: Sequence[int]) -> np.n
 
 
 class SpmHandle:
-    """A SentencePiece vocabulary on the C side. `kinds` (n,) uint8 are enum el_piece_kind, `byte_ids` (256) ids or -1."""
+    """A SentencePiece vocabulary in C. `kinds` (n,) uint8 are enum el_piece_kind, `byte_ids` (256) are ids or -1."""
 
     def __init__(
         self, pieces: Sequence[str], scores: np.ndarray, kinds: np.ndarray, byte_ids: Sequence[int], unk_id: int
@@ -166,7 +166,7 @@ class SpmHandle:
 
 
 class SampleCall:
-    """el_sample with its parameters and scratch memory. `params`: the fields of el_sampling by name. Not for two threads."""
+    """el_sample with parameters (`params`: the fields of el_sampling) and scratch memory, for one thread at a time."""
 
     def __init__(self, params: dict[str, float], n_vocab: int) -> None:
         self._ffi, self._lib = library()

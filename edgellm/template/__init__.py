@@ -1,9 +1,9 @@
 """Chat templates: messages become the text a model was trained on, and every character knows where it came from.
 
-Templates are Jinja, as transformers runs them (`tokenizer.chat_template` of a GGUF file). They are code from strangers, so
-they run in Jinja's immutable sandbox without loaders, and the result is limited in size. What the template itself wrote
-is marked (see `marked`), what came from messages or tools is not; `Tokenizer.encode_parts` makes control tokens from
-marked text only, so no user text can become one.
+Templates are Jinja, as transformers runs them (`tokenizer.chat_template` of a GGUF file). They are code from strangers,
+so they run in Jinja's immutable sandbox without loaders, and the result is limited in size. What the template itself
+wrote is marked (see `marked`), what came from messages or tools is not; `Tokenizer.encode_parts` makes control tokens
+from marked text only, so no user text can become one.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from edgellm.template.marked import MarkedText, concat, parts_of
 
 # Roles are names that the template builds control pieces from (`'<|' + message.role + '|>'`). These count as the
 # template's own text; any other role is data.
-ROLES = frozenset("system user assistant tool developer function ipython model observation tool_response".split())
+ROLES = frozenset(
+    ["system", "user", "assistant", "tool", "developer", "function", "ipython", "model", "observation", "tool_response"]
+)
 
 MIN_OUTPUT_CHARS = 2**20  # a template may always write this much,
 OUTPUT_FACTOR = 8  # and this many times what it was given
@@ -78,7 +80,7 @@ class ChatTemplate:
 
 
 class _Size:
-    """Rebuilds values out of plain types, so that a template sees nothing with methods of its own; counts characters."""
+    """Rebuilds values out of plain types, so a template sees nothing with methods of its own; counts characters."""
 
     def __init__(self) -> None:
         self.chars = 0

@@ -54,6 +54,8 @@ def _make(plain: str, spans: Spans) -> str:
 
 def _cut(text: str, start: int, end: int) -> str:
     """text[start:end] for 0 <= start <= end <= len(text)."""
+    if start == end:
+        return ""
     spans = tuple((max(a, start) - start, min(b, end) - start) for a, b in spans_of(text) if a < end and b > start)
     return _make(str.__getitem__(text, slice(start, end)), spans)
 
@@ -88,7 +90,10 @@ def _stripped(method: Callable[..., str]) -> Callable[..., str]:
 
 
 class MarkedText(str):
-    """A str some of whose characters a template wrote. `MarkedText(text)` has no marks; `template(text)` is all marked."""
+    """A str some of whose characters a template wrote. `MarkedText(text)` has no marks, `template(text)` is all marked.
+
+    Methods that are not written here are those of str, and give plain text.
+    """
 
     _spans: Spans
 
@@ -220,12 +225,13 @@ def _percent(text: MarkedText, values: Any) -> str | None:
 
 def format_marked(text: MarkedText, formatter: string.Formatter, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
     """`text.format(*args, **kwargs)` with marks. `formatter` looks names up and formats them (the sandbox's own)."""
-    plain = formatter.vformat(str.__str__(text) if type(text) is str else "".join((text,)), args, kwargs)
-    if not text.is_template():
+    plain_form = "".join((text,))
+    plain = formatter.vformat(plain_form, args, kwargs)
+    if not text.is_template() or any("{" in (spec or "") for _, _, spec, _ in formatter.parse(plain_form)):
         return plain
     out: list[str] = []
     auto = 0
-    for literal, name, spec, conversion in formatter.parse("".join((text,))):
+    for literal, name, spec, conversion in formatter.parse(plain_form):
         out.append(MarkedText.template(literal))
         if name is None:
             continue

@@ -25,7 +25,7 @@ from edgellm.errors import TemplateError, one_line
 from edgellm.template.marked import MarkedText, concat, format_marked
 
 MAX_VALUE = 2**26  # characters of a text, items of a list: the most that one operator may build
-MAX_EXPONENT = 256
+MAX_BITS = 2**16  # the size of a whole number
 
 
 class _Marking(CodeGenerator):
@@ -61,8 +61,10 @@ class _Environment(ImmutableSandboxedEnvironment):
         return concat(texts)
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        if operator == "**" and isinstance(right, int) and abs(right) > MAX_EXPONENT:
-            raise SecurityError(f"an exponent of {right} is over the limit of {MAX_EXPONENT}")
+        if operator != "+" and isinstance(left, int) and isinstance(right, int):
+            bits = left.bit_length() * abs(right) if operator == "**" else left.bit_length() + right.bit_length()
+            if bits > MAX_BITS:
+                raise SecurityError(f"a number of {bits} bits is over the limit of {MAX_BITS}")
         if operator == "*":
             for value, times in ((left, right), (right, left)):
                 if hasattr(value, "__len__") and isinstance(times, int):
