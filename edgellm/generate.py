@@ -146,9 +146,11 @@ class Generation:
         # A head may have more rows than there are pieces (padding): those can be no text and are never chosen.
         self.n_vocab = engine.tokenizer.n_vocab
         self.sampler = Sampler(request.sampling, self.n_vocab)
-        # After a prompt of nothing but special tokens a text begins, else the first token's space belongs to it.
-        at_start = all(engine.tokenizer.is_control(token) for token in request.ids)
-        self.decoder = StreamDecoder(engine.tokenizer, skip_special=True, at_start=at_start)
+        self.decoder: StreamDecoder | None = None
+        if engine.tokenizer.kind != "missing":  # ids go in and out of a model whose vocabulary cannot be read
+            # After a prompt of nothing but special tokens a text begins, else the first token's space belongs to it.
+            at_start = all(engine.tokenizer.is_control(token) for token in request.ids)
+            self.decoder = StreamDecoder(engine.tokenizer, skip_special=True, at_start=at_start)
         self.matcher = StopMatcher(request.sampling.stop)
         self.text: list[str] = []
         self.tokens: list[int] = []
@@ -206,12 +208,16 @@ class Generation:
 
     def _emit(self, token: int) -> bool:
         """Hand on the text of one token; True when a stop string is complete."""
+        if self.decoder is None:
+            self.job.put(Event("", token))
+            return False
         self._put(self.matcher.push(self.decoder.push(token)), token)
         return self.matcher.stopped is not None
 
     def _flush(self) -> None:
         """Hand on what was held back: an unfinished character or the start of a stop string that did not come."""
-        self._put(self.matcher.push(self.decoder.flush()) + self.matcher.flush(), None)
+        if self.decoder is not None:
+            self._put(self.matcher.push(self.decoder.flush()) + self.matcher.flush(), None)
 
     def _put(self, text: str, token: int | None) -> None:
         if text:
