@@ -173,8 +173,8 @@ def emit_bf16(builder: Any, bits: Any) -> Any:
     return builder.bitcast(builder.shl(builder.zext(bits, I32), ir.Constant(I32, 16)), F32)
 
 
-def _float_from_bytes(element: Any, convert: Any, doc: str) -> Any:
-    """An intrinsic (bytes, offset) -> float32 that reads one number at any alignment."""
+def _from_bytes(element: Any, result: Any, convert: Any, doc: str) -> Any:
+    """An intrinsic (bytes, offset) -> `result` that reads one number at any alignment."""
 
     def read(_context: Any, data: Any, offset: Any) -> Any:
         def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -183,15 +183,16 @@ def _float_from_bytes(element: Any, convert: Any, doc: str) -> Any:
             value.align = 1
             return convert(builder, value)
 
-        return types.float32(data, types.intp), emit
+        return result(data, types.intp), emit
 
     read.__doc__ = doc
     return intrinsic(read)
 
 
-f16_at = _float_from_bytes(I16, emit_f16, "The half float at a byte offset.")
-bf16_at = _float_from_bytes(I16, emit_bf16, "The bfloat16 at a byte offset.")
-f32_at = _float_from_bytes(F32, lambda builder, value: value, "The float32 at a byte offset.")
+f16_at = _from_bytes(I16, types.float32, emit_f16, "The half float at a byte offset.")
+bf16_at = _from_bytes(I16, types.float32, emit_bf16, "The bfloat16 at a byte offset.")
+f32_at = _from_bytes(F32, types.float32, lambda builder, value: value, "The float32 at a byte offset.")
+u16_at = _from_bytes(I16, types.uint16, lambda builder, value: value, "The 16 bits at a byte offset.")
 
 
 @intrinsic
@@ -243,6 +244,49 @@ def _integer_dot(n: int, element: Any) -> Any:
 def dot32(_context: Any, w: Any, i: Any, x: Any, j: Any) -> Any:
     """int32 sum of w[i + n] * x[j + n] for n < 32, both int8."""
     return types.int32(w, types.intp, x, types.intp), _integer_dot(32, I8)
+
+
+def _pair_products(builder: Any, w: Any, x: Any) -> Any:
+    """<32 x i8> times <32 x i8> -> <16 x i32>: sums of neighbouring products, one instruction where there is one."""
+    wide = ir.VectorType(I32, 32)
+    product = builder.mul(builder.sext(w, wide), builder.sext(x, wide))
+    return _add_shuffled(builder, product, product, list(range(0, 32, 2)), list(range(1, 32, 2)))
+
+
+def _add_shuffled(builder: Any, a: Any, b: Any, first: list[int], second: list[int]) -> Any:
+    """Lanes `first` of (a, b) plus lanes `second`; an index counts through a and then b."""
+    lanes = [ir.Constant(ir.VectorType(I32, len(order)), order) for order in (first, second)]
+    return builder.add(*(builder.shuffle_vector(a, b, order) for order in lanes))
+
+
+def _sums_of_eight(builder: Any, v: list[Any]) -> Any:
+    """Eight <16 x i32> -> <8 x i32>, the sum of each: added crosswise, three instructions for each vector."""
+    low = [q * 4 + i for q in range(4) for i in (0, 16, 1, 17)]  # within quarters, as x86 shuffles
+    v = [_add_shuffled(builder, v[i], v[i + 1], low, [i + 2 for i in low]) for i in range(0, 8, 2)]
+    low = [q * 4 + i for q in range(4) for i in (0, 1, 16, 17)]
+    v = [_add_shuffled(builder, v[i], v[i + 1], low, [i + 2 for i in low]) for i in (0, 2)]  # (4 quarters, 4 sums)
+    both = _add_shuffled(builder, *v, [*range(8), *range(16, 24)], [*range(8, 16), *range(24, 32)])
+    return _add_shuffled(builder, both, both, [*range(4), *range(8, 12)], [*range(4, 8), *range(12, 16)])
+
+
+@intrinsic
+def eight_dots(_context: Any, w: Any, i: Any, x: Any, j: Any, out: Any, index: Any) -> Any:
+    """out[index + b] = float32 of `dot32` of block b of w (from i) and x (from j), for 8 blocks of 32."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        products = []
+        for b in range(0, 256, 32):
+            step = ir.Constant(ir.IntType(64), b)
+            loaded = [
+                load_vector(context, builder, signature.args[n], args[n], builder.add(args[n + 1], step), I8, 32)
+                for n in (0, 2)
+            ]
+            products.append(_pair_products(builder, *loaded))
+        sums = builder.sitofp(_sums_of_eight(builder, products), ir.VectorType(F32, 8))
+        store_vector(context, builder, signature.args[4], args[4], args[5], sums)
+        return context.get_dummy_value()
+
+    return types.void(w, types.intp, x, types.intp, out, types.intp), emit
 
 
 @intrinsic

@@ -22,23 +22,45 @@ from .intrinsics import (
     dot32,
     dot256,
     dot_f32,
+    eight_dots,
     f16_at,
+    f16_to_f32,
     f32_at,
     float_bits,
     fma,
     is_set,
     put,
     rint,
-)  # fmt: skip
+    u16_at,
+)
 from .jit import INT, Kernel, f32s, i8s, i32s, ro_u8s, variant
 from .unpack import unpack_q4_0, unpack_q4_1, unpack_q5_0, unpack_q5_1, unpack_q6_k, unpack_q8_0
 
 _TILE_BYTES = 1 << 15  # unpacked rows that meet a column while it is in the first-level cache
 
+# ---- exact sums ------------------------------------------------------------------------------------------------------
+
+
+@register_jitable
+def _sums_of_32(codes, i, q, j, n_blocks, sums, first):
+    """sums[first + b] = the exact sum of codes times activations in block b of a row (from i) and a column (from j)."""
+    for b in range(0, n_blocks - 7, 8):
+        eight_dots(codes, i + b * 32, q, j + b * 32, sums, first + b)
+    for b in range(n_blocks - n_blocks % 8, n_blocks):
+        put(sums, first + b, np.float32(dot32(codes, i + b * 32, q, j + b * 32)))
+
+
+@register_jitable
+def _sums_of_256(codes, i, q, j, n_blocks, sums, first):
+    """As `_sums_of_32` for Q6_K; rounded to float32 as that is how the sum enters the row's total."""
+    for b in range(n_blocks):
+        put(sums, first + b, np.float32(dot256(codes, i + b * 256, q, j + b * 256)))
+
+
 # What `variant` replaces in the templates below; the values here are those of Q4_0.
 BLOCK, BYTES, PER_SUM = 32, 18, 32  # weights and bytes of a block, activations per integer sum
 SCALE_AT, LOW_AT = 0, -1  # bytes before the block's scale and minimum (-1: it has none)
-UNPACK, DOT, DECODE = unpack_q4_0, dot32, f16_at  # block -> codes; codes . activations; bytes -> a float
+UNPACK, SUMS, DECODE = unpack_q4_0, _sums_of_32, f16_at  # block -> codes; sums of blocks; bytes -> a float
 CODES, TILE_WEIGHTS = np.int8, _TILE_BYTES  # type of unpacked codes, and how many are unpacked at a time
 
 # ---- activations -----------------------------------------------------------------------------------------------------
@@ -74,12 +96,17 @@ quantize_q8_256 = Kernel(variant(_quantize, BLOCK=256, PER_SUM=16), _quantize_si
 
 
 def _linear_quantised(w, k, first, last, q, d, s, n_cols, bias, residual, y, n_rows, cancel):
-    """Rows [first, last) of blocks. All arrays are flat; the comments of `_tail` tell their shapes."""
+    """Rows [first, last) of blocks. All arrays are flat; the comments of `_tail` tell their shapes.
+
+    Four rows are summed side by side: one alone would wait for each of its additions.
+    """
     n_blocks = k // BLOCK
-    tile = 1 if n_cols == 1 else max(1, TILE_WEIGHTS // k)
-    codes = np.empty(tile * k, CODES)  # (tile, k)
-    scale = np.empty(tile * n_blocks, np.float32)  # (tile, n_blocks)
-    low = np.empty(tile * n_blocks if LOW_AT >= 0 else 1, np.float32)
+    tile = 4 if n_cols == 1 else max(4, TILE_WEIGHTS // k // 4 * 4)
+    codes = np.zeros(tile * k, CODES)  # (tile, k)
+    halves = np.zeros(tile * n_blocks, np.uint16)  # (tile, n_blocks) scales as they are stored
+    scale = np.zeros(tile * n_blocks, np.float32)
+    low = np.zeros(tile * n_blocks if LOW_AT >= 0 else 1, np.float32)
+    sums = np.empty(4 * n_blocks, np.float32)  # (4, n_blocks)
     for start in range(first, last, tile):
         if is_set(cancel):
             return
@@ -87,19 +114,31 @@ def _linear_quantised(w, k, first, last, q, d, s, n_cols, bias, residual, y, n_r
         for b in range(n * n_blocks):
             offset = (start * n_blocks + b) * BYTES
             UNPACK(w, offset, codes, b * BLOCK)
-            put(scale, b, f16_at(w, offset + SCALE_AT))
+            put(halves, b, u16_at(w, offset + SCALE_AT))
             if LOW_AT >= 0:
                 put(low, b, f16_at(w, offset + LOW_AT))
+        for b in range(n * n_blocks):  # by itself, so that many are converted at once
+            put(scale, b, f16_to_f32(at(halves, b)))
         for m in range(n_cols):
-            for i in range(n):
-                total = np.float32(0.0)
+            for i in range(0, n, 4):  # rows beyond n hold leftovers; their totals are not written
+                for row in range(4):
+                    SUMS(codes, (i + row) * k, q, m * k, n_blocks, sums, row * n_blocks)
+                t0, t1, t2, t3 = np.float32(0.0), np.float32(0.0), np.float32(0.0), np.float32(0.0)
                 for b in range(n_blocks):
-                    here, there = i * n_blocks + b, m * n_blocks + b
-                    product = np.float32(DOT(codes, here * BLOCK, q, there * BLOCK))
-                    total = fma(at(scale, here) * at(d, there), product, total)
+                    dx = at(d, m * n_blocks + b)
+                    b0 = i * n_blocks + b
+                    b1, b2, b3 = b0 + n_blocks, b0 + 2 * n_blocks, b0 + 3 * n_blocks
+                    t0 = fma(at(scale, b0) * dx, at(sums, b), t0)
+                    t1 = fma(at(scale, b1) * dx, at(sums, n_blocks + b), t1)
+                    t2 = fma(at(scale, b2) * dx, at(sums, 2 * n_blocks + b), t2)
+                    t3 = fma(at(scale, b3) * dx, at(sums, 3 * n_blocks + b), t3)
                     if LOW_AT >= 0:
-                        total = fma(at(low, here) * at(d, there), np.float32(at(s, there)), total)
-                _finish(total, start + i, m, bias, residual, y, n_rows)
+                        sx = np.float32(at(s, m * n_blocks + b))
+                        t0, t1 = fma(at(low, b0) * dx, sx, t0), fma(at(low, b1) * dx, sx, t1)
+                        t2, t3 = fma(at(low, b2) * dx, sx, t2), fma(at(low, b3) * dx, sx, t3)
+                for row, total in enumerate((t0, t1, t2, t3)):
+                    if i + row < n:
+                        _finish(total, start + i + row, m, bias, residual, y, n_rows)
 
 
 @register_jitable
@@ -142,7 +181,7 @@ def _field(type: BlockType, name: str) -> int:
     return int(type.dtype.fields[name][1]) if name in type.dtype.fields else -1
 
 
-def _quantised(type: BlockType, unpack: Any, dot: Any, codes: Any) -> Kernel:
+def _quantised(type: BlockType, unpack: Any, sums: Any, codes: Any) -> Kernel:
     function = variant(
         _linear_quantised,
         BLOCK=type.block_size,
@@ -150,7 +189,7 @@ def _quantised(type: BlockType, unpack: Any, dot: Any, codes: Any) -> Kernel:
         SCALE_AT=_field(type, "d"),
         LOW_AT=_field(type, "m"),
         UNPACK=unpack,
-        DOT=dot,
+        SUMS=sums,
         CODES=codes,
         TILE_WEIGHTS=_TILE_BYTES // np.dtype(codes).itemsize,
     )
@@ -166,10 +205,10 @@ LINEAR: dict[int, Kernel] = {
     F32_TYPE.id: _float(F32_TYPE, f32_at),
     F16.id: _float(F16, f16_at),
     BF16.id: _float(BF16, bf16_at),
-    Q4_0.id: _quantised(Q4_0, unpack_q4_0, dot32, np.int8),
-    Q4_1.id: _quantised(Q4_1, unpack_q4_1, dot32, np.int8),
-    Q5_0.id: _quantised(Q5_0, unpack_q5_0, dot32, np.int8),
-    Q5_1.id: _quantised(Q5_1, unpack_q5_1, dot32, np.int8),
-    Q8_0.id: _quantised(Q8_0, unpack_q8_0, dot32, np.int8),
-    Q6_K.id: _quantised(Q6_K, unpack_q6_k, dot256, np.int16),
+    Q4_0.id: _quantised(Q4_0, unpack_q4_0, _sums_of_32, np.int8),
+    Q4_1.id: _quantised(Q4_1, unpack_q4_1, _sums_of_32, np.int8),
+    Q5_0.id: _quantised(Q5_0, unpack_q5_0, _sums_of_32, np.int8),
+    Q5_1.id: _quantised(Q5_1, unpack_q5_1, _sums_of_32, np.int8),
+    Q8_0.id: _quantised(Q8_0, unpack_q8_0, _sums_of_32, np.int8),
+    Q6_K.id: _quantised(Q6_K, unpack_q6_k, _sums_of_256, np.int16),
 }
