@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PY     := $(BIN)/python
 
-.PHONY: help chat test native lint gen-check mingw clean
+.PHONY: help chat test native lint gen-check native-suite asan mingw clean
 
 help:
 	@echo "make chat     install into $(VENV) and talk to the built-in model"
@@ -43,6 +43,21 @@ mingw:
 	x86_64-w64-mingw32-gcc -shared -std=c11 -O2 -ffp-contract=off -Wall -Wextra -Werror -Inative \
 	    $$($(PY) native/build.py --sources os_windows.c) -o build/edgellm.dll -lsynchronization
 	@echo "build/edgellm.dll: $$(wc -c < build/edgellm.dll) bytes"
+
+# The kernels on their own: every level against the portable one, beside guard pages (tests/native/suite.c).
+SUITE := tests/native/suite.c native/cpu.c native/dispatch.c native/selftest.c native/pack.c native/quantize.c \
+         $(wildcard native/kernels/*.c)
+SUITE_FLAGS := -std=c11 -ffp-contract=off -fno-math-errno -Wall -Wextra -Inative
+
+native-suite:
+	@mkdir -p build
+	$(CC) $(SUITE_FLAGS) -O3 $(SUITE) -o build/kernel-suite -lm
+	build/kernel-suite
+
+asan:
+	@mkdir -p build
+	$(CC) $(SUITE_FLAGS) -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all $(SUITE) -o build/kernel-suite-asan -lm
+	build/kernel-suite-asan
 
 clean:
 	rm -rf build dist *.egg-info edgellm/*.so

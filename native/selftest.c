@@ -223,13 +223,21 @@ int el_check_attention(const el_kernels *table, int kv_type, int64_t n_group, in
 }
 
 /* ---- before a table is used -------------------------------------------------------------------------------------- */
+/* Noted, so that they can be freed after a jump out of a check (el_init lets one thread in at a time). */
+static void *taken[3 * MAX_BUFFERS];
+enum { N_TAKEN = (int)(sizeof taken / sizeof *taken) };
+
 static void *plain_take(size_t bytes, size_t align) {
-    (void)align;
-    return malloc(bytes); /* kernels load without alignment */
+    (void)align; /* kernels load without alignment */
+    for (int i = 0; i < N_TAKEN; i++)
+        if (!taken[i]) return taken[i] = malloc(bytes);
+    return NULL;
 }
 
 static void plain_give(void *p, size_t bytes) {
     (void)bytes;
+    for (int i = 0; i < N_TAKEN; i++)
+        if (taken[i] == p) taken[i] = NULL;
     free(p);
 }
 
@@ -277,6 +285,8 @@ int el_selftest(const el_kernels *table) {
         result = run_checks(table);
     }
     testing = 0;
+    for (int i = 0; i < N_TAKEN; i++)
+        if (taken[i]) plain_give(taken[i], 0); /* what an illegal instruction left behind */
     if (guarded) sigaction(SIGILL, &before, NULL);
     return result;
 }

@@ -30,10 +30,10 @@ static size_t page_size(void) { return (size_t)sysconf(_SC_PAGESIZE); }
 
 /* The buffer ends at the last page's end (as far as its alignment allows); the pages around it fault. */
 static void *guarded_take(size_t bytes, size_t align) {
-    size_t page = page_size(), body = (bytes + align + page - 1) / page * page;
+    size_t page = page_size(), body = (bytes + page - 1) / page * page;
     char *p = mmap(NULL, body + 2 * page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (p == MAP_FAILED || mprotect(p + page, body, PROT_READ | PROT_WRITE)) return NULL;
-    return p + page + (body - bytes) / align * align;
+    return p + page + (body - bytes) / align * align; /* a page is a multiple of every alignment */
 }
 
 static void guarded_give(void *p, size_t bytes) {
@@ -86,9 +86,139 @@ static void other_suite(const el_kernels *table) {
             }
 }
 
+/* ---- the portable table against double precision ---------------------------------------------------------------- */
+static uint32_t bits_of(float f) {
+    uint32_t u;
+    memcpy(&u, &f, 4);
+    return u;
+}
+
+/* exp of every 1,000th float from -110 to 90: within 1.5 units in the last place, and one subnormal step */
+static void exp_suite(const el_kernels *table) {
+    double worst = 0;
+    for (int sign = 0; sign < 2; sign++)
+        for (uint32_t u = bits_of(1e-9f); u < bits_of(sign ? 110.0f : 88.72f); u += 1000) {
+            float x, sum;
+            memcpy(&x, &u, 4);
+            if (sign) x = -x;
+            double exact = exp((double)x), unit = ldexp(1.0, exact < 0x1p-126 ? -149 : ilogb(exact) - 23);
+            table->exp_sum(&x, 1, 0.0f, &sum);
+            double error = fabs((double)x - exact) / unit;
+            if (error > worst) worst = error;
+        }
+    expect(worst <= 1.5, table->name, "exp against double", 0, 0, (long)(worst * 100), 0, 0);
+    float ends[6] = {-INFINITY, -1000.0f, INFINITY, 100.0f, NAN, 0.0f}, sum;
+    table->exp_sum(ends, 6, 0.0f, &sum);
+    expect(ends[0] == 0 && ends[1] == 0 && ends[2] == INFINITY && ends[3] == INFINITY && ends[4] != ends[4] && ends[5] == 1,
+           table->name, "exp at its ends", 0, 0, 0, 0, 0);
+}
+
+static int near(double got, double exact, double scale) { return fabs(got - exact) <= 4e-6 * scale; }
+
+static void op_suite(const el_kernels *table) {
+    enum { N = 77 };
+    float x[N], w[N], silu[N], gelu[N], norm[N], added[N];
+    double ss = 0;
+    for (int i = 0; i < N; i++) {
+        x[i] = (float)(i - 38) * 0.37f;
+        w[i] = 1.0f + (float)(i % 5) * 0.25f;
+        ss += (double)x[i] * x[i];
+    }
+    table->gated(x, w, silu, N, EL_ACT_SILU);
+    table->gated(x, w, gelu, N, EL_ACT_GELU_TANH);
+    table->rmsnorm(x, w, norm, N, 1e-5f);
+    table->add(x, w, added, N);
+    int ok = 1;
+    for (int i = 0; i < N; i++) {
+        double v = x[i], u = 0.7978845608028654 * (v + 0.044715 * v * v * v);
+        ok &= near(silu[i], v / (1 + exp(-v)) * w[i], fabs(v) + 1e-9);
+        ok &= near(gelu[i], 0.5 * v * (1 + tanh(u)) * w[i], fabs(v) + 1e-9);
+        ok &= near(norm[i], v / sqrt(ss / N + 1e-5) * w[i], 4);
+        ok &= added[i] == x[i] + w[i];
+    }
+    expect(ok, table->name, "activation, norm or sum against double", 0, 0, N, 0, 0);
+}
+
+static void attention_suite(const el_kernels *table) {
+    enum { G = 3, D = 20, T = EL_PAGE_TOKENS };
+    static float q[G * D], k[D * T], v[T * D], s[G * T], acc[G * D];
+    static uint16_t k16[D * T], v16[T * D];
+    for (int i = 0; i < G * D; i++) q[i] = sinf((float)i);
+    for (int i = 0; i < D * T; i++) {
+        k16[i] = el_f32_to_f16(cosf((float)i));
+        v16[i] = el_f32_to_f16(sinf((float)i * 0.7f));
+        k[i] = el_f16_to_f32(k16[i]);
+        v[i] = el_f16_to_f32(v16[i]);
+    }
+    for (int type = 0; type < 2; type++) {
+        int ok = 1, first = 5, end = 60;
+        memset(acc, 0, sizeof acc);
+        table->attn_scores[type](q, G, D, type ? (void *)k16 : (void *)k, 0.25f, s);
+        table->attn_values[type](s, G, D, first, end, type ? (void *)v16 : (void *)v, acc);
+        for (int g = 0; g < G; g++) {
+            for (int t = 0; t < T; t++) {
+                double dot = 0;
+                for (int d = 0; d < D; d++) dot += (double)q[g * D + d] * k[d * T + t];
+                ok &= near(s[g * T + t], dot * 0.25, 5);
+            }
+            for (int d = 0; d < D; d++) {
+                double dot = 0;
+                for (int t = first; t < end; t++) dot += (double)s[g * T + t] * v[t * D + d];
+                ok &= near(acc[g * D + d], dot, 60);
+            }
+        }
+        expect(ok, table->name, "attention against double", type, 0, G, D, T);
+    }
+}
+
+/* ---- the self-test itself: a wrong table and an illegal instruction must be found ---------------------------------- */
+static void wrong_add(const float *a, const float *b, float *y, int64_t n) {
+    for (int64_t i = 0; i < n; i++) y[i] = i == 200 ? a[i] : a[i] + b[i];
+}
+
+static void wrong_q8_0(const void *w, int64_t row0, int64_t row1, const el_act *x, int64_t n_cols, float *y, int64_t ldy) {
+    el_kernels_portable.linear[EL_ROWS][EL_TYPE_Q8_0](w, row0, row1, x, n_cols, y, ldy);
+    if (n_cols == 3) y[0] = nextafterf(y[0], 1e9f);
+}
+
+static void stray_write(const float *a, const float *b, float *y, int64_t n) {
+    el_kernels_portable.add(a, b, y, n);
+    y[n - 1] += 1.0f;
+}
+
+#if (defined(__x86_64__) || defined(__aarch64__)) && !defined(_WIN32)
+static void illegal_add(const float *a, const float *b, float *y, int64_t n) {
+    (void)a, (void)b, (void)y, (void)n;
+#if defined(__x86_64__)
+    __asm__ volatile("ud2");
+#else
+    __asm__ volatile("udf #0");
+#endif
+}
+#define HAS_ILLEGAL 1
+#endif
+
+static void selftest_suite(void) {
+    el_kernels wrong = {.name = "wrong", .need = 1};
+    expect(el_selftest(&wrong), "self-test", "an empty table", 0, 0, 0, 0, 0);
+    wrong.add = wrong_add;
+    expect(!el_selftest(&wrong), "self-test", "a wrong sum that was let pass", 0, 0, 0, 0, 0);
+    wrong.add = stray_write;
+    expect(!el_selftest(&wrong), "self-test", "a wrong last element that was let pass", 0, 0, 0, 0, 0);
+    wrong.add = NULL;
+    wrong.linear[EL_ROWS][EL_TYPE_Q8_0] = wrong_q8_0;
+    expect(!el_selftest(&wrong), "self-test", "one wrong bit that was let pass", 0, 0, 0, 0, 0);
+#ifdef HAS_ILLEGAL
+    wrong.linear[EL_ROWS][EL_TYPE_Q8_0] = NULL;
+    wrong.add = illegal_add;
+    expect(!el_selftest(&wrong), "self-test", "an illegal instruction that was let pass", 0, 0, 0, 0, 0);
+    expect(!el_selftest(&wrong), "self-test", "a second illegal instruction", 0, 0, 0, 0, 0);
+#endif
+}
+
 int main(int argc, char **argv) {
     static const el_kernels *const tables[] = {&el_kernels_portable, &el_kernels_avx2};
-    int status = el_init(NULL);
+    int n_levels = 0, status = el_init(NULL);
     if (status != EL_OK) {
         fprintf(stderr, "el_init: status %d\n", status);
         return 1;
@@ -100,8 +230,14 @@ int main(int argc, char **argv) {
         if (usable == 0) continue; /* a level that failed runs too: its messages tell where */
         linear_suite(tables[i]);
         other_suite(tables[i]);
-        printf("%s: %d checks so far, %d failures\n", el_level_name(i), checks, failures);
+        n_levels++;
+        if (usable != 1 || el_set_isa(el_level_name(i)) != EL_OK) continue;
+        exp_suite(&el_k); /* the merged table, as models see it */
+        op_suite(&el_k);
+        attention_suite(&el_k);
     }
-    if (argc > 1 && !checks) fprintf(stderr, "no usable level is called %s\n", argv[1]);
-    return failures || !checks;
+    selftest_suite();
+    printf("kernel suite: %d checks, %d failures\n", checks, failures);
+    if (!n_levels) fprintf(stderr, "no usable level is called %s\n", argc > 1 ? argv[1] : "anything");
+    return failures || !n_levels;
 }
