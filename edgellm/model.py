@@ -281,6 +281,7 @@ class Model:
         return ids
 
     def _render(self, messages: Sequence[Message], add_generation_prompt: bool) -> Any:
+        _check_messages(messages)
         if self.chat_template is None:
             raise TemplateError(
                 f"{self.path}: the file has no chat template, so it is no chat model; use generate(), or give "
@@ -361,6 +362,17 @@ def _ids(prompt: Sequence[int]) -> list[int]:
         return [token.__index__() for token in prompt]
     except (AttributeError, TypeError):
         raise InvalidArgumentError("a prompt must be a text or a list of token ids") from None
+
+
+def _check_messages(messages: Sequence[Message]) -> None:
+    """A template would print nothing for what is missing, so it is missed here."""
+    if isinstance(messages, (str, Mapping)) or not all(isinstance(m, Mapping) for m in messages):
+        raise InvalidArgumentError("messages must be a list of mappings with 'role' and 'content'")
+    if not messages:
+        raise InvalidArgumentError("there are no messages to answer")
+    for i, message in enumerate(messages):
+        if not isinstance(message.get("role"), str) or not ("content" in message or "tool_calls" in message):
+            raise InvalidArgumentError(f"message {i} must have a 'role' and a 'content'")
 
 
 def _close(worker: Worker, loaded: Any) -> None:

@@ -39,6 +39,7 @@ def command(model: str | None, **options: Any) -> None:
     settings = take_samplers(options)
     settings |= {"max_tokens": limit_of(options["max_tokens"]), "stop": list(options["stop"])}
     with load_model(model, options) as loaded:
+        loaded.tokenize("")  # a vocabulary that cannot be read is better said now than after the first message
         system = options["system"]
         if system is not None and loaded.chat_template is None:
             raise click.UsageError("a system message cannot be used with this model: it has no chat template")
