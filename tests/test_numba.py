@@ -28,7 +28,7 @@ from edgellm.ops import Op
 from edgellm.plan import Plan
 from edgellm.weights import Weights
 
-TYPES = [*BY_NAME]
+TYPES = [name for name in BY_NAME if BY_NAME[name].id in linear.LINEAR]
 FLOATS = ("F32", "F16", "BF16")
 
 
