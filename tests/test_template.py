@@ -135,6 +135,11 @@ HOSTILE = {
     "number bomb by squaring": GROW % ("3", "ns.x * ns.x"),
     "output bomb": "{% for i in range(99999) %}{{ 'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa' }}{% endfor %}",
     "range bomb": "{{ range(10**9)|list }}",
+    "endless loop": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+    "endless loop with loop": "{% for i in range(99999) %}{% for j in range(99999) %}{{ loop.last }}{% endfor %}{% endfor %}",
+    "endless calls": "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(100) }}",
+    "endless recursive loop": "{% for i in [[1], [2]] recursive %}{{ loop([i, i]) }}{% endfor %}",
+    "steps as a variable": "{{ _edgellm_steps._left }}{{ _edgellm_steps._left.x }}",
     "recursion": "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
 }  # fmt: skip
 
@@ -185,6 +190,11 @@ def test_endless_messages_are_refused() -> None:
     loop.append(loop)
     with pytest.raises(InvalidArgumentError, match="nested"):
         ChatTemplate(CHATML).render(user(loop))
+
+
+def test_long_chats_have_steps_enough() -> None:
+    nested = ChatTemplate("{% for m in messages %}{% for n in messages %}{% endfor %}{{ m.content }}{% endfor %}")
+    assert str(nested.render(user("x") * 300)) == "x" * 300
 
 
 def test_long_messages_are_no_output_bomb() -> None:

@@ -174,6 +174,48 @@ def test_twin_is_not_quadratic() -> None:
     assert time.process_time() - start < 5
 
 
+@needs_native
+def test_native_calls_check_their_arguments() -> None:
+    ffi, lib = clib.library()
+    text, offsets = ffi.new("uint8_t[]", b"abaab"), ffi.new("int64_t[]", [0, 1, 2, 5])
+    scores, kinds, byte_ids = (
+        ffi.new("float[]", [0, 0, 0]),
+        ffi.new("uint8_t[]", [0, 0, 0]),
+        ffi.new("int32_t[]", [-1] * 256),
+    )
+    out = ffi.new("el_spm **")
+
+    def make(**changes: Any) -> int:
+        given = {
+            "text": text,
+            "offsets": offsets,
+            "scores": scores,
+            "kinds": kinds,
+            "n": 3,
+            "bytes": byte_ids,
+            "unk": 0,
+        }
+        return lib.el_spm_new(out, *(given | changes).values())
+
+    assert make() == clib.EL_OK
+    spm = ffi.gc(out[0], lib.el_spm_free)
+    twice = ffi.new("int64_t[]", [0, 1, 2, 3])  # the third piece is "a" again
+    bad_bytes = ffi.new("int32_t[]", [3] * 256)
+    for change in (
+        {"text": ffi.NULL}, {"offsets": ffi.NULL}, {"n": 0}, {"n": -1}, {"n": 2**40}, {"unk": 3}, {"unk": -2},
+        {"offsets": twice}, {"offsets": ffi.new("int64_t[]", [1, 2, 3, 4])}, {"bytes": bad_bytes},
+        {"offsets": ffi.new("int64_t[]", [0, 2, 1, 5])}, {"kinds": ffi.new("uint8_t[]", [0, 9, 0])},
+        {"scores": ffi.new("float[]", [0, float("nan"), 0])},
+    ):  # fmt: skip
+        assert make(**change) == clib.EL_E_ARGUMENT, change
+        assert out[0] == ffi.NULL or "text" in change or "offsets" in change
+    ids, n = ffi.new("int32_t[5]"), ffi.new("int64_t *")
+    assert lib.el_spm_encode(spm, text, 5, ids, 5, n) == clib.EL_OK and list(ids[0 : n[0]]) == [0, 1, 0, 0, 1]
+    for args in ((text, 5, ids, 4), (text, -1, ids, 5), (ffi.NULL, 5, ids, 5), (text, 2**31, ids, 2**31)):
+        assert lib.el_spm_encode(spm, *args, n) == clib.EL_E_ARGUMENT
+    assert lib.el_spm_encode(spm, ffi.NULL, 0, ffi.NULL, 0, n) == clib.EL_OK and n[0] == 0
+
+
 # ---- special pieces --------------------------------------------------------------------------------------------------
 
 
@@ -338,7 +380,7 @@ def test_from_file(tmp_path: Path) -> None:
     assert t.encode("hello world") == tiny().encode("hello world")
 
 
-# ---- files that are refused (rules V of formats/container.md) -----------------------------------------------------------
+# ---- files that are refused (rules V of formats/container.md) --------------------------------------------------------
 
 
 def with_piece(piece: str, kind: int = NORMAL) -> dict[str, Any]:

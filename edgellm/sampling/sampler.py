@@ -39,10 +39,12 @@ class Sampler:
 
     def accept(self, ids: Iterable[int]) -> None:
         """Adds tokens that were not drawn here (the prompt) to what the penalties look at."""
-        for token in ids:
+        tokens = list(ids)
+        kept = tokens if self._recent.maxlen is None else tokens[max(0, len(tokens) - self._recent.maxlen) :]
+        for token in kept:
             if not 0 <= token < self.n_vocab:
                 raise InvalidArgumentError(f"token id {token} is outside the vocabulary (0 to {self.n_vocab - 1})")
-            self._recent.append(token)
+        self._recent.extend(kept)
 
     def sample(self, logits: np.ndarray, history: Sequence[int] | None = None) -> int:
         """The next token for float32 logits (n_vocab,); it is added to the recent tokens.
@@ -56,7 +58,7 @@ class Sampler:
         if history is not None:
             self._recent.clear()
             n = self._recent.maxlen
-            self.accept(history if n is None else history[max(0, len(history) - n) :])
+            self.accept(history if n is None else history[max(0, len(history) - n) :])  # the tail before any copy
         recent = list(self._recent) if self.sampling.has_penalties else ()
         token = self._call(logits, recent, self.seed, self.n_drawn & MAX_SEED)
         self.n_drawn += 1

@@ -23,6 +23,8 @@ ROLES = frozenset(
 
 MIN_OUTPUT_CHARS = 2**20  # a template may always write this much,
 OUTPUT_FACTOR = 8  # and this many times what it was given
+MIN_STEPS = 20_000  # loop rounds and calls that it may always take,
+STEPS_FACTOR = 4  # and this many for each character and each pair of messages that it was given
 
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 
@@ -73,8 +75,9 @@ class ChatTemplate:
         values.setdefault("documents", None)
         values["add_generation_prompt"] = bool(add_generation_prompt)
         limit = MIN_OUTPUT_CHARS + OUTPUT_FACTOR * size.chars
+        steps = MIN_STEPS + STEPS_FACTOR * (size.chars + len(values["messages"]) ** 2)
         try:
-            return Rendered(parts_of(concat(run_template(self._template, values, limit))))
+            return Rendered(parts_of(concat(run_template(self._template, values, limit, steps))))
         except RecursionError:
             raise TemplateError("the chat template nests too deeply") from None
 

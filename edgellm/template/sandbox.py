@@ -18,12 +18,14 @@ from jinja2.exceptions import TemplateError as JinjaError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.filters import do_join, make_attrgetter
 from jinja2.parser import Parser
+from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedFormatter
-from jinja2.utils import Namespace, pass_eval_context
+from jinja2.utils import Namespace, pass_context, pass_eval_context
 
 from edgellm.errors import TemplateError, one_line
 from edgellm.template.marked import MarkedText, concat, format_marked
 
+STEPS = "_edgellm_steps"  # name of the step budget among the variables of a render, and of the filter that counts
 MAX_VALUE = 2**26  # characters of a text, items of a list: the most that one operator may build
 MAX_BITS = 2**16  # the size of a whole number
 
@@ -48,11 +50,58 @@ class _Marking(CodeGenerator):
         self.write("))")
 
 
+class Steps:
+    """What one render may still do: loop rounds and calls."""
+
+    def __init__(self, limit: int) -> None:
+        self._left = self._limit = limit
+
+    def _take(self) -> None:
+        self._left -= 1
+        if self._left < 0:
+            raise SecurityError(f"the template takes more than {self._limit} steps")
+
+
+class _Rounds:
+    """An iterable whose rounds are counted."""
+
+    def __init__(self, items: Any, steps: Steps) -> None:
+        self._items, self._steps = items, steps
+
+    def __iter__(self) -> Iterator[Any]:
+        for item in self._items:
+            self._steps._take()
+            yield item
+
+
+class _SizedRounds(_Rounds):
+    def __len__(self) -> int:
+        return len(self._items)
+
+
+@pass_context
+def _rounds(context: Context, items: Any) -> Any:
+    """The filter that every `for` of a template gets around its iterable."""
+    return (_SizedRounds if hasattr(items, "__len__") else _Rounds)(items, context[STEPS])
+
+
 class _Environment(ImmutableSandboxedEnvironment):
     code_generator_class = _Marking
     intercepted_binops = frozenset(("+", "*", "**"))
     concat = staticmethod(concat)
     own = staticmethod(MarkedText.template)
+
+    def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
+        tree = super()._parse(source, name, filename)
+        for loop in list(tree.find_all(nodes.For)):
+            loop.iter = nodes.Filter(loop.iter, STEPS, [], [], None, None, lineno=loop.lineno)
+        tree.set_environment(self)
+        return tree
+
+    def call(self, context: Context, function: Any, /, *args: Any, **kwargs: Any) -> Any:
+        """Every call in a template comes here."""
+        context[STEPS]._take()
+        return super().call(context, function, *args, **kwargs)
 
     def joined(self, items: Iterable[Any]) -> str:
         """The `~` operator."""
@@ -148,7 +197,7 @@ def _environment() -> _Environment:
     made = _Environment(
         trim_blocks=True, lstrip_blocks=True, optimized=False, extensions=[_Generation, loopcontrols]
     )  # fmt: skip
-    made.filters |= {"tojson": _to_json, "join": _join}
+    made.filters |= {"tojson": _to_json, "join": _join, STEPS: _rounds}
     made.globals |= {
         "raise_exception": _raise,
         "strftime_now": _now,
@@ -170,9 +219,13 @@ def compile_template(text: str) -> Any:
         raise TemplateError(f"the chat template does not parse: {type(e).__name__} {one_line(str(e))}") from None
 
 
-def run_template(template: Any, values: dict[str, Any], limit: int) -> Iterator[str]:
-    """The pieces that the template writes, at most `limit` characters. Raises TemplateError."""
+def run_template(template: Any, values: dict[str, Any], limit: int, steps: int) -> Iterator[str]:
+    """The pieces that the template writes: at most `limit` characters in `steps` loop rounds and calls.
+
+    Raises TemplateError.
+    """
     written = 0
+    values = {**values, STEPS: Steps(steps)}
     try:
         for piece in template.root_render_func(template.new_context(values)):
             written += len(piece)
