@@ -14,7 +14,7 @@ import pytest
 from edgellm.backends.numba_kernels import attention, linear, pool, vector
 from edgellm.backends.numba_kernels.intrinsics import at, f16_to_f32, f32_to_f16, put
 from edgellm.backends.numba_kernels.jit import INT, Kernel, f32s, kernel, u16s
-from edgellm.blocks import BY_ID, BlockType
+from edgellm.blocks import ALL, BlockType
 from edgellm.quants import dequantize, quantize
 
 NONE, GO = np.empty(0, np.float32), np.zeros(1, np.int32)
