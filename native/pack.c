@@ -13,6 +13,15 @@ static inline uint32_t load_word(const uint8_t *p) {
     return v;
 }
 
+/* Sixteen rows are sixteen streams, too many for the hardware's prefetcher: ask for the next group as it lies. */
+static inline void prefetch(const uint8_t *p, int64_t bytes) {
+#if defined(__GNUC__)
+    for (int64_t i = 0; i < bytes; i += LINE) __builtin_prefetch(p + i);
+#else
+    (void)p, (void)bytes;
+#endif
+}
+
 static inline void store_word(uint8_t *p, uint32_t v) { memcpy(p, &v, 4); }
 
 /* Two Q4_0 blocks of one row (k 0-31 and 32-63) into row r of a tile. Byte b of a GGUF block holds k = b in
@@ -42,11 +51,13 @@ static inline void q8_0_block(const el_block_q8_0 *a, uint8_t *scale, uint8_t *l
 static void pack_q4_0(const uint8_t *src, int64_t n_rows, int64_t k, uint8_t *dst) {
     int64_t n_blocks = k / 32;
     const el_block_q4_0 *blocks = (const el_block_q4_0 *)src;
-    for (int64_t b = 0; b + 1 < n_blocks; b += 2, dst += 576)
+    for (int64_t b = 0; b + 1 < n_blocks; b += 2, dst += 576) {
+        prefetch((const uint8_t *)(blocks + ROWS * (n_blocks + b)), 576);
         for (int r = 0; r < n_rows; r++) {
             const el_block_q4_0 *pair = blocks + r * n_blocks + b;
             q4_0_pair(pair, pair + 1, dst, r);
         }
+    }
     if (n_blocks & 1)
         for (int r = 0; r < n_rows; r++) q4_0_half(blocks + (r + 1) * n_blocks - 1, dst, r);
 }
@@ -56,6 +67,7 @@ static void pack_q8_0(const uint8_t *src, int64_t n_rows, int64_t k, uint8_t *ds
     const el_block_q8_0 *blocks = (const el_block_q8_0 *)src;
     for (int64_t b = 0; b < n_blocks; b++) {
         uint8_t *tile = dst + b / 2 * 1088;
+        prefetch((const uint8_t *)(blocks + ROWS * (n_blocks + b)), 544);
         for (int r = 0; r < n_rows; r++)
             q8_0_block(blocks + r * n_blocks + b, tile + (b & 1) * 32, tile + HEADER + (b & 1) * 8 * LINE, r);
     }
