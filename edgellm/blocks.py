@@ -21,8 +21,17 @@ class TypeId(IntEnum):
     Q5_0 = 6
     Q5_1 = 7
     Q8_0 = 8
+    Q2_K = 10
+    Q3_K = 11
+    Q4_K = 12
+    Q5_K = 13
     Q6_K = 14
+    IQ4_NL = 20
+    IQ4_XS = 23
     BF16 = 30
+    TQ1_0 = 34
+    TQ2_0 = 35
+    MXFP4 = 39
 
 
 @dataclass(frozen=True)
@@ -128,12 +137,78 @@ Q8_0 = BlockType(
     panel_tile=1088,
     panel_half=576,
 )
+Q2_K = BlockType(
+    name="Q2_K",
+    id=10,
+    block_size=256,
+    type_size=84,
+    dtype=np.dtype([("scales", "u1", (16,)), ("qs", "u1", (64,)), ("d", "<f2"), ("dmin", "<f2")]),
+    activation="q8_256",
+    has_panel=False,
+    panel_tile=0,
+    panel_half=0,
+)
+Q3_K = BlockType(
+    name="Q3_K",
+    id=11,
+    block_size=256,
+    type_size=110,
+    dtype=np.dtype([("hmask", "u1", (32,)), ("qs", "u1", (64,)), ("scales", "u1", (12,)), ("d", "<f2")]),
+    activation="q8_256",
+    has_panel=False,
+    panel_tile=0,
+    panel_half=0,
+)
+Q4_K = BlockType(
+    name="Q4_K",
+    id=12,
+    block_size=256,
+    type_size=144,
+    dtype=np.dtype([("d", "<f2"), ("dmin", "<f2"), ("scales", "u1", (12,)), ("qs", "u1", (128,))]),
+    activation="q8_256",
+    has_panel=False,
+    panel_tile=0,
+    panel_half=0,
+)
+Q5_K = BlockType(
+    name="Q5_K",
+    id=13,
+    block_size=256,
+    type_size=176,
+    dtype=np.dtype([("d", "<f2"), ("dmin", "<f2"), ("scales", "u1", (12,)), ("qh", "u1", (32,)), ("qs", "u1", (128,))]),
+    activation="q8_256",
+    has_panel=False,
+    panel_tile=0,
+    panel_half=0,
+)
 Q6_K = BlockType(
     name="Q6_K",
     id=14,
     block_size=256,
     type_size=210,
     dtype=np.dtype([("ql", "u1", (128,)), ("qh", "u1", (64,)), ("scales", "i1", (16,)), ("d", "<f2")]),
+    activation="q8_256",
+    has_panel=False,
+    panel_tile=0,
+    panel_half=0,
+)
+IQ4_NL = BlockType(
+    name="IQ4_NL",
+    id=20,
+    block_size=32,
+    type_size=18,
+    dtype=np.dtype([("d", "<f2"), ("qs", "u1", (16,))]),
+    activation="q8_32",
+    has_panel=False,
+    panel_tile=0,
+    panel_half=0,
+)
+IQ4_XS = BlockType(
+    name="IQ4_XS",
+    id=23,
+    block_size=256,
+    type_size=136,
+    dtype=np.dtype([("d", "<f2"), ("scales_h", "<u2"), ("scales_l", "u1", (4,)), ("qs", "u1", (128,))]),
     activation="q8_256",
     has_panel=False,
     panel_tile=0,
@@ -150,7 +225,40 @@ BF16 = BlockType(
     panel_tile=0,
     panel_half=0,
 )
+TQ1_0 = BlockType(
+    name="TQ1_0",
+    id=34,
+    block_size=256,
+    type_size=54,
+    dtype=np.dtype([("qs", "u1", (48,)), ("qh", "u1", (4,)), ("d", "<f2")]),
+    activation="q8_256",
+    has_panel=False,
+    panel_tile=0,
+    panel_half=0,
+)
+TQ2_0 = BlockType(
+    name="TQ2_0",
+    id=35,
+    block_size=256,
+    type_size=66,
+    dtype=np.dtype([("qs", "u1", (64,)), ("d", "<f2")]),
+    activation="q8_256",
+    has_panel=False,
+    panel_tile=0,
+    panel_half=0,
+)
+MXFP4 = BlockType(
+    name="MXFP4",
+    id=39,
+    block_size=32,
+    type_size=17,
+    dtype=np.dtype([("e", "u1"), ("qs", "u1", (16,))]),
+    activation="q8_32",
+    has_panel=False,
+    panel_tile=0,
+    panel_half=0,
+)
 
-ALL = (F32, F16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q6_K, BF16)
+ALL = (F32, F16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS, BF16, TQ1_0, TQ2_0, MXFP4)
 BY_NAME: dict[str, BlockType] = {b.name: b for b in ALL}
 BY_ID: dict[int, BlockType] = {b.id: b for b in ALL}

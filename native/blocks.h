@@ -14,10 +14,19 @@ enum el_type {
     EL_TYPE_Q5_0 = 6,
     EL_TYPE_Q5_1 = 7,
     EL_TYPE_Q8_0 = 8,
+    EL_TYPE_Q2_K = 10,
+    EL_TYPE_Q3_K = 11,
+    EL_TYPE_Q4_K = 12,
+    EL_TYPE_Q5_K = 13,
     EL_TYPE_Q6_K = 14,
+    EL_TYPE_IQ4_NL = 20,
+    EL_TYPE_IQ4_XS = 23,
     EL_TYPE_BF16 = 30,
+    EL_TYPE_TQ1_0 = 34,
+    EL_TYPE_TQ2_0 = 35,
+    EL_TYPE_MXFP4 = 39,
 };
-#define EL_TYPE_MAX 30
+#define EL_TYPE_MAX 39
 
 /* what a format's kernels multiply with */
 enum el_act {
@@ -36,8 +45,17 @@ enum el_act {
     X(Q5_0, q5_0, 32, 22, EL_ACT_Q8_32, 0, 0) \
     X(Q5_1, q5_1, 32, 24, EL_ACT_Q8_32, 0, 0) \
     X(Q8_0, q8_0, 32, 34, EL_ACT_Q8_32, 1088, 576) \
+    X(Q2_K, q2_k, 256, 84, EL_ACT_Q8_256, 0, 0) \
+    X(Q3_K, q3_k, 256, 110, EL_ACT_Q8_256, 0, 0) \
+    X(Q4_K, q4_k, 256, 144, EL_ACT_Q8_256, 0, 0) \
+    X(Q5_K, q5_k, 256, 176, EL_ACT_Q8_256, 0, 0) \
     X(Q6_K, q6_k, 256, 210, EL_ACT_Q8_256, 0, 0) \
-    X(BF16, bf16, 1, 2, EL_ACT_F32, 0, 0)
+    X(IQ4_NL, iq4_nl, 32, 18, EL_ACT_Q8_32, 0, 0) \
+    X(IQ4_XS, iq4_xs, 256, 136, EL_ACT_Q8_256, 0, 0) \
+    X(BF16, bf16, 1, 2, EL_ACT_F32, 0, 0) \
+    X(TQ1_0, tq1_0, 256, 54, EL_ACT_Q8_256, 0, 0) \
+    X(TQ2_0, tq2_0, 256, 66, EL_ACT_Q8_256, 0, 0) \
+    X(MXFP4, mxfp4, 32, 17, EL_ACT_Q8_32, 0, 0)
 
 /* f16 and bf16 fields are raw bit patterns */
 #pragma pack(push, 1)
@@ -103,6 +121,56 @@ _Static_assert(offsetof(el_block_q8_0, d) == 0, "Q8_0.d offset");
 _Static_assert(offsetof(el_block_q8_0, qs) == 2, "Q8_0.qs offset");
 
 typedef struct {
+    uint8_t scales[16]; /* u8, bytes 0..15 */
+    uint8_t qs[64]; /* u8, bytes 16..79 */
+    uint16_t d; /* f16, bytes 80..81 */
+    uint16_t dmin; /* f16, bytes 82..83 */
+} el_block_q2_k;
+_Static_assert(sizeof(el_block_q2_k) == 84, "Q2_K size");
+_Static_assert(offsetof(el_block_q2_k, scales) == 0, "Q2_K.scales offset");
+_Static_assert(offsetof(el_block_q2_k, qs) == 16, "Q2_K.qs offset");
+_Static_assert(offsetof(el_block_q2_k, d) == 80, "Q2_K.d offset");
+_Static_assert(offsetof(el_block_q2_k, dmin) == 82, "Q2_K.dmin offset");
+
+typedef struct {
+    uint8_t hmask[32]; /* u8, bytes 0..31 */
+    uint8_t qs[64]; /* u8, bytes 32..95 */
+    uint8_t scales[12]; /* u8, bytes 96..107 */
+    uint16_t d; /* f16, bytes 108..109 */
+} el_block_q3_k;
+_Static_assert(sizeof(el_block_q3_k) == 110, "Q3_K size");
+_Static_assert(offsetof(el_block_q3_k, hmask) == 0, "Q3_K.hmask offset");
+_Static_assert(offsetof(el_block_q3_k, qs) == 32, "Q3_K.qs offset");
+_Static_assert(offsetof(el_block_q3_k, scales) == 96, "Q3_K.scales offset");
+_Static_assert(offsetof(el_block_q3_k, d) == 108, "Q3_K.d offset");
+
+typedef struct {
+    uint16_t d; /* f16, bytes 0..1 */
+    uint16_t dmin; /* f16, bytes 2..3 */
+    uint8_t scales[12]; /* u8, bytes 4..15 */
+    uint8_t qs[128]; /* u8, bytes 16..143 */
+} el_block_q4_k;
+_Static_assert(sizeof(el_block_q4_k) == 144, "Q4_K size");
+_Static_assert(offsetof(el_block_q4_k, d) == 0, "Q4_K.d offset");
+_Static_assert(offsetof(el_block_q4_k, dmin) == 2, "Q4_K.dmin offset");
+_Static_assert(offsetof(el_block_q4_k, scales) == 4, "Q4_K.scales offset");
+_Static_assert(offsetof(el_block_q4_k, qs) == 16, "Q4_K.qs offset");
+
+typedef struct {
+    uint16_t d; /* f16, bytes 0..1 */
+    uint16_t dmin; /* f16, bytes 2..3 */
+    uint8_t scales[12]; /* u8, bytes 4..15 */
+    uint8_t qh[32]; /* u8, bytes 16..47 */
+    uint8_t qs[128]; /* u8, bytes 48..175 */
+} el_block_q5_k;
+_Static_assert(sizeof(el_block_q5_k) == 176, "Q5_K size");
+_Static_assert(offsetof(el_block_q5_k, d) == 0, "Q5_K.d offset");
+_Static_assert(offsetof(el_block_q5_k, dmin) == 2, "Q5_K.dmin offset");
+_Static_assert(offsetof(el_block_q5_k, scales) == 4, "Q5_K.scales offset");
+_Static_assert(offsetof(el_block_q5_k, qh) == 16, "Q5_K.qh offset");
+_Static_assert(offsetof(el_block_q5_k, qs) == 48, "Q5_K.qs offset");
+
+typedef struct {
     uint8_t ql[128]; /* u8, bytes 0..127 */
     uint8_t qh[64]; /* u8, bytes 128..191 */
     int8_t scales[16]; /* i8, bytes 192..207 */
@@ -115,10 +183,56 @@ _Static_assert(offsetof(el_block_q6_k, scales) == 192, "Q6_K.scales offset");
 _Static_assert(offsetof(el_block_q6_k, d) == 208, "Q6_K.d offset");
 
 typedef struct {
+    uint16_t d; /* f16, bytes 0..1 */
+    uint8_t qs[16]; /* u8, bytes 2..17 */
+} el_block_iq4_nl;
+_Static_assert(sizeof(el_block_iq4_nl) == 18, "IQ4_NL size");
+_Static_assert(offsetof(el_block_iq4_nl, d) == 0, "IQ4_NL.d offset");
+_Static_assert(offsetof(el_block_iq4_nl, qs) == 2, "IQ4_NL.qs offset");
+
+typedef struct {
+    uint16_t d; /* f16, bytes 0..1 */
+    uint16_t scales_h; /* u16, bytes 2..3 */
+    uint8_t scales_l[4]; /* u8, bytes 4..7 */
+    uint8_t qs[128]; /* u8, bytes 8..135 */
+} el_block_iq4_xs;
+_Static_assert(sizeof(el_block_iq4_xs) == 136, "IQ4_XS size");
+_Static_assert(offsetof(el_block_iq4_xs, d) == 0, "IQ4_XS.d offset");
+_Static_assert(offsetof(el_block_iq4_xs, scales_h) == 2, "IQ4_XS.scales_h offset");
+_Static_assert(offsetof(el_block_iq4_xs, scales_l) == 4, "IQ4_XS.scales_l offset");
+_Static_assert(offsetof(el_block_iq4_xs, qs) == 8, "IQ4_XS.qs offset");
+
+typedef struct {
     uint16_t x; /* bf16, bytes 0..1 */
 } el_block_bf16;
 _Static_assert(sizeof(el_block_bf16) == 2, "BF16 size");
 _Static_assert(offsetof(el_block_bf16, x) == 0, "BF16.x offset");
+
+typedef struct {
+    uint8_t qs[48]; /* u8, bytes 0..47 */
+    uint8_t qh[4]; /* u8, bytes 48..51 */
+    uint16_t d; /* f16, bytes 52..53 */
+} el_block_tq1_0;
+_Static_assert(sizeof(el_block_tq1_0) == 54, "TQ1_0 size");
+_Static_assert(offsetof(el_block_tq1_0, qs) == 0, "TQ1_0.qs offset");
+_Static_assert(offsetof(el_block_tq1_0, qh) == 48, "TQ1_0.qh offset");
+_Static_assert(offsetof(el_block_tq1_0, d) == 52, "TQ1_0.d offset");
+
+typedef struct {
+    uint8_t qs[64]; /* u8, bytes 0..63 */
+    uint16_t d; /* f16, bytes 64..65 */
+} el_block_tq2_0;
+_Static_assert(sizeof(el_block_tq2_0) == 66, "TQ2_0 size");
+_Static_assert(offsetof(el_block_tq2_0, qs) == 0, "TQ2_0.qs offset");
+_Static_assert(offsetof(el_block_tq2_0, d) == 64, "TQ2_0.d offset");
+
+typedef struct {
+    uint8_t e; /* u8, bytes 0..0 */
+    uint8_t qs[16]; /* u8, bytes 1..16 */
+} el_block_mxfp4;
+_Static_assert(sizeof(el_block_mxfp4) == 17, "MXFP4 size");
+_Static_assert(offsetof(el_block_mxfp4, e) == 0, "MXFP4.e offset");
+_Static_assert(offsetof(el_block_mxfp4, qs) == 1, "MXFP4.qs offset");
 
 #pragma pack(pop)
 

@@ -1,9 +1,8 @@
-/* quantize.c: float32 to the block formats and back, with the bits of ggml's reference quantisers (as the
+/* quantize.c: float32 to the block formats, with the bits of ggml's reference quantisers (as the
  * `gguf` Python package writes them). Float16 values round to nearest even.
  */
 #include "kernels.h"
-
-enum { QK = 32 };
+#include "quantize.h"
 
 /* ---- float32 to blocks ----------------------------------------------------------------------------------- */
 /* The value of largest magnitude, the first of equals; the formats without a minimum keep its sign. */
@@ -110,60 +109,15 @@ static uint16_t to_bf16(float f) { /* to nearest even; a NaN stays one and becom
     return (uint16_t)(((uint64_t)x + 0x7fffu + (x >> 16 & 1u)) >> 16);
 }
 
-/* ---- blocks to float32 -------------------------------------------------------------------------------------- */
-static int nibble(const uint8_t *qs, int i) { return i < 16 ? qs[i] & 15 : qs[i - 16] >> 4; }
-static int fifth(const uint8_t *qh, int i) { return (qh[i / 8] >> i % 8 & 1) << 4; }
-
-static void of_q4_0(const el_block_q4_0 *b, float *y) {
-    float d = el_f16_to_f32(b->d);
-    for (int i = 0; i < QK; i++) y[i] = d * (float)(nibble(b->qs, i) - 8);
-}
-
-static void of_q4_1(const el_block_q4_1 *b, float *y) {
-    float d = el_f16_to_f32(b->d), m = el_f16_to_f32(b->m);
-    for (int i = 0; i < QK; i++) y[i] = d * (float)nibble(b->qs, i) + m;
-}
-
-static void of_q5_0(const el_block_q5_0 *b, float *y) {
-    float d = el_f16_to_f32(b->d);
-    for (int i = 0; i < QK; i++) y[i] = d * (float)((nibble(b->qs, i) | fifth(b->qh, i)) - 16);
-}
-
-static void of_q5_1(const el_block_q5_1 *b, float *y) {
-    float d = el_f16_to_f32(b->d), m = el_f16_to_f32(b->m);
-    for (int i = 0; i < QK; i++) y[i] = d * (float)(nibble(b->qs, i) | fifth(b->qh, i)) + m;
-}
-
-static void of_q8_0(const el_block_q8_0 *b, float *y) {
-    float d = el_f16_to_f32(b->d);
-    for (int i = 0; i < QK; i++) y[i] = d * (float)b->qs[i];
-}
-
-static void of_q6_k(const el_block_q6_k *b, float *y) {
-    float d = el_f16_to_f32(b->d);
-    for (int i = 0; i < 256; i++) {
-        int half = i / 128, part = i % 128 / 32, at = i % 32; /* part: which quarter of the half */
-        int low = b->ql[half * 64 + (part & 1) * 32 + at] >> (part / 2 * 4) & 15;
-        int q = (low | (b->qh[half * 32 + at] >> (2 * part) & 3) << 4) - 32;
-        y[i] = d * (float)b->scales[i / 16] * (float)q;
-    }
-}
-
-/* ---- the two calls --------------------------------------------------------------------------------------------- */
-/* Number of values of a (rows, k) matrix that fits the type and 64-bit sizes, or -1. */
-static int64_t count_of(int type, int64_t rows, int64_t k) {
+/* ---- the call --------------------------------------------------------------------------------------------- */
+int64_t el_count_of(int type, int64_t rows, int64_t k) {
     int64_t bytes = el_row_bytes(type, k);
     if (bytes < 0 || rows < 0 || k > INT64_MAX / 8 || (k && rows > INT64_MAX / 8 / k)) return -1;
     return rows * k;
 }
 
-#define BLOCKS(TYPE, call, length)                                                       \
-    case EL_TYPE_##TYPE:                                                                       \
-        for (int64_t i = 0; i < n / (length); i++) call;                                       \
-        return EL_OK;
-
 int el_quantize(int type, const float *src, void *dst, int64_t rows, int64_t k) {
-    int64_t n = count_of(type, rows, k);
+    int64_t n = el_count_of(type, rows, k);
     if (n < 0 || (n && (!src || !dst))) return EL_E_ARGUMENT;
     switch (type) {
     case EL_TYPE_F32:
@@ -176,25 +130,6 @@ int el_quantize(int type, const float *src, void *dst, int64_t rows, int64_t k) 
     BLOCKS(Q5_0, to_q5_0(src + i * QK, (el_block_q5_0 *)dst + i), QK)
     BLOCKS(Q5_1, to_q5_1(src + i * QK, (el_block_q5_1 *)dst + i), QK)
     BLOCKS(Q8_0, to_q8_0(src + i * QK, (el_block_q8_0 *)dst + i), QK)
-    default: return EL_E_UNSUPPORTED;
-    }
-}
-
-int el_dequantize(int type, const void *src, float *dst, int64_t rows, int64_t k) {
-    int64_t n = count_of(type, rows, k);
-    if (n < 0 || (n && (!src || !dst))) return EL_E_ARGUMENT;
-    switch (type) {
-    case EL_TYPE_F32:
-        if (n) memcpy(dst, src, (size_t)n * 4);
-        return EL_OK;
-    BLOCKS(F16, dst[i] = el_f16_to_f32(((const el_block_f16 *)src)[i].x), 1)
-    BLOCKS(BF16, dst[i] = el_bf16_to_f32(((const el_block_bf16 *)src)[i].x), 1)
-    BLOCKS(Q4_0, of_q4_0((const el_block_q4_0 *)src + i, dst + i * QK), QK)
-    BLOCKS(Q4_1, of_q4_1((const el_block_q4_1 *)src + i, dst + i * QK), QK)
-    BLOCKS(Q5_0, of_q5_0((const el_block_q5_0 *)src + i, dst + i * QK), QK)
-    BLOCKS(Q5_1, of_q5_1((const el_block_q5_1 *)src + i, dst + i * QK), QK)
-    BLOCKS(Q8_0, of_q8_0((const el_block_q8_0 *)src + i, dst + i * QK), QK)
-    BLOCKS(Q6_K, of_q6_k((const el_block_q6_k *)src + i, dst + i * 256), 256)
     default: return EL_E_UNSUPPORTED;
     }
 }

@@ -22,6 +22,7 @@ from edgellm.blocks import ALL
 from edgellm.errors import InvalidArgumentError, OutputError
 from edgellm.gguf import GGUFWriter, ValueType, open_gguf
 from edgellm.quants import quantize
+from edgellm.quants.pack import PACK
 
 GOLDEN = Path(__file__).resolve().parent.parent / "formats" / "golden"
 
@@ -79,7 +80,7 @@ def test_what_is_written_is_read(
         }
 
 
-@pytest.mark.parametrize("name", [b.name for b in ALL])
+@pytest.mark.parametrize("name", [b.name for b in ALL if b.name in PACK])
 def test_the_gguf_package_reads_what_is_written(name: str, tmp_path: Path) -> None:
     import gguf
 
@@ -137,7 +138,7 @@ def test_the_writer_refuses_misuse(tmp_path: Path) -> None:
         with pytest.raises(InvalidArgumentError):
             w.add_tensor_info(name, shape, kind)
     with pytest.raises(errors.UnsupportedQuantError):
-        w.add_tensor_info("b", (256,), "Q4_K")
+        w.add_tensor_info("b", (256,), "IQ2_XXS")
     w.add_tensor_info("b", (3,), "F32")
     with pytest.raises(InvalidArgumentError, match="out of order; due: a"):
         w.write_tensor("b", np.zeros(3, np.float32))

@@ -124,7 +124,7 @@ BAD: dict[str, tuple[bytes, str]] = {
                   tensors=[tensor("a", [1 << 17, (1 << 22) - 1, (1 << 22) + 1], 0, 0)])), "T6"),
     "T7 sum overflows": (
         with_tensors(tensor("a", [1 << 30, 1 << 30], 0, 0), tensor("b", [1 << 30, 1 << 30], 0, BIG)), "T7"),
-    "T8 Q4_K": (with_tensors(tensor("a", [256], 12, 0)), "T8"),
+    "T8 IQ2_XXS": (with_tensors(tensor("a", [256], 16, 0)), "T8"),
     "T8 removed Q4_2": (with_tensors(tensor("a", [32], 4, 0)), "T8"),
     "T8 unknown 999": (with_tensors(tensor("a", [32], 999, 0)), "T8"),
     "T8 negative": (with_tensors(tensor("a", [32], -1, 0)), "T8"),
@@ -182,11 +182,11 @@ def test_every_rule_of_the_container_has_a_bad_file() -> None:
 
 
 def test_kinds_of_error(tmp_path: Path) -> None:
-    for case, kind in (("T8 Q4_K", UnsupportedQuantError), ("K13 a part of two", UnsupportedFeatureError)):
+    for case, kind in (("T8 IQ2_XXS", UnsupportedQuantError), ("K13 a part of two", UnsupportedFeatureError)):
         with pytest.raises(kind):
             open_gguf(write(tmp_path, BAD[case][0]))
-    with pytest.raises(UnsupportedQuantError, match=r"tensor a has type Q4_K"):
-        open_gguf(write(tmp_path, BAD["T8 Q4_K"][0]))
+    with pytest.raises(UnsupportedQuantError, match=r"tensor a has type IQ2_XXS"):
+        open_gguf(write(tmp_path, BAD["T8 IQ2_XXS"][0]))
     with pytest.raises(UnsupportedQuantError, match=r"value -1\b"):
         open_gguf(write(tmp_path, BAD["T8 negative"][0]))
     with pytest.raises(ModelFormatError, match="big-endian"):
