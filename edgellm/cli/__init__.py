@@ -62,10 +62,10 @@ def cli() -> None:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Entry point of the `edgellm` command; ends the process with an exit code."""
-    sys.exit(run(args))
+    sys.exit(execute(args))
 
 
-def run(args: Sequence[str] | None = None) -> int:
+def execute(args: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code. Every error is one line on stderr."""
     _use_utf8()
     try:

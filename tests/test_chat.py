@@ -1,0 +1,294 @@
+"""The conversation: its memory, its commands, the line editor's rules, and a real terminal."""
+
+from __future__ import annotations
+
+import io
+import os
+import select
+import sys
+import textwrap
+import time
+
+import pytest
+from helpers import tiny_llama_gguf
+
+import edgellm
+from edgellm.chat import terminal
+from edgellm.chat.commands import COMMANDS, Leave
+from edgellm.chat.repl import Repl
+from edgellm.chat.session import Conversation
+from edgellm.cli.common import progress_bar
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("chat")
+    return {
+        "chat": tiny_llama_gguf(folder / "chat.gguf", **{"tokenizer.chat_template": CHATML}),
+        "plain": tiny_llama_gguf(folder / "plain.gguf"),
+    }
+
+
+@pytest.fixture
+def model(paths):
+    with edgellm.load(paths["chat"], backend="reference") as model:
+        yield model
+
+
+@pytest.fixture
+def talk(monkeypatch, capsys):
+    """Send lines to a conversation as if through a pipe: (stdout, stderr, conversation)."""
+
+    def talk(model, *lines, system=None, **settings):
+        monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
+        settings = {"max_tokens": 4, "temperature": 0, "stop": []} | settings
+        conversation = Conversation(model, system, **settings)
+        Repl(conversation, progress_bar, use_history=False).loop()
+        out, err = capsys.readouterr()
+        return out, err, conversation
+
+    return talk
+
+
+# ---- reading ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "complete", "message"),
+    [
+        ("hello", True, "hello"),
+        ("", True, ""),
+        ('"""', False, None),
+        ('"""one\ntwo', False, None),
+        ('"""one\ntwo"""', True, "one\ntwo"),
+        ('"""\none\n"""', True, "one"),
+        ('""""""', True, ""),
+        ("one \\", False, None),
+        ("one \\\ntwo", True, "one \ntwo"),
+        ('say """ twice', True, 'say """ twice'),
+    ],
+)
+def test_messages_of_several_lines(text, complete, message):
+    assert terminal.is_complete(text) is complete
+    if complete:
+        assert terminal.message_of(text) == message
+
+
+def test_control_characters_do_not_reach_the_terminal():
+    assert terminal.terminal_safe("a\x1b[2Jb\tc\nd\re\x9b") == "a\\x1b[2Jb\tc\nd\\x0de\\x9b"
+
+
+def test_history_is_private(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    if sys.platform != "linux":
+        pytest.skip("the folder is another one on this system")
+    file = terminal.history_file()
+    assert file == tmp_path / "edgellm" / "history" and file.stat().st_mode & 0o777 == 0o600
+    file.chmod(0o400)
+    if os.geteuid() != 0:
+        assert terminal.history_file() is None
+    monkeypatch.setenv("XDG_DATA_HOME", str(file))
+    assert terminal.history_file() is None, "a file in the way is no reason to fail"
+
+
+# ---- the conversation ------------------------------------------------------------------------------
+
+
+def test_turns_are_remembered(model, talk):
+    out, err, conversation = talk(model, "hello", "the world", "/stats")
+    assert [m["role"] for m in conversation.messages] == ["user", "assistant"] * 2
+    assert conversation.messages[1]["content"] in out
+    assert conversation.last.context.reused > 0 and "t/s" in err
+    direct = model.chat(conversation.messages[:3], max_tokens=4, temperature=0)
+    assert direct.text == conversation.messages[3]["content"]
+
+
+def test_clear_regen_and_bye(model, talk):
+    _, err, conversation = talk(model, "hello", "/clear", "/regen", "/bye", "never said")
+    assert conversation.messages == [] and "no answer yet" in err
+    out, _, conversation = talk(model, "hello", "/regen", "/exit")
+    first, second = out.splitlines()[:2]
+    assert len(conversation.messages) == 2 and first == second
+
+
+def test_settings(model, talk):
+    _, err, conversation = talk(
+        model, "/set temp 0.5", "/set parameter top_k 7", "/set n 2", "/set stop \\n", "/set system be kind",
+        "/set top_p 9", "/set colour red", "/set seed 4", "/show params", "/show system", "/set system", "/show wrong",
+    )  # fmt: skip
+    assert conversation.settings == {"max_tokens": 2, "temperature": 0.5, "top_k": 7, "stop": ["\n"], "seed": 4}
+    assert "top_p must be" in err and "no setting 'colour'" in err and "be kind" in err and "/show wrong" in err
+    assert conversation.system is None
+
+
+def test_system_message_goes_to_the_model(model, talk):
+    _, _, conversation = talk(model, "hello", system="be kind")
+    assert conversation.last.usage.prompt_tokens == len(
+        model.chat_ids([{"role": "system", "content": "be kind"}, {"role": "user", "content": "hello"}])
+    )
+
+
+def test_read_a_file(model, talk, tmp_path):
+    file = tmp_path / "notes.txt"
+    file.write_text("once upon")
+    _, err, conversation = talk(model, f"/read {file}", "a time", f"/read {tmp_path / 'none'}", "/read")
+    assert conversation.messages[0]["content"] == "once upon\n\na time"
+    assert "9 characters" in err and "cannot be read" in err and "/read FILE" in err
+
+
+def test_show_and_help(model, talk):
+    _, err, _ = talk(model, "/help", "/show", "/show template", "/show context", "/nothing")
+    for name, (_, _, text) in COMMANDS.items():
+        assert not text or name in err
+    assert "reference" in err and "im_start" in err and "of 256 tokens" in err and "no command /nothing" in err
+
+
+def test_words_with_a_slash_are_no_commands(model, talk):
+    _, _, conversation = talk(model, "/usr/bin is a folder", "1/2")
+    assert [m["content"] for m in conversation.messages[::2]] == ["/usr/bin is a folder", "1/2"]
+
+
+def test_a_conversation_that_no_longer_fits(paths, talk):
+    with edgellm.load(paths["chat"], backend="reference", n_ctx=64) as model:
+        _, err, conversation = talk(model, "hello", "the " * 60, "hello")
+    assert "no longer fits" in err and "/clear" in err
+    assert [m["content"] for m in conversation.messages[::2]] == ["hello", "hello"], "what did not fit is not kept"
+
+
+def test_without_a_template_texts_are_continued(paths, talk):
+    with edgellm.load(paths["plain"], backend="reference") as model:
+        _, err, conversation = talk(model, "hello", "once upon", "/set system x")
+        expected = model.generate("once upon", max_tokens=4, temperature=0).text
+    assert conversation.messages[1]["content"] == expected and "no system message" in err
+
+
+def test_interruption_keeps_what_was_said(model, monkeypatch, capsys):
+    conversation = Conversation(model, temperature=0, max_tokens=50, stop=[])
+    repl = Repl(conversation, progress_bar, use_history=False)
+    real = sys.stdout.write
+    seen = []
+
+    def press_ctrl_c(text):
+        seen.append(text)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return real(text)
+
+    monkeypatch.setattr(sys.stdout, "write", press_ctrl_c)
+    repl.handle("hello")
+    monkeypatch.undo()
+    assert conversation.last.finish_reason == "cancelled" and len(conversation.last.token_ids) < 50
+    assert conversation.messages[-1] == {"role": "assistant", "content": conversation.last.text}
+    assert "[stopped]" in capsys.readouterr().err
+    with pytest.raises(Leave):
+        repl.handle("/bye")
+
+
+# ---- a real terminal -------------------------------------------------------------------------------
+
+SLOW = """
+import sys, time
+from edgellm.errors import Cancelled
+import edgellm.cli.chat, edgellm.model
+real = edgellm.model.Model.__init__
+
+class Slow:
+    name = "slow"
+    def __init__(self, inner): self.inner = inner
+    def close(self): self.inner.close()
+    def forward(self, tokens, position, outputs, seq, cancel):
+        for _ in range(2000 if len(tokens) > 100 else 0):  # a long prompt takes 20 s, as on a slow machine
+            if cancel[0]: raise Cancelled()
+            time.sleep(0.01)
+        return self.inner.forward(tokens, position, outputs, seq, cancel)
+
+def init(self, loaded):
+    loaded.engine.backend = Slow(loaded.engine.backend)
+    real(self, loaded)
+
+edgellm.model.Model.__init__ = init
+from edgellm.cli import main
+main(sys.argv[1:])
+"""
+
+
+class Terminal:
+    """A child process on a pseudo-terminal."""
+
+    def __init__(self, args: list[str], env: dict[str, str]) -> None:
+        import pty
+
+        self.seen = ""
+        self.pid, self.fd = pty.fork()
+        if self.pid == 0:
+            os.environ.update(env)
+            os.execv(sys.executable, [sys.executable, *args])
+
+    def type(self, text: str) -> None:
+        os.write(self.fd, text.encode())
+
+    def until(self, text: str, seconds: float = 30) -> str:
+        end = time.monotonic() + seconds
+        while text not in self.seen:
+            ready, _, _ = select.select([self.fd], [], [], max(0.0, end - time.monotonic()))
+            assert ready, f"no {text!r} in {self.seen[-800:]!r}"
+            try:
+                self.seen += os.read(self.fd, 65536).decode(errors="replace")
+            except OSError:
+                raise AssertionError(f"the program ended before {text!r}: {self.seen[-800:]!r}") from None
+        before, _, self.seen = self.seen.partition(text)
+        return before
+
+    def end(self) -> int:
+        try:
+            while os.read(self.fd, 65536):
+                pass
+        except OSError:
+            pass
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals on this system")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_in_a_real_terminal(paths, tmp_path):
+    script, notes = tmp_path / "slow.py", tmp_path / "notes.txt"
+    script.write_text(textwrap.dedent(SLOW))
+    notes.write_text("the " * 150)
+    env = {"TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1", "XDG_DATA_HOME": str(tmp_path), "COLUMNS": "120"}
+    env["PYTHONPATH"] = os.pathsep.join([os.getcwd(), *sys.path])
+    args = [str(script), "chat", str(paths["chat"]), "--temp", "0", "-n", "4", "--stats", "--backend", "reference"]
+    screen = Terminal(args, env)
+    screen.until("Ctrl-D leaves")
+    screen.until(">>>")
+    screen.type("hello\r")
+    screen.until("4 tokens")
+    screen.until(">>>")
+    screen.type('"""one\rtwo"""\r')
+    screen.until("4 tokens")
+    screen.until(">>>")
+    screen.type("\x03")
+    screen.until("Ctrl-D or /bye leaves")
+    screen.until(">>>")
+    screen.type(f"/read {notes}\r")
+    screen.until("next message")
+    screen.until(">>>")
+    screen.type("go\r")
+    screen.until("go")
+    time.sleep(1.2)
+    start = time.monotonic()
+    screen.type("\x03")
+    screen.until("[stopped before the answer began]")
+    assert time.monotonic() - start < 1
+    screen.until(">>>")
+    screen.type("hello\r")
+    screen.until("4 tokens")
+    screen.until(">>>")
+    screen.type("\x04")
+    assert screen.end() == 0
+    history = (tmp_path / "edgellm" / "history").read_text()
+    assert "+hello" in history and "+two" in history
