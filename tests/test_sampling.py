@@ -20,7 +20,7 @@ BOTH = [False, pytest.param(True, marks=needs_native)]
 OFF: dict[str, Any] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}  # nothing but the draw
 
 
-def drawn(logits: list[float], native: bool, n: int = 400, history: list[int] | None = None, **params: Any) -> set[int]:
+def drawn(logits: list[float], native: bool, n: int = 250, history: list[int] | None = None, **params: Any) -> set[int]:
     """The tokens that ever come out of n draws."""
     sampler = Sampler(Sampling(**{**OFF, "seed": 1, **params}), len(logits), native=native)
     row = np.array(logits, np.float32)
@@ -290,7 +290,7 @@ def _random_case(rng: np.random.Generator) -> tuple[Sampling, np.ndarray, list[i
 @needs_native
 def test_native_gives_the_tokens_of_its_twin() -> None:
     rng = np.random.default_rng(11)
-    for _ in range(3000):
+    for _ in range(2000):
         params, logits, history = _random_case(rng)
         fast, slow = (Sampler(params, len(logits), native=flag) for flag in (True, False))
         for _ in range(2):

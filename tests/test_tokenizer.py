@@ -1,4 +1,4 @@
-"""The SentencePiece tokenizer: against its Python twin, the sentencepiece package, and llama.cpp's vectors."""
+"""The SentencePiece tokenizer: text to ids and back, special pieces, the compiled loop against its twin."""
 
 from __future__ import annotations
 
@@ -11,38 +11,13 @@ import pytest
 from helpers import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, tiny_llama_gguf, tiny_vocab
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizer_helpers import SPACE, metadata, needs_native, small, tiny
 
 from edgellm import clib
 from edgellm.errors import InvalidArgumentError, TokenizerError
 from edgellm.tokenizers import Tokenizer
 from edgellm.tokenizers.special import SpecialPieces
 from edgellm.tokenizers.vocab import read_vocab
-
-needs_native = pytest.mark.skipif(not clib.available(), reason="needs the compiled library")
-SPACE = "\u2581"
-
-
-def metadata(pieces: list[str], scores: list[float], types: list[int], **keys: Any) -> dict[str, Any]:
-    found = {
-        "model": "llama",
-        "tokens": pieces,
-        "scores": np.array(scores, np.float32),
-        "token_type": np.array(types, np.int32),
-        "unknown_token_id": 0,
-        **keys,
-    }
-    return {f"tokenizer.ggml.{name}": value for name, value in found.items() if value is not None}
-
-
-def tiny(native: bool | None = None, **keys: Any) -> Tokenizer:
-    return Tokenizer(read_vocab(metadata(*tiny_vocab(), **keys)), native=native)
-
-
-def small(extra: list[tuple[str, float, int]], native: bool | None = None, **keys: Any) -> Tokenizer:
-    """A vocabulary of `<unk>`, `<s>`, `</s>` and some pieces more, without bytes."""
-    rows = [("<unk>", 0.0, UNKNOWN), ("<s>", 0.0, CONTROL), ("</s>", 0.0, CONTROL), *extra]
-    columns = [list(column) for column in zip(*rows, strict=True)]
-    return Tokenizer(read_vocab(metadata(*columns, **keys)), native=native)
 
 
 def texts() -> st.SearchStrategy[str]:
@@ -378,183 +353,3 @@ def test_attributes() -> None:
 def test_from_file(tmp_path: Path) -> None:
     t = Tokenizer.from_file(tiny_llama_gguf(tmp_path / "m.gguf"))
     assert t.encode("hello world") == tiny().encode("hello world")
-
-
-# ---- files that are refused (rules V of formats/container.md) --------------------------------------------------------
-
-
-def with_piece(piece: str, kind: int = NORMAL) -> dict[str, Any]:
-    pieces, scores, types = tiny_vocab()
-    return {"tokens": [*pieces, piece], "scores": [*scores, 0.0], "token_type": [*types, kind]}
-
-
-N = len(tiny_vocab()[0])
-BAD: dict[str, tuple[dict[str, Any], str]] = {
-    "scores too short": ({"scores": np.zeros(N - 1, np.float32)}, "V1.*scores"),
-    "scores too long": ({"scores": np.zeros(N + 1, np.float32)}, "V1"),
-    "scores are integers": ({"scores": np.zeros(N, np.int32)}, "V1"),
-    "scores missing": ({"scores": None}, "scores"),
-    "score not finite": ({"scores": np.full(N, np.nan, np.float32)}, "not finite"),
-    "types too short": ({"token_type": np.ones(N - 1, np.int32)}, "V1.*token_type"),
-    "types are floats": ({"token_type": np.ones(N, np.float32)}, "V1"),
-    "type 0": ({"token_type": np.zeros(N, np.int32)}, "unknown type"),
-    "type 7": ({"token_type": np.full(N, 7, np.int32)}, "1 to 6"),
-    "tokens missing": ({"tokens": None}, "no vocabulary"),
-    "tokens are numbers": ({"tokens": np.zeros(3, np.int32)}, "not a string"),
-    "tokens is a string": ({"tokens": "abc"}, "array of strings"),
-    "no tokens": ({"tokens": []}, "no pieces"),
-    "bos outside": ({"bos_token_id": N}, f"V2.*bos_token_id.*{N}"),
-    "eos outside": ({"eos_token_id": 2**32 - 1}, "V2.*eos_token_id"),
-    "unk negative": ({"unknown_token_id": -1}, "V2"),
-    "eot outside": ({"eot_token_id": 2**31}, "V2.*eot_token_id"),
-    "pad is a string": ({"padding_token_id": "0"}, "K12"),
-    "eos is a bool": ({"eos_token_id": True}, "K12"),
-    "add_bos is a number": ({"add_bos_token": 1}, "K12"),
-    "byte ZZ": (with_piece("<0xZZ>", BYTE), "V3.*<0xZZ>"),
-    "byte -1": (with_piece("<0x-1>", BYTE), "V3"),
-    "byte 1": (with_piece("<0x1>", BYTE), "V3"),
-    "byte of words": (with_piece("byte", BYTE), "V3"),
-    "piece twice": (with_piece("he"), "same text.*V5"),
-    "piece empty": (with_piece(""), "empty.*V5"),
-    "piece not UTF-8": (with_piece("a\udcff"), "not valid UTF-8.*V5"),
-    "piece of 1 MB": (with_piece("x" * 2**20), "too long.*V9"),
-    "no kind": ({"model": None}, "no vocabulary"),
-    "kind is a number": ({"model": 3}, "K12"),
-    "byte-level BPE": ({"model": "gpt2"}, r"V7|gpt2.*byte-level BPE.*not supported; supported: llama"),
-    "WordPiece": ({"model": "bert"}, "WordPiece"),
-    "Unigram": ({"model": "t5"}, "Unigram"),
-    "unheard of": ({"model": "x\n" * 500}, "not supported"),
-}
-
-
-@pytest.mark.parametrize("name", BAD)
-def test_bad_vocabularies(name: str) -> None:
-    changes, match = BAD[name]
-    keys = {k: np.array(v, np.int32) if k == "token_type" and isinstance(v, list) else v for k, v in changes.items()}
-    if isinstance(keys.get("scores"), list):
-        keys["scores"] = np.array(keys["scores"], np.float32)
-    start = time.perf_counter()
-    with pytest.raises(TokenizerError, match=match) as info:
-        Tokenizer(read_vocab(metadata(*tiny_vocab()) | _prefixed(keys), "model.gguf"))
-    assert time.perf_counter() - start < 1
-    assert "model.gguf" in str(info.value) and "\n" not in str(info.value) and len(str(info.value)) < 2000
-    assert info.value.exit_code == 3 and info.value.field.startswith("tokenizer.ggml.")
-
-
-def _prefixed(keys: dict[str, Any]) -> dict[str, Any]:
-    return {f"tokenizer.ggml.{name}": value for name, value in keys.items()}
-
-
-def test_bad_vocabulary_in_a_file(tmp_path: Path) -> None:
-    path = tiny_llama_gguf(tmp_path / "m.gguf", **{"tokenizer.ggml.eos_token_id": 10**6})
-    with pytest.raises(TokenizerError, match="V2.*1000000") as info:
-        Tokenizer.from_file(path)
-    assert info.value.path is not None
-
-
-# ---- against other tools ---------------------------------------------------------------------------------------------
-
-
-def _from_sentencepiece(sp: Any, native: bool | None = None) -> Tokenizer:
-    n = sp.get_piece_size()
-    kinds = ((sp.is_unknown, UNKNOWN), (sp.is_control, CONTROL), (sp.is_byte, BYTE), (sp.is_unused, UNUSED))
-    types = [next((kind for test, kind in kinds if test(i)), NORMAL) for i in range(n)]
-    pieces = [sp.id_to_piece(i) for i in range(n)]
-    prefix = sp.encode_as_pieces("q")[0].startswith(SPACE)
-    scores = [sp.get_score(i) for i in range(n)]
-    keys = metadata(pieces, scores, types, unknown_token_id=sp.unk_id(), add_space_prefix=prefix, add_bos_token=False)
-    return Tokenizer(read_vocab(keys), native=native)
-
-
-def _train(tmp_path: Path, **options: Any) -> Any:
-    """A little SentencePiece BPE model, trained on text made here."""
-    import sentencepiece
-
-    rng = np.random.default_rng(0)
-    syllables = ["ka", "to", "mi", "ré", "sun", "qua", "li", "o", "日", "本"]
-    lines = [" ".join("".join(rng.choice(syllables, rng.integers(1, 5))) for _ in range(12)) for _ in range(300)]
-    (tmp_path / "text.txt").write_text("\n".join(lines), encoding="utf-8")
-    sentencepiece.SentencePieceTrainer.train(
-        input=str(tmp_path / "text.txt"), model_prefix=str(tmp_path / "m"), model_type="bpe", minloglevel=2,
-        normalization_rule_name="identity", remove_extra_whitespaces=False, num_threads=1, **options,
-    )  # fmt: skip
-    return sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "m.model"))
-
-
-def _with_unused(path: Path, ids: list[int]) -> Any:
-    """The model in `path` with some pieces made unused (sentencepiece_model.proto: ModelProto.pieces is field 1)."""
-    import sentencepiece
-
-    raw, out, at, index = path.read_bytes(), b"", 0, 0
-    while raw[at] == 0x0A:  # field 1, a message of fewer than 126 bytes
-        piece = raw[at + 2 : at + 2 + raw[at + 1]]
-        at += 2 + len(piece)
-        piece += b"\x18\x05" if index in ids else b""  # type = UNUSED; the last value of a field counts
-        out += bytes([0x0A, len(piece)]) + piece
-        index += 1
-    return sentencepiece.SentencePieceProcessor(model_proto=out + raw[at:])
-
-
-@pytest.mark.parametrize("byte_fallback", [True, False])
-def test_against_sentencepiece(tmp_path: Path, byte_fallback: bool) -> None:
-    sp = _train(tmp_path, vocab_size=420 if byte_fallback else 164, byte_fallback=byte_fallback)
-    unused = [i for i in range(sp.get_piece_size()) if not sp.is_byte(i) and i % 3 == 1 and i > 2]
-    sp_unused = _with_unused(tmp_path / "m.model", unused)
-    assert sp_unused.is_unused(unused[0])
-    rng = np.random.default_rng(1)
-    letters = list("katomirésunquali日本") + [" ", "  ", "x", "🙂", "\n", SPACE, "<s>", "\x00", "É"]
-    samples = ["", " ", "a"] + ["".join(rng.choice(letters, rng.integers(0, 60))) for _ in range(400)]
-    for model in (sp, sp_unused):
-        for native in {False, clib.available()}:
-            t = _from_sentencepiece(model, native)
-            for text in samples:
-                assert t.encode(text) == model.encode(text), repr(text)
-
-
-@pytest.mark.parametrize("name", ["gemma2", "gemma3", "llama", "mistral", "mixtral", "phi3"])
-def test_against_sentencepiece_on_books(shared_data: Path, name: str) -> None:
-    import sentencepiece
-
-    sp = sentencepiece.SentencePieceProcessor(model_file=str(shared_data / "hf-tiny" / name / "tokenizer.model"))
-    t = _from_sentencepiece(sp)
-    lines = (shared_data / "text" / "grimm.txt").read_text(encoding="utf-8").split("\n")[:1500]
-    lines += (shared_data / "text" / "wikitext2-test.txt").read_text(encoding="utf-8").split("\n")[:300]
-    for line in lines:
-        ids = t.encode(line)
-        assert ids == sp.encode(line)
-        assert t.decode(ids) == line
-
-
-@pytest.mark.parametrize("name", ["llama-spm", "phi-3"])
-@pytest.mark.parametrize("native", [False, pytest.param(True, marks=needs_native)])
-def test_vectors_of_llama_cpp(shared_data: Path, name: str, native: bool) -> None:
-    path = shared_data / "vocab" / f"ggml-vocab-{name}.gguf"
-    t = Tokenizer(Tokenizer.from_file(path).vocab, native=native)
-    cases = Path(f"{path}.inp").read_bytes().decode("utf-8").split("\n__ggml_vocab_test__\n")
-    want = [[int(i) for i in line.split()] for line in Path(f"{path}.out").read_text().split("\n")]
-    assert len(cases) >= 46
-    for text, ids in zip(cases, want, strict=True):
-        assert t.encode(text, add_special=False) == ids, repr(text)
-        assert t.decode(ids) == text
-
-
-@pytest.mark.parametrize("name", ["llama-spm", "phi-3"])
-def test_special_pieces_of_real_vocabularies_stay_text(shared_data: Path, name: str) -> None:
-    t = Tokenizer.from_file(shared_data / "vocab" / f"ggml-vocab-{name}.gguf")
-    special = [i for i in range(t.n_vocab) if t.vocab.types[i] in (CONTROL, UNKNOWN)]
-    assert len(special) >= 3
-    for i in special:
-        piece = t.piece(i)
-        for text in (piece, f"x{piece}y", f"{piece}{piece}", f"{piece[:2]}{piece}{piece[2:]}"):
-            assert not set(t.encode(text, add_special=False)) & set(special)
-            parts = [("<s>", True), (text, False)]
-            assert [k for k in t.encode_parts(parts) if k in special] == [1]
-            assert t.decode(t.encode(text, add_special=False)) == text
-
-
-@pytest.mark.parametrize(
-    "name, kind", [("bert-bge", "WordPiece"), ("gpt-2", "byte-level BPE"), ("llama-bpe", "byte-level BPE")]
-)
-def test_kinds_that_are_not_built_are_refused_by_name(shared_data: Path, name: str, kind: str) -> None:
-    with pytest.raises(TokenizerError, match=f"{kind}.*not supported"):
-        Tokenizer.from_file(shared_data / "vocab" / f"ggml-vocab-{name}.gguf")
