@@ -136,7 +136,7 @@ HOSTILE = {
     "output bomb": "{% for i in range(99999) %}{{ 'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa' }}{% endfor %}",
     "range bomb": "{{ range(10**9)|list }}",
     "endless loop": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
-    "endless loop with loop": "{% for i in range(999) %}{% for j in range(999) %}{{ loop.last }}{% endfor %}{% endfor %}",
+    "loop.last": "{% for i in range(999) %}{% for j in range(999) %}{{ loop.last }}{% endfor %}{% endfor %}",
     "endless calls": "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(100) }}",
     "endless recursive loop": "{% for i in [[1], [2]] recursive %}{{ loop([i, i]) }}{% endfor %}",
     "steps as a variable": "{{ _edgellm_steps._left }}{{ _edgellm_steps._left.x }}",
