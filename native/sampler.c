@@ -1,9 +1,9 @@
 /* sampler.c: one token from one row of logits.
  *
- * The chain is llama.cpp's: penalties, top-k (Fan et al. 2018), locally typical (Meister et al. 2022), top-p (Holtzman et
- * al. 2020), min-p (Nguyen et al. 2024), temperature, one draw. edgellm/sampling/reference.py says the same in NumPy and
- * gives the same token: candidates stay in the order of their ids, every sum runs in that order (or, where a filter needs
- * it, from the best candidate down), exp and log are our own, and no product is fused into a sum.
+ * The chain is llama.cpp's: penalties, top-k (Fan et al. 2018), locally typical (Meister et al. 2022), top-p (Holtzman
+ * et al. 2020), min-p (Nguyen et al. 2024), temperature, one draw. edgellm/sampling/reference.py says the same in NumPy
+ * and gives the same token: candidates stay in the order of their ids, every sum runs in that order (or, where a filter
+ * needs it, from the best candidate down), exp and log are our own, and no product is fused into a sum.
  *
  * Random numbers are counter-based (Salmon et al. 2011, Philox4x32-10): a draw depends on the seed and the index of the
  * token, on nothing else, so any machine, thread count or restart gives the same one.

@@ -2,7 +2,8 @@
  *
  * Kudo and Richardson 2018 (SentencePiece); Sennrich et al. 2016 (BPE). Text starts as single characters; again and
  * again the neighbours whose joined text is the piece with the highest score are merged, the leftmost pair of equals
- * first. A priority queue of candidate pairs makes that O(n log n). edgellm/tokenizers/spm.py has the same loop in Python.
+ * first. A priority queue of candidate pairs makes that O(n log n). edgellm/tokenizers/spm.py has the same loop in
+ * Python.
  *
  * A merge can never cross a place where no piece has these two bytes on the two sides of a character boundary. Text is
  * cut at such places first (at most words, in practice), which changes no result and keeps the queue in cache.
@@ -29,7 +30,7 @@ struct el_spm {
     int64_t max_piece;     /* bytes of the longest piece that text can become */
     int32_t unk_id;
     int32_t byte_ids[256];
-    uint32_t joins[256][8]; /* bit b of row a: some piece has a character that ends in byte a before one that starts with b */
+    uint32_t joins[256][8]; /* bit b of row a: in some piece byte a ends a character and byte b starts the next one */
 };
 
 typedef struct {
@@ -213,9 +214,9 @@ void el_spm_free(el_spm *s)
 /* ---- the queue of candidate pairs ------------------------------------------------------------------------------
  *
  * Pairs are found from left to right, and most have a score that many others have too. So a new pair usually belongs
- * behind the newest pair of the same score: such pairs form a run, a sorted list, and only the first pair of each run is in
- * the heap. The heap stays small, and ten million equal letters cost ten million steps, not ten million heap operations.
- * A pair that fits behind no run goes into the heap by itself; the order of the queue never depends on the runs. */
+ * behind the newest pair of the same score: such pairs form a run, a sorted list, and only the first pair of each run
+ * is in the heap. The heap stays small, and ten million equal letters cost ten million steps, not ten million heap
+ * operations. A pair that fits behind no run goes into the heap by itself; the order of the queue never depends on the runs. */
 
 static void sift_down(heap_item *heap, int64_t n, int64_t at)
 {

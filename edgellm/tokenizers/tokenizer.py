@@ -1,7 +1,8 @@
 """`Tokenizer`: text to token ids and back, whatever the kind of vocabulary.
 
-A kind is one file with a class that encodes text without special pieces (`encode`) and says what bytes a piece stands for
-(`piece_bytes`); `KINDS` names them. Special pieces, beginning-of-text tokens and decoding are the same for all and live here.
+A kind is one file with a class that encodes text without special pieces (`encode`) and says what bytes a piece stands
+for (`piece_bytes`); `KINDS` names them. Special pieces, beginning-of-text tokens and decoding are the same for all and
+live here.
 """
 
 from __future__ import annotations

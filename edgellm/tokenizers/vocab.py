@@ -21,14 +21,33 @@ MAX_PIECE_CHARS = 65_536
 MAX_PIECES = 2**28
 
 # End-of-generation pieces by name: models end their turn with these whether or not a key of the file says so. A file
-# that calls one of them ordinary text is wrong, and such text from a user would end the turn, so they are always control
-# (llama.cpp does the same). `</s>` is left alone where the vocabulary has `<eos>`: there it is an HTML tag.
+# that calls one of them ordinary text is wrong, and such text from a user would end the turn, so they are always
+# control (llama.cpp does the same). `</s>` is left alone where the vocabulary has `<eos>`: there it is an HTML tag.
 TURN_ENDS = frozenset(
-    "<|eot_id|> <|eom_id|> <|im_end|> <|end|> <|return|> <|call|> <|flush|> <|calls|> <end_of_turn> <|endoftext|> "
-    "<|end_of_text|> <end_of_utterance> </s> <EOT> _<EOT> [EOT] <|end_of_turn|> <|endofturn|> <turn|>".split()
+    [
+        "<|eot_id|>",
+        "<|eom_id|>",
+        "<|im_end|>",
+        "<|end|>",
+        "<|return|>",
+        "<|call|>",
+        "<|flush|>",
+        "<|calls|>",
+        "<end_of_turn>",
+        "<|endoftext|>",
+        "<|end_of_text|>",
+        "<end_of_utterance>",
+        "</s>",
+        "<EOT>",
+        "_<EOT>",
+        "[EOT]",
+        "<|end_of_turn|>",
+        "<|endofturn|>",
+        "<turn|>",
+    ]
 )
 # Names too short to be sure about: they end generation only where the file itself makes them control pieces.
-MAYBE_TURN_ENDS = frozenset("<eos> [EOS] <eot> <|end▁of▁sentence|> <｜end▁of▁sentence｜>".split())
+MAYBE_TURN_ENDS = frozenset(["<eos>", "[EOS]", "<eot>", "<|end▁of▁sentence|>", "<｜end▁of▁sentence｜>"])
 
 PREFIX = "tokenizer.ggml."
 
