@@ -20,6 +20,7 @@
 
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 8")
+#define UNROLL2 _Pragma("GCC unroll 2") /* unrolled further, GCC adds in a tree and spills its leaves */
 #define AHEAD 768 /* bytes of software prefetch; hardware streams stop at page ends */
 
 INLINE int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -342,7 +343,7 @@ INLINE void q4_0_block(const uint8_t *lines, const uint8_t *scale, const int SHI
     const __m256i mask = _mm256_set1_epi8(15);
     __m256i s[4][2];
     UNROLL for (int c = 0; c < C; c++) s[c][0] = s[c][1] = _mm256_setzero_si256();
-    UNROLL for (int j = 0; j < 8; j++) {
+    UNROLL2 for (int j = 0; j < 8; j++) {
         __m256i w0 = bytes32(lines + j * 64), w1 = bytes32(lines + j * 64 + 32);
         w0 = _mm256_and_si256(SHIFT ? _mm256_srli_epi16(w0, 4) : w0, mask);
         w1 = _mm256_and_si256(SHIFT ? _mm256_srli_epi16(w1, 4) : w1, mask);
@@ -393,7 +394,7 @@ INLINE void q8_0_block(const uint8_t *lines, const uint8_t *scale, const el_act 
                        __m256 (*acc)[2]) {
     __m256i s[4][2];
     UNROLL for (int c = 0; c < C; c++) s[c][0] = s[c][1] = _mm256_setzero_si256();
-    UNROLL for (int j = 0; j < 8; j++) {
+    UNROLL2 for (int j = 0; j < 8; j++) {
         __m256i w0 = bytes32(lines + j * 64), w1 = bytes32(lines + j * 64 + 32);
         UNROLL for (int c = 0; c < C; c++) {
             __m256i q = _mm256_set1_epi32(word(x->q + (m0 + c) * x->k_pad + b * 32 + j * 4));
