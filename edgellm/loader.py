@@ -79,7 +79,7 @@ class Loaded:
         _check_vocabulary(self.file, self.tokenizer.n_vocab, self.plan.n_vocab)
         self.sampling_defaults = _sampling_defaults(self.file)
         self.chat_template = chat_template if chat_template is not None else _own_template(self.file)
-        tell(progress, Progress("loading", 0, weights.n_bytes))
+        tell(progress, Progress("loading", 0, 0))  # backends do not tell how far they are
         self.runner = create(backend, self.plan, weights, n_threads=self.threads, max_tokens=PREFILL_CHUNK)
         tell(progress, Progress("loading", weights.n_bytes, weights.n_bytes))
         self.weights = weights

@@ -301,3 +301,42 @@ def test_interrupted(run, monkeypatch, models):
 
     monkeypatch.setattr(edgellm, "load", interrupted)
     assert run("run", models["plain"], "-p", "x")[0] == 130
+
+
+def test_progress_bar(monkeypatch):
+    """It appears only on a terminal, only after a while, also for a stage that says nothing, and goes at the end."""
+    import time
+
+    from edgellm.cli import common
+    from edgellm.results import Progress
+
+    drawn: list[str] = []
+
+    class Bar:
+        def add_task(self, stage, **values):
+            drawn.append(stage)
+
+        def update(self, task, **values):
+            drawn.append(f"{values['completed']}")
+
+        def start(self):
+            drawn.append("start")
+
+        def stop(self):
+            drawn.append("stop")
+
+    monkeypatch.setattr(common, "_make_bar", Bar)
+    with common.progress_bar() as report:
+        assert report is None, "stderr is no terminal here"
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    with common.progress_bar(delay=0.02) as report:
+        report(Progress("load", 0, 0))
+        time.sleep(0.2)
+        report(Progress("load", 5, 10))
+        report(Progress("load", 10, 10))
+    assert drawn == ["load", "start", "5", "stop"]
+    drawn.clear()
+    with common.progress_bar(delay=30) as report:
+        report(Progress("load", 0, 10))
+        report(Progress("load", 10, 10))
+    assert drawn == []

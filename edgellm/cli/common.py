@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -138,45 +139,60 @@ def read_text(path: str) -> str:
 class progress_bar:  # noqa: N801 (used like a function)
     """A context manager that gives a `progress=` callback drawing a bar on stderr.
 
-    Nothing is drawn within the first second, nor when stderr is no terminal. The bar goes when its stage is complete.
+    Nothing is drawn within the first second of a stage, nor when stderr is no terminal. The bar goes when its stage is
+    complete. Callbacks may come from any thread.
     """
 
     def __init__(self, delay: float = 1.0) -> None:
         self._delay = delay
+        self._lock = threading.Lock()
         self._bar: Any = None
         self._task: Any = None
-        self._start = 0.0
+        self._timer: threading.Timer | None = None  # draws the bar where a stage says nothing for long
+        self._latest: Any = None
         self._closed = False
 
     def __enter__(self) -> Callable[[Any], None] | None:
-        import time
-
-        self._start = time.monotonic()
         return self._report if sys.stderr.isatty() else None
 
     def _report(self, progress: Any) -> None:
-        import time
+        with self._lock:
+            self._latest = progress
+            if self._closed or progress.done >= progress.total > 0:
+                self._stop()
+            elif self._bar is not None:
+                self._bar.update(
+                    self._task,
+                    description=progress.stage,
+                    completed=progress.done,
+                    total=progress.total or None,
+                )
+            elif self._timer is None:
+                self._timer = threading.Timer(self._delay, self._draw)
+                self._timer.daemon = True
+                self._timer.start()
 
-        if self._closed or progress.done >= progress.total > 0:
-            self._stop()
-            return
-        if self._bar is None:
-            if time.monotonic() - self._start < self._delay:
+    def _draw(self) -> None:
+        with self._lock:
+            if self._closed or self._timer is None or self._bar is not None:
                 return
+            latest = self._latest
             self._bar = _make_bar()
-            self._task = self._bar.add_task(progress.stage, total=progress.total or None)
+            self._task = self._bar.add_task(latest.stage, total=latest.total or None, completed=latest.done)
             self._bar.start()
-        total = progress.total or None
-        self._bar.update(self._task, description=progress.stage, completed=progress.done, total=total)
 
     def _stop(self) -> None:
-        bar, self._bar = self._bar, None
+        timer, bar = self._timer, self._bar
+        self._timer = self._bar = None
+        if timer is not None:
+            timer.cancel()
         if bar is not None:
             bar.stop()
 
     def __exit__(self, *exc: object) -> None:
-        self._closed = True
-        self._stop()
+        with self._lock:
+            self._closed = True
+            self._stop()
 
 
 def _make_bar() -> Any:
