@@ -376,5 +376,4 @@ def _check_messages(messages: Sequence[Message]) -> None:
 
 
 def _close(worker: Worker, loaded: Any) -> None:
-    worker.close()
-    loaded.close()
+    worker.close(after=loaded.close)

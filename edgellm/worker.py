@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from edgellm.errors import Cancelled, ModelClosedError
+from edgellm.errors import Cancelled, InvalidArgumentError, ModelClosedError
 
 # A wait without a limit cannot be interrupted on Windows, so waits are cut into slices of this many seconds.
 _SLICE = 0.05
@@ -118,6 +118,7 @@ class Worker:
     def __init__(self, name: str) -> None:
         self._name = name
         self._closed = False
+        self._after: Callable[[], None] | None = None
         self._reset()
 
     def _reset(self) -> None:
@@ -135,6 +136,8 @@ class Worker:
         with self._lock:
             if self._closed:
                 raise ModelClosedError()
+            if self._thread is threading.current_thread():
+                raise InvalidArgumentError("a callback cannot call the same model: it would wait for itself")
             if self._thread is None:
                 self._thread = threading.Thread(target=self._loop, args=(self._jobs,), name=self._name, daemon=True)
                 self._thread.start()
@@ -153,9 +156,15 @@ class Worker:
             else:
                 job.execute()
             self._current = job = None  # an idle thread must not keep results alive
+        if self._after is not None:
+            self._after()
 
-    def close(self) -> None:
-        """Cancel the running job, refuse the waiting ones, end the thread. Calling it again does nothing."""
+    def close(self, after: Callable[[], None] | None = None) -> None:
+        """Cancel the running job, refuse the waiting ones, end the thread, then call `after`. Once is enough.
+
+        The garbage collector may call this on the worker's own thread, in the middle of a job: then `after`, which
+        frees what the job works on, is called when the thread ends.
+        """
         if self._pid != os.getpid():
             self._reset()
         with self._lock:
@@ -163,8 +172,15 @@ class Worker:
                 return
             self._closed = True
             thread, current = self._thread, self._current
+            own = thread is threading.current_thread()
+            if own:
+                self._after = after
             self._jobs.put(None)
         if current is not None:
             current.stop(keep=False)
-        if thread is not None and thread is not threading.current_thread():
+        if own:
+            return
+        if thread is not None:
             thread.join()
+        if after is not None:
+            after()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 
@@ -279,6 +281,26 @@ def test_an_error_in_a_callback_reaches_the_caller(model):
     assert greedy(model).text == " world"
 
 
+def test_a_callback_cannot_wait_for_its_own_model(model):
+    scripted(model, "world")
+    with pytest.raises(InvalidArgumentError, match="same model"):
+        greedy(model, on_prefill=lambda p: model.generate("hello"))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals work in another way there")
+def test_ctrl_c_in_a_long_prefill(model):
+    backend = scripted(model, "world")
+    backend.pause = 30
+    timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        greedy(model, [1] * 1000)
+    assert time.monotonic() - start < 1.5
+    backend.pause = 0
+    assert greedy(model).text == " world"
+
+
 # ---- the worker ------------------------------------------------------------------------------------
 
 
@@ -314,6 +336,21 @@ def test_closing_cancels_what_runs_and_refuses_what_waits():
         running.wait()
     with pytest.raises(edgellm.ModelClosedError):
         waiting.wait()
+
+
+def test_closing_from_its_own_thread_frees_only_at_the_end():
+    worker, order = Worker("test"), []
+
+    def job(job):
+        worker.close(after=lambda: order.append("freed"))
+        order.append("still working")
+        return "done"
+
+    running = worker.submit(job)
+    thread = worker._thread
+    assert running.wait() == "done"
+    thread.join(5)
+    assert order == ["still working", "freed"]
 
 
 def test_items_of_a_job_come_in_order_and_all():
