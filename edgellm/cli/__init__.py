@@ -68,6 +68,7 @@ def main(args: Sequence[str] | None = None) -> None:
 def execute(args: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code. Every error is one line on stderr."""
     _use_utf8()
+    _show_warnings()
     try:
         # Not standalone: errors come to us, and `ctx.exit(n)` returns n.
         code = cli.main(args=None if args is None else list(args), prog_name="edgellm", standalone_mode=False)
@@ -109,6 +110,14 @@ def _report(error: BaseException) -> int:
         traceback.print_exception(error)
     print("edgellm: error: " + " ".join(text.split()), file=sys.stderr)
     return code
+
+
+def _show_warnings() -> None:
+    """The library is silent; a command shows its warnings (no compiled library, ...) as lines on stderr."""
+    import logging
+
+    if logging.lastResort is not None:  # Python's own handler for that: adding it again changes nothing
+        logging.getLogger("edgellm").addHandler(logging.lastResort)
 
 
 def _use_utf8() -> None:
