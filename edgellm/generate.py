@@ -83,6 +83,8 @@ class Engine:
     def prefill(self, ids: SequenceOf[int], job: Job, on_chunk: Callable[[int, int], Any] | None = None) -> np.ndarray:
         """Run `ids` in chunks; logits (vocab,) after the last one."""
         logits = None
+        if on_chunk is not None:
+            on_chunk(0, len(ids))
         for start in range(0, len(ids), PREFILL_CHUNK):
             chunk = ids[start : start + PREFILL_CHUNK]
             last = start + len(chunk) == len(ids)

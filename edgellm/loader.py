@@ -71,10 +71,11 @@ class Loaded:
             raise InvalidArgumentError(f"backend is '{backend}'; choose {', '.join(NAMES)}")
         config = read_config(self.file)
         self.config, self.arch, self.name, self.n_ctx_train = config, config.arch, config.name, config.n_ctx_train
-        self.plan = build_plan(config, self.file)
+        self.plan = build_plan(config, self.file, n_ctx)
         weights = Weights(self.file, self.plan)
         self.kv_type = resolve_kv_type(kv_type, weights.matrix_types)
         self.n_ctx = fit_n_ctx(n_ctx, config.n_ctx_train, self.plan, weights, self.kv_type, backend)
+        self.plan = build_plan(config, self.file, self.n_ctx)  # the window may change the angles of the rotation
         self.tokenizer = _tokenizer(self.file, self.plan.n_vocab)
         _check_vocabulary(self.file, self.tokenizer.n_vocab, self.plan.n_vocab)
         self.sampling_defaults = _sampling_defaults(self.file)
@@ -173,7 +174,7 @@ def _tokenizer(file: GGUFFile, n_vocab: int) -> Any:
     except TokenizerError as error:
         if error.rule != "V7":
             raise
-        _log.warning("%s; the model runs on token ids only", error)
+        _log.info("%s; the model runs on token ids only", error)  # who needs text gets the error itself
         return MissingTokenizer(n_vocab, error)
 
 

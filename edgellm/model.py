@@ -160,7 +160,7 @@ class Model:
         A text gets the beginning-of-text token where the file asks for it; control tokens spelled out in it stay text
         unless `special`. `max_tokens=None` goes on until an end token, a stop string or the end of the context window.
         Give a `Sampling`, or its fields as keywords (`temperature=0.7, seed=1`). With `stream=True` a `Stream` comes
-        back at once. `on_prefill` is called on the worker thread after each chunk of the prompt.
+        back at once. `on_prefill` is called on the worker thread before and after each chunk of the prompt.
 
         Raises ContextOverflowError (prompt longer than `n_ctx`), InvalidArgumentError, ModelClosedError,
         NonFiniteError; KeyboardInterrupt cancels the call.

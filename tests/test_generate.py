@@ -266,7 +266,7 @@ def test_progress_of_the_prefill(model):
     scripted(model, "world")
     seen = []
     greedy(model, [1] * 1100, on_prefill=lambda p: seen.append((p.stage, p.done, p.total, p.unit)))
-    assert seen == [("prefill", n, 1100, "tokens") for n in (512, 1024, 1100)]
+    assert seen == [("prefill", n, 1100, "tokens") for n in (0, 512, 1024, 1100)]
 
 
 def test_an_error_in_a_callback_reaches_the_caller(model):

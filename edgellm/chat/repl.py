@@ -67,8 +67,7 @@ class Repl:
                 stream = conversation.ask(text, on_prefill=report)
                 result = _show(stream, conversation.is_chat)
         except ContextOverflowError as error:
-            say(f"error: the conversation no longer fits: it has {error.n_prompt} tokens, the context window holds "
-                f"{error.n_ctx}; /clear starts a new one")  # fmt: skip
+            say(_too_long(error) if conversation.is_chat and conversation.messages else f"error: {error}")
         finally:
             conversation.finish(result)
         if result is None:
@@ -79,6 +78,13 @@ class Repl:
             say("[the context window is full; /clear starts a new conversation]")
         if self.stats:
             say(stats_line(result))
+
+
+def _too_long(error: ContextOverflowError) -> str:
+    return (
+        f"error: the conversation no longer fits: it has {error.n_prompt} tokens, the context window holds "
+        f"{error.n_ctx}; /clear starts a new one"
+    )
 
 
 def _show(stream: Any, strip: bool) -> Result:

@@ -6,6 +6,7 @@ file, 4 memory, 130 interrupted.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -114,10 +115,17 @@ def _report(error: BaseException) -> int:
 
 def _show_warnings() -> None:
     """The library is silent; a command shows its warnings (no compiled library, ...) as lines on stderr."""
-    import logging
+    logger = logging.getLogger("edgellm")
+    if not any(isinstance(handler, _Lines) for handler in logger.handlers):
+        logger.addHandler(_Lines(logging.WARNING))
 
-    if logging.lastResort is not None:  # Python's own handler for that: adding it again changes nothing
-        logging.getLogger("edgellm").addHandler(logging.lastResort)
+
+class _Lines(logging.Handler):
+    """Log records as lines on stderr, in the form of the error lines."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = " ".join(record.getMessage().split())
+        print(f"edgellm: {record.levelname.lower()}: {text}", file=sys.stderr)
 
 
 def _use_utf8() -> None:

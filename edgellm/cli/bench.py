@@ -68,7 +68,7 @@ def command(
     if not any(n_prompt) and not any(n_gen):
         raise click.UsageError("there is nothing to measure: both -p and -n are 0")
     path = model if model is not None else model_option
-    options = {"kv_type": kv_type, "backend": backend, "n_ctx": max(n_depth) + max(*n_prompt, *n_gen) + 8}
+    options = {"kv_type": kv_type, "backend": backend, "n_ctx": max(n_depth) + max(*n_prompt, *n_gen)}
     tests = (n_prompt, n_gen, n_depth, repetitions)
     _WRITERS[form](result for n in threads or ["auto"] for result in _run(path, n, options, tests))
 
