@@ -274,6 +274,21 @@ def test_stories_text(shared_data: Path, tmp_path: Path) -> None:
         assert text.strip() == wanted.strip()
 
 
+def test_without_a_compiled_library_numba_runs_and_says_so_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(clib, "available", lambda: False)
+    monkeypatch.setattr("edgellm.backends._told", set())
+    with opened(tiny(tmp_path)) as (plan, weights):
+        for _ in range(2):
+            backend = create("auto", plan, weights)
+            assert backend.name == "numba"
+            backend.close()
+    assert [r.getMessage() for r in caplog.records if r.name == "edgellm"] == [
+        "no compiled library found: running the slower Numba backend (see `edgellm doctor`)"
+    ]
+
+
 def test_import_starts_no_thread_and_compiles_nothing() -> None:
     code = (
         "import threading, edgellm.backends.numba_ as n\n"

@@ -236,6 +236,27 @@ def test_an_exception_reaches_the_caller_and_drops_the_rest() -> None:
         assert sorted(done) == list(range(50)), "the pool goes on working"
 
 
+def test_ctrl_c_waits_for_helpers_and_leaves_the_pool_whole() -> None:
+    """KeyboardInterrupt in the caller while a helper is inside a chunk: it is raised after that chunk has ended."""
+    inside, ended = threading.Event(), threading.Event()
+    caller = threading.current_thread()
+
+    def work(chunk: int) -> None:
+        if threading.current_thread() is caller:
+            assert inside.wait(10)
+            threading.Timer(0.05, ended.set).start()
+            raise KeyboardInterrupt
+        inside.set()
+        assert ended.wait(10)
+
+    with pytest.raises(KeyboardInterrupt):
+        pool.run(work, 100, 2)
+    assert ended.is_set()
+    done: list[int] = []
+    pool.run(done.append, 50, 2)
+    assert sorted(done) == list(range(50))
+
+
 def test_jobs_inside_jobs() -> None:
     total = []
     pool.run(lambda a: pool.run(lambda b: total.append((a, b)), 5, 3), 5, 3)

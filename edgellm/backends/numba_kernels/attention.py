@@ -16,7 +16,7 @@ from numba.extending import register_jitable
 
 from .intrinsics import at, f16_to_f32, f32_to_f16, fma, is_set, put, sum64
 from .jit import F32, INT, Kernel, f32s, i32s, u16s, variant
-from .vector import exp32
+from .vector import exp32, tanh32
 
 TILE = 16  # tokens whose queries share one decoded page
 PAGE = 64  # tokens of a page (edgellm.kv.PAGE_TOKENS)
@@ -54,7 +54,7 @@ def _first_seen(position, window):
 
 
 @register_jitable
-def _score(q, query, page, head_dim, scale, low, high, scores, here, state, s):
+def _score(q, query, page, head_dim, scale, softcap, low, high, scores, here, state, s):
     """scores[here + t] = scale * q . K[t], -inf outside lanes [low, high); the split's maximum grows with them."""
     for t in range(PAGE):
         put(scores, here + t, np.float32(0.0))
@@ -64,7 +64,10 @@ def _score(q, query, page, head_dim, scale, low, high, scores, here, state, s):
             put(scores, here + t, fma(factor, at(page, d * PAGE + t), at(scores, here + t)))
     top = at(state, s + _PART_TOP)
     for t in range(PAGE):
-        value = at(scores, here + t) * scale if low <= t and t < high else np.float32(-np.inf)
+        value = at(scores, here + t) * scale
+        if softcap > 0:
+            value = softcap * tanh32(value / softcap)
+        value = value if low <= t and t < high else np.float32(-np.inf)
         put(scores, here + t, value)
         top = value if value > top or value != value else top
     put(state, s + _PART_TOP, top)
@@ -105,8 +108,9 @@ def _begin(state, s, mixed, part, target, head_dim):
 
 
 def _attend(
-    q, out, arena, page_size, table, n_heads, n_kv, head_dim, window, scale, position, n_tokens, first, last, cancel
-):
+    q, out, arena, page_size, table, n_heads, n_kv, head_dim, window, scale, softcap, position, n_tokens, first,
+    last, cancel,
+):  # fmt: skip
     """Items [first, last) of (token tile, KV head): out = softmax(scale * q . K) V, both (n_tokens, n_heads, head_dim).
 
     A token at position p sees [max(0, p - window + 1), p] (window 0: all up to p).
@@ -140,7 +144,7 @@ def _attend(
                         here, s = (i * SPLIT + block % SPLIT) * PAGE, i * _STATE
                         if low < high and values == 0:
                             query = ((t0 + i // group) * n_heads + head * group + i % group) * head_dim
-                            _score(q, query, page, head_dim, scale, low, high, scores, here, state, s)
+                            _score(q, query, page, head_dim, scale, softcap, low, high, scores, here, state, s)
                         elif low < high:
                             _weigh(page, head_dim, low, high, scores, here, state, s, part, i * head_dim)
             for i in range((t1 - t0) * group):
@@ -158,7 +162,7 @@ def _attend(
 
 def _pair(kv_type: str, arena: Any, encode: Any, decode: Any) -> tuple[Kernel, Kernel]:
     store = types.void(f32s, f32s, arena, INT, i32s, INT, INT, INT, INT)
-    attend = types.void(f32s, f32s, arena, INT, i32s, INT, INT, INT, INT, F32, INT, INT, INT, INT, i32s)
+    attend = types.void(f32s, f32s, arena, INT, i32s, INT, INT, INT, INT, F32, F32, INT, INT, INT, INT, i32s)
     return (
         Kernel(variant(_store, ENCODE=encode), store, f"store_{kv_type}"),
         Kernel(variant(_attend, DECODE=decode), attend, f"attend_{kv_type}"),

@@ -19,44 +19,45 @@ class _Job:
 
     def __init__(self, work: Callable[[int], None], n_chunks: int) -> None:
         self._work, self._n_chunks = work, n_chunks
-        self._next = self._done = 0
-        self._lock = threading.Lock()
-        self._finished = threading.Lock()  # held until all chunks that were drawn are done and none is left
-        self._finished.acquire()
+        self._next = self._helping = 0  # next chunk; helpers that are inside one
+        self._changed = threading.Condition(threading.Lock())
         self.error: BaseException | None = None
 
-    def _draw(self) -> int:
-        with self._lock:
-            chunk = self._next
-            self._next += chunk < self._n_chunks
-            return chunk
-
-    def _count(self) -> None:
-        with self._lock:
-            self._done += 1
-            if self._done == self._n_chunks:
-                self._finished.release()
-
-    def drop_rest(self) -> None:
-        """Nobody starts another chunk."""
-        with self._lock:
-            if self._next < self._n_chunks:
-                self._n_chunks = self._next
-                if self._done == self._n_chunks:
-                    self._finished.release()
-
     def run(self) -> None:
-        """Draws and runs chunks until none is left; an exception of one drops the rest."""
-        while (chunk := self._draw()) < self._n_chunks:
+        """The caller's part: chunks until none is left."""
+        while (chunk := self._draw(0)) is not None:
+            self._work(chunk)
+
+    def help(self) -> None:
+        """A helper's part. An exception ends the job; the caller raises it."""
+        while (chunk := self._draw(1)) is not None:
             try:
                 self._work(chunk)
             except BaseException as e:
                 self.error = self.error or e
                 self.drop_rest()
-            self._count()
+            with self._changed:
+                self._helping -= 1
+                self._changed.notify()
+
+    def _draw(self, helping: int) -> int | None:
+        with self._changed:
+            if self._next >= self._n_chunks:
+                return None
+            self._next += 1
+            self._helping += helping
+            return self._next - 1
+
+    def drop_rest(self) -> None:
+        """Nobody starts another chunk."""
+        with self._changed:
+            self._n_chunks = 0
 
     def wait(self) -> None:
-        self._finished.acquire()
+        """Until no helper is inside a chunk. No chunk may be left to draw."""
+        with self._changed:
+            while self._helping:
+                self._changed.wait()
 
 
 class _Helpers:
@@ -85,7 +86,7 @@ class _Helpers:
     def _serve(queue: SimpleQueue[_Job]) -> None:
         while True:
             job = queue.get()
-            job.run()
+            job.help()
             del job  # its arrays must not live until the next one comes
 
 
@@ -105,14 +106,17 @@ def run(work: Callable[[int], None], n_chunks: int, n_threads: int) -> None:
         return
     job = _Job(work, n_chunks)
     _helpers.call(job, n_helpers)
-    interrupted: BaseException | None = None
-    job.run()
+    stopped: BaseException | None = None
+    try:
+        job.run()
+    except BaseException as e:
+        stopped = e
+        job.drop_rest()
     while True:
         try:
             job.wait()
             break
-        except BaseException as e:  # Ctrl-C: let the running chunks end first
-            interrupted = e
-            job.drop_rest()
-    if interrupted or job.error:
-        raise interrupted or job.error  # type: ignore[misc]
+        except BaseException as e:  # Ctrl-C again: a helper still writes, it has to end first
+            stopped = e
+    if stopped or job.error:
+        raise stopped or job.error  # type: ignore[misc]

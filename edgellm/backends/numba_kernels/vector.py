@@ -22,6 +22,13 @@ _GELU_A = np.float32(float.fromhex("0x1.988454p+0"))  # 2 sqrt(2 / pi)
 _GELU_B = np.float32(float.fromhex("0x1.6e4e26p-5"))  # 0.044715
 
 
+_TANH_SMALL = np.float32(0.625)
+_T3, _T5, _T7, _T9, _T11 = (
+    np.float32(float.fromhex(h))
+    for h in ("-0x1.555532p-2", "0x1.110726p-3", "-0x1.b83c36p-5", "0x1.5225c4p-6", "-0x1.75de5ep-8")
+)
+
+
 @register_jitable
 def exp32(x):
     """exp(x) in float32; NaN for NaN."""
@@ -72,6 +79,54 @@ def add(x, y, out, first, last):
     """out = x + y for flat indices [first, last)."""
     for i in range(first, last):
         put(out, i, at(x, i) + at(y, i))
+
+
+@register_jitable
+def tanh32(u):
+    """tanh(u): an odd polynomial up to 0.625, 1 - 2 / (1 + exp(2 u)) beyond (formats/arithmetic.md)."""
+    z = u * u
+    p = fma(_T11, z, _T9)
+    p = fma(p, z, _T7)
+    p = fma(p, z, _T5)
+    p = fma(p, z, _T3)
+    two, one = np.float32(2.0), np.float32(1.0)
+    small, large = fma(p * z, u, u), one - two / (one + exp32(two * u))
+    return small if abs(u) < _TANH_SMALL else large
+
+
+@kernel(f32s, f32s, INT, INT, F32)
+def softcap(x, y, first, last, cap):
+    """y = cap * tanh(x / cap) for flat indices [first, last)."""
+    for i in range(first, last):
+        put(y, i, cap * tanh32(at(x, i) / cap))
+
+
+@kernel(f32s, f32s, INT, INT, INT, INT)
+def route(logits, share, n, n_rows, n_used, normalise):
+    """share = softmax(logits) (n_rows, n) at the n_used largest of each row, of equals the first; 0 elsewhere."""
+    ones, chosen = np.ones(n, np.float32), np.empty(n, np.int32)
+    for base in range(0, n_rows * n, n):
+        top = np.float32(-np.inf)
+        for e in range(base, base + n):
+            value = at(logits, e)
+            top = value if value > top or value != value else top
+        for e in range(n):
+            put(share, base + e, exp32(at(logits, base + e) - top))
+            chosen[e] = 0
+        whole, total = dot_f32(share, base, ones, 0, n), np.float32(0.0)
+        for _ in range(n_used):
+            best = -1
+            for e in range(n):
+                if chosen[e] == 0 and (best < 0 or at(share, base + e) > at(share, base + best)):
+                    best = e
+            chosen[best] = 1
+        for e in range(n):
+            put(share, base + e, at(share, base + e) / whole if chosen[e] == 1 else np.float32(0.0))
+            total += at(share, base + e)
+        if normalise:
+            for e in range(n):
+                if chosen[e] == 1:
+                    put(share, base + e, at(share, base + e) / total)
 
 
 @kernel(f32s, f32s, f32s, INT, INT, INT, INT, INT, INT, INT)
