@@ -220,7 +220,7 @@ class NumbaBackend:
         def run(a: int, b: int) -> None:
             attend(
                 q, out, now.cache, now.page_size, table, p["n_heads"], n_kv, dim, p["window"], p["scale"],
-                now.position, n, a, b, now.cancel,
+                p.get("softcap", 0.0), now.position, n, a, b, now.cancel,
             )  # fmt: skip
 
         self._spread(tiles * n_kv, 4 * seen * dim * group * min(n, attention_kernels.TILE), run)
