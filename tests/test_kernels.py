@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 
@@ -327,3 +328,15 @@ def test_levels_can_be_named_and_switched(use_level):
     assert lib.el_kernel_level(64, ROWS) == ffi.NULL
     assert lib.el_level_name(-1) == ffi.NULL
     assert lib.el_level_usable(lib.el_n_levels()) == 0
+
+
+def test_the_first_call_can_cap_the_level():
+    """In a process of its own: the choice is made once. A name that no level has changes nothing."""
+    code = (
+        "from edgellm._native import ffi, lib\n"
+        "assert lib.el_init(b'no such level') == lib.EL_E_ARGUMENT\n"
+        "assert lib.el_init(b'portable') == lib.EL_OK and lib.el_init(ffi.NULL) == lib.EL_OK\n"
+        "print(ffi.string(lib.el_isa()).decode())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "portable\n"
