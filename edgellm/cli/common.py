@@ -163,7 +163,7 @@ class progress_bar:  # noqa: N801 (used like a function)
             elif self._bar is not None:
                 self._bar.update(
                     self._task,
-                    description=progress.stage,
+                    description=_stage(progress),
                     completed=progress.done,
                     total=progress.total or None,
                 )
@@ -178,7 +178,7 @@ class progress_bar:  # noqa: N801 (used like a function)
                 return
             latest = self._latest
             self._bar = _make_bar()
-            self._task = self._bar.add_task(latest.stage, total=latest.total or None, completed=latest.done)
+            self._task = self._bar.add_task(_stage(latest), total=latest.total or None, completed=latest.done)
             self._bar.start()
 
     def _stop(self) -> None:
@@ -193,6 +193,10 @@ class progress_bar:  # noqa: N801 (used like a function)
         with self._lock:
             self._closed = True
             self._stop()
+
+
+def _stage(progress: Any) -> str:
+    return {"prefill": "reading the prompt"}.get(progress.stage, progress.stage)
 
 
 def _make_bar() -> Any:
