@@ -242,7 +242,7 @@ MISTAKES = [
     (["bench", "PLAIN", "-p", "0", "-n", "0"], 2, "nothing"),
     (["bench", "PLAIN", "-t", "0"], 2, "-t"),
     (["bench", "PLAIN", "-p", "many"], 2, "-p"),
-    (["convert", "PLAIN", "-o", "x.gguf", "--outtype", "q3"], 2, "--outtype"),
+    (["convert", "PLAIN", "-o", "x.gguf", "--outtype", "q3"], 2, "q3"),
     (["frobnicate"], 2, "frobnicate"),
     (["show", "PLAIN", "too", "many"], 2, ""),
 ]

@@ -12,8 +12,8 @@ from edgellm.cli.common import print_json, print_report, stage_bar
 @click.command("convert")
 @click.argument("source", metavar="SRC")
 @click.option("-o", "--outfile", "out", metavar="OUT.gguf", help="The file to write [default: SRC-OUTTYPE.gguf].")
-@click.option("--outtype", type=click.Choice(["f32", "f16", "bf16", "q8_0", "q4_0"], case_sensitive=False),
-              default="f16", show_default=True, help="Type of the weight matrices.")
+@click.option("--outtype", metavar="TYPE", default="f16", show_default=True,
+              help="Type of the weight matrices: f32, f16, bf16, q8_0, q4_0.")
 @click.option("--tokenizer", metavar="FILE", help="Tokenizer file of a llama2.c checkpoint (tok512.bin).")
 @click.option("--no-overwrite", is_flag=True, help="Refuse to replace an existing file.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
