@@ -180,7 +180,8 @@ def test_non_finite_names_the_first_bad_step(tmp_path: Path, bad: float) -> None
 
 
 def test_cancel_stops_a_prefill_soon_and_the_next_pass_is_right(tmp_path: Path) -> None:
-    path = tiny_llama_gguf(tmp_path / "m.gguf", type="Q8_0", dim=512, n_heads=8, n_kv_heads=8, ffn=2048, n_layers=8, n_ctx=1024)
+    size = {"dim": 512, "n_heads": 8, "n_kv_heads": 8, "ffn": 2048, "n_layers": 8, "n_ctx": 1024}
+    path = tiny_llama_gguf(tmp_path / "m.gguf", type="Q8_0", **size)
     with opened(path) as (plan, weights):
         backend = NativeBackend(plan, weights, n_threads=2)
         ids = np.asarray(some_ids(512, plan.n_vocab), np.int32)
