@@ -71,7 +71,7 @@ def _rows(weights: Weights, name: str) -> tuple[int, int]:
     """(rows, bytes of a row) of a tensor; a vector is one row."""
     shape = weights.shape(name)
     rows = shape[0] if len(shape) > 1 else 1
-    n_bytes = int(weights.file.tensors[name].n_bytes)
+    n_bytes = weights.span(name)[1]
     return rows, n_bytes // rows
 
 
@@ -146,7 +146,7 @@ def model_type(model: Model) -> str:
     weights = model._loaded.weights
     for name in weights.names:
         kind = weights.type(name).name
-        sizes[kind] = sizes.get(kind, 0) + int(weights.file.tensors[name].n_bytes)
+        sizes[kind] = sizes.get(kind, 0) + weights.span(name)[1]
     return f"{model.arch} {max(sizes, key=lambda kind: sizes[kind])}"
 
 

@@ -7,6 +7,7 @@ https://github.com/ggml-org/ggml/blob/master/docs/gguf.md). Rule codes (P1, P2, 
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +17,18 @@ if TYPE_CHECKING:
     from .gguf import GGUFFile
 
 MAX_LAYERS = 1024
+MAX_EXPERTS = 1024
 MAX_WIDTH = 1 << 24  # columns of a layer; with 64-bit sizes nothing that follows can wrap
 MAX_CTX = (1 << 31) - 1
-ROPE_SCALINGS = ("none", "linear", "yarn")
+ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")
 
-# Keys that change the result and that no op of the plan covers yet: any value but the neutral one is refused by name.
+# Keys that change the result: (type, value that changes nothing). A family says which of them its plan obeys; any other
+# is refused by name unless it has the neutral value.
 _NEUTRAL: dict[str, tuple[Any, Any]] = {
     "expert_count": (int, 0),
+    "expert_shared_count": (int, 0),
+    "expert_weights_scale": (float, 1.0),
+    "expert_gating_func": (int, 1),  # 1: softmax
     "embedding_scale": (float, 1.0),
     "residual_scale": (float, 1.0),
     "logit_scale": (float, 1.0),
@@ -34,15 +40,17 @@ _NEUTRAL: dict[str, tuple[Any, Any]] = {
     "rope.scaling.yarn_log_multiplier": (float, 0.0),
     "rope.scaling.yarn_ext_factor": (float, 1.0),
 }
+WINDOW = "attention.sliding_window"
+LONGROPE = "longrope"  # a rope.scaling.type that a family may obey
 
 
 @dataclass(frozen=True)
 class RopeScaling:
     """How positions are stretched beyond the trained context.
 
-    `kind` is "none", "linear" or "yarn" (llama3's divisors are a tensor, not a kind). `factor` is the stretch,
-    `original_ctx` the context before it (yarn; 0 where the file does not say), `attn_factor` multiplies the rotation's
-    magnitude, `yarn_attn_factor` replaces yarn's own magnitude (None: 0.1 ln(factor) + 1).
+    `kind` is "none", "linear", "yarn" or "longrope" (llama3's and longrope's divisors are tensors). `factor` is the
+    stretch, `original_ctx` the context before it, `attn_factor` multiplies the rotation's magnitude, `yarn_attn_factor`
+    replaces yarn's own magnitude (None: 0.1 ln(factor) + 1).
     """
 
     kind: str = "none"
@@ -56,7 +64,13 @@ class RopeScaling:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Sizes and constants of one model, all checked. `attention_scale` multiplies q . k before the softmax."""
+    """Sizes and constants of one model, all checked. `attention_scale` multiplies q . k before the softmax.
+
+    `window` is the sliding window (0: none), `window_layers` the layers that have it: one flag per layer, or a period n
+    (all but the last of every n layers; 0: all), or None where the file leaves it to the family. `rope_layers` are the
+    layers with positions, None as before. `rope_theta_local` is that of layers with a window, where they differ.
+    Softcaps are None where the file does not say, 0 for none. `expert_dim` is the width of one expert.
+    """
 
     arch: str
     name: str
@@ -73,23 +87,38 @@ class ModelConfig:
     rope_theta: float
     attention_scale: float
     rope_scaling: RopeScaling = field(default_factory=RopeScaling)
+    rope_theta_local: float = 10000.0
+    window: int = 0
+    window_layers: tuple[bool, ...] | int | None = None
+    rope_layers: tuple[bool, ...] | None = None
+    attention_softcap: float | None = None
+    logit_softcap: float | None = None
+    embedding_scale: float = 1.0
+    residual_scale: float = 1.0
+    logit_scale: float = 1.0
+    n_experts: int = 0
+    n_experts_used: int = 0
+    expert_dim: int = 0
+    expert_norm: bool = True
 
     @classmethod
-    def from_gguf(cls, file: GGUFFile) -> ModelConfig:
+    def from_gguf(cls, file: GGUFFile, uses: Collection[str] = ()) -> ModelConfig:
         """Reads and checks the metadata of a text model.
+
+        `uses` are the keys below the family's name that change the result and that its plan obeys.
 
         Raises MissingKeyError, WrongKeyTypeError, ModelFormatError (a value out of its range), UnsupportedFeatureError
         (a scaling, window or expert setting that edgellm does not do). Whether the family itself is known is the
         question of `edgellm.models`.
         """
-        return _Reader(file).config()
+        return _Reader(file, uses).config()
 
 
 class _Reader:
     """Reads keys below `general.architecture` and says precisely which one is wrong."""
 
-    def __init__(self, file: GGUFFile) -> None:
-        self.file = file
+    def __init__(self, file: GGUFFile, uses: Collection[str]) -> None:
+        self.file, self.uses = file, frozenset(uses)
         self.arch = file.get("general.architecture", str)
 
     def fail(self, rule: str, message: str, key: str, value: Any, limit: Any = None) -> None:
@@ -142,6 +171,7 @@ class _Reader:
             self.fail("P2", "heads do not share the KV heads evenly", "attention.head_count_kv", n_kv_heads, n_heads)
         head_dim = self._head_dim(dim, n_heads)
         n_ctx_train = self.number("P8", "context_length", 1, MAX_CTX)
+        ffn_dim = self.per_layer("P2", "feed_forward_length", n_layers, MAX_WIDTH)
         self._refuse_unknown(n_ctx_train)
         return ModelConfig(
             arch=self.arch,
@@ -152,14 +182,60 @@ class _Reader:
             n_kv_heads=n_kv_heads,
             head_dim=head_dim,
             rotary_dims=self._rotary_dims(head_dim),
-            ffn_dim=self.per_layer("P2", "feed_forward_length", n_layers, MAX_WIDTH),
+            ffn_dim=ffn_dim,
             n_vocab=self._n_vocab(),
             n_ctx_train=n_ctx_train,
             norm_eps=self.real("P3", "attention.layer_norm_rms_epsilon", None, 0.0, 0.5),
             rope_theta=self.real("P4", "rope.freq_base", 10000.0, 1.0, 1e15),
             attention_scale=self._attention_scale(head_dim),
             rope_scaling=self._rope_scaling(n_ctx_train),
+            rope_theta_local=self.real("P4", "rope.freq_base_swa", 10000.0, 1.0, 1e15),
+            window=self.number("P5", WINDOW, 0, MAX_CTX, 0),
+            window_layers=self._window_layers(n_layers),
+            rope_layers=self.flags("rope.layers", n_layers),
+            attention_softcap=self._softcap("attn_logit_softcapping"),
+            logit_softcap=self._softcap("final_logit_softcapping"),
+            embedding_scale=self._multiplier("embedding_scale"),
+            residual_scale=self._multiplier("residual_scale"),
+            logit_scale=self._multiplier("logit_scale"),
+            **self._experts(ffn_dim),
         )
+
+    def flags(self, key: str, n_layers: int) -> tuple[bool, ...] | None:
+        """One flag per layer, None without the key (P9: as many as there are layers)."""
+        name = f"{self.arch}.{key}"
+        value = self.file.get(name, list[bool], None)
+        if value is None:
+            return None
+        if len(value) != n_layers:
+            self.fail("P9", "a per-layer array has the wrong length", key, len(value), n_layers)
+        return tuple(bool(v) for v in value)
+
+    def _window_layers(self, n_layers: int) -> tuple[bool, ...] | int | None:
+        key = f"{WINDOW}_pattern"
+        if isinstance(self.file.metadata.get(f"{self.arch}.{key}"), int):
+            return self.number("P5", key, 0, MAX_LAYERS)
+        return self.flags(key, n_layers)
+
+    def _softcap(self, key: str) -> float | None:
+        value = self.file.get(f"{self.arch}.{key}", float, None)
+        return value if value is None or value == 0.0 else self.real("P7", key, None, 0.0, 1e6)
+
+    def _multiplier(self, key: str) -> float:
+        """1 without the key; llama.cpp takes 0 for 1."""
+        value = self.file.get(f"{self.arch}.{key}", float, 1.0)
+        return 1.0 if value == 0.0 else self.real("P7", key, 1.0, 0.0, 1e6)
+
+    def _experts(self, ffn_dim: int) -> dict[str, Any]:
+        n = self.number("P6", "expert_count", 0, MAX_EXPERTS, 0)
+        if not n:
+            return {}
+        return {
+            "n_experts": n,
+            "n_experts_used": self.number("P6", "expert_used_count", 1, n),
+            "expert_dim": self.number("P2", "expert_feed_forward_length", 1, MAX_WIDTH, ffn_dim),
+            "expert_norm": self.file.get(f"{self.arch}.expert_weights_norm", bool, True),
+        }
 
     def _head_dim(self, dim: int, n_heads: int) -> int:
         if f"{self.arch}.attention.key_length" not in self.file.metadata and dim % n_heads:
@@ -199,8 +275,9 @@ class _Reader:
         if not kind:  # files before 2023-10 have one key only
             factor = self.real("P4", "rope.scale_linear", factor, 0.0, 1e6)
             kind = "linear" if factor != 1.0 else "none"
-        if kind not in ROPE_SCALINGS:
-            self.refuse("this RoPE scaling is not supported", "rope.scaling.type", kind, ", ".join(ROPE_SCALINGS))
+        known = [k for k in ROPE_SCALINGS if k != LONGROPE or k in self.uses]
+        if kind not in known:
+            self.refuse("this RoPE scaling is not supported", "rope.scaling.type", kind, ", ".join(known))
         own = "rope.scaling.yarn_attn_factor"
         fast = self.real("P4", "rope.scaling.yarn_beta_fast", 32.0)
         slow = self.real("P4", "rope.scaling.yarn_beta_slow", 1.0)
@@ -219,8 +296,8 @@ class _Reader:
     def _refuse_unknown(self, n_ctx_train: int) -> None:
         for key, (kind, neutral) in _NEUTRAL.items():
             value = self.file.get(f"{self.arch}.{key}", kind, neutral)
-            if value != neutral:
-                self.refuse("this setting is not supported yet", key, value, f"{neutral}")
-        window = self.number("P5", "attention.sliding_window", 0, MAX_CTX, 0)
-        if 0 < window < n_ctx_train:
-            self.refuse("sliding-window attention is not supported yet", "attention.sliding_window", window)
+            if value != neutral and key not in self.uses:
+                self.refuse("this setting is not supported for this family", key, value, f"{neutral}")
+        window = self.number("P5", WINDOW, 0, MAX_CTX, 0)
+        if 0 < window < n_ctx_train and WINDOW not in self.uses:
+            self.refuse("sliding-window attention is not supported for this family", WINDOW, window)

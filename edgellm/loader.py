@@ -75,6 +75,7 @@ class Loaded:
         weights = Weights(self.file, self.plan)
         self.kv_type = resolve_kv_type(kv_type, weights.matrix_types)
         self.n_ctx = fit_n_ctx(n_ctx, config.n_ctx_train, self.plan, weights, self.kv_type, backend)
+        self.plan = build_plan(config, self.file, self.n_ctx)  # the window may change the angles of the rotation
         self.tokenizer = _tokenizer(self.file, self.plan.n_vocab)
         _check_vocabulary(self.file, self.tokenizer.n_vocab, self.plan.n_vocab)
         self.sampling_defaults = _sampling_defaults(self.file)

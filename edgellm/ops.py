@@ -10,6 +10,7 @@ row per token whose logits are wanted). A weight of shape (n_out, n_in) has its 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 ACTIVATIONS = ("silu", "gelu_tanh")
 ROPE_STYLES = ("interleaved", "halves")
+MAX_EXPERTS = 1024  # of one layer (native/plan.h)
 
 
 class Op(Enum):
@@ -34,6 +36,10 @@ class Op(Enum):
     ATTENTION = "attention"
     GATED = "gated"
     ADD = "add"
+    SCALE = "scale"
+    SOFTCAP = "softcap"
+    ROUTE = "route"
+    EXPERTS = "experts"
     TAKE_ROWS = "take_rows"
 
 
@@ -82,8 +88,9 @@ def _check_embed(s: Shapes) -> None:
 
 def _check_rmsnorm(s: Shapes) -> None:
     _same_shape(s, s.inputs[0], s.outputs[0])
-    cols = s.inputs[0].cols
-    s.need(s.weights[0] == (cols,), f"the weight has shape {s.weights[0]}, the input {cols} columns")
+    cols, group = s.inputs[0].cols, s.params["group"]
+    s.need(group > 0 and cols % group == 0, f"{cols} columns are not groups of {group}")
+    s.need(s.weights[0] == (group,), f"the weight has shape {s.weights[0]}, the group {group} columns")
     s.need(0.0 < s.params["eps"] < 1.0, f"eps is {s.params['eps']}")
 
 
@@ -114,6 +121,7 @@ def _check_attention(s: Shapes) -> None:
     s.need(k.cols == v.cols == p["n_kv_heads"] * p["head_dim"], f"'{k.name}' or '{v.name}' is no n_kv_heads x head_dim")
     s.need(all(b.rows == "tokens" for b in (q, k, v, out)), "attention works on rows of tokens")
     s.need(p["scale"] > 0 and p["window"] >= 0, f"scale is {p['scale']}, window {p['window']}")
+    s.need(0.0 <= p["softcap"] < math.inf, f"softcap is {p['softcap']}")
 
 
 def _check_gated(s: Shapes) -> None:
@@ -125,6 +133,33 @@ def _check_gated(s: Shapes) -> None:
 def _check_add(s: Shapes) -> None:
     _same_shape(s, s.inputs[0], s.inputs[1])
     _same_shape(s, s.inputs[0], s.outputs[0])
+
+
+def _check_scale(s: Shapes) -> None:
+    _same_shape(s, s.inputs[0], s.outputs[0])
+    s.need(math.isfinite(s.params["factor"]), f"factor is {s.params['factor']}")
+
+
+def _check_softcap(s: Shapes) -> None:
+    _same_shape(s, s.inputs[0], s.outputs[0])
+    s.need(0.0 < s.params["cap"] < math.inf, f"cap is {s.params['cap']}")
+
+
+def _check_route(s: Shapes) -> None:
+    _same_shape(s, s.inputs[0], s.outputs[0])
+    n, used = s.inputs[0].cols, s.params["n_used"]
+    s.need(0 < used <= n <= MAX_EXPERTS, f"{used} of {n} experts")
+
+
+def _check_experts(s: Shapes) -> None:
+    (x, share), out, (gate, up, down) = s.inputs, s.outputs[0], s.weights
+    _same_shape(s, x, out)
+    s.need(x.rows == share.rows, f"'{x.name}' has one row per {x.rows}, '{share.name}' per {share.rows}")
+    s.need(0 < s.params["n_used"] <= share.cols, f"{s.params['n_used']} of {share.cols} experts")
+    s.need(len(gate) == 3 and gate[::2] == (share.cols, x.cols), f"gate {gate} is not (experts, hidden, {x.cols})")
+    s.need(up == gate, f"up {up} differs from gate {gate}")
+    s.need(down == (share.cols, x.cols, gate[1]), f"down {down} is not ({share.cols}, {x.cols}, {gate[1]})")
+    s.need(s.params["activation"] in ACTIVATIONS, f"activation is '{s.params['activation']}'")
 
 
 def _check_take_rows(s: Shapes) -> None:
@@ -145,12 +180,14 @@ OPS: dict[Op, OpSpec] = {
         check=_check_embed,
     ),
     Op.RMSNORM: OpSpec(
-        summary="out = x / sqrt(mean(x^2) + eps) * weight, row by row (Zhang and Sennrich 2019)",
+        summary="out = x / sqrt(mean(x^2) + eps) * weight (Zhang and Sennrich 2019) for every `group` columns of every "
+        "row: a whole row, or one head of it",
         inputs=("x",),
         outputs=("out",),
-        weights=("weight",),  # (cols,)
+        weights=("weight",),  # (group,)
         min_weights=1,
-        params={"eps": float},
+        params={"eps": float, "group": int},
+        in_place="may",
         check=_check_rmsnorm,
     ),
     Op.LINEAR: OpSpec(
@@ -172,10 +209,14 @@ OPS: dict[Op, OpSpec] = {
     ),
     Op.ATTENTION: OpSpec(
         summary="writes k and v of this pass to the cache of `layer`, then out = softmax(scale * q . k) v over the "
-        "positions up to each token's own (the last `window` of them; 0: all); query heads share KV heads in groups",
+        "positions up to each token's own (the last `window` of them; 0: all); query heads share KV heads in groups; "
+        "`softcap` c > 0 turns a score s into c tanh(s / c) first (Gemma 2, 2024)",
         inputs=("q", "k", "v"),
         outputs=("out",),
-        params={"layer": int, "n_heads": int, "n_kv_heads": int, "head_dim": int, "scale": float, "window": int},
+        params={
+            "layer": int, "n_heads": int, "n_kv_heads": int, "head_dim": int, "scale": float, "window": int,
+            "softcap": float,
+        },  # fmt: skip
         check=_check_attention,
     ),
     Op.GATED: OpSpec(
@@ -192,6 +233,40 @@ OPS: dict[Op, OpSpec] = {
         outputs=("out",),
         in_place="may",
         check=_check_add,
+    ),
+    Op.SCALE: OpSpec(
+        summary="out = x * factor",
+        inputs=("x",),
+        outputs=("out",),
+        params={"factor": float},
+        in_place="may",
+        check=_check_scale,
+    ),
+    Op.SOFTCAP: OpSpec(
+        summary="out = cap * tanh(x / cap)",
+        inputs=("x",),
+        outputs=("out",),
+        params={"cap": float},
+        in_place="may",
+        check=_check_softcap,
+    ),
+    Op.ROUTE: OpSpec(
+        summary="out = softmax(logits) of the n_used largest experts of each row (of equals the first), 0 for all "
+        "others; `normalise` makes a row's shares sum to 1 (Shazeer et al. 2017; Jiang et al. 2024)",
+        inputs=("logits",),
+        outputs=("share",),
+        params={"n_used": int, "normalise": bool},
+        check=_check_route,
+    ),
+    Op.EXPERTS: OpSpec(
+        summary="out = sum over experts e with share[e] != 0, in ascending order, of "
+        "share[e] * down[e] (activation(gate[e] x) * (up[e] x)); at most n_used experts for a row",
+        inputs=("x", "share"),
+        outputs=("out",),
+        weights=("gate", "up", "down"),  # (n_experts, hidden, dim) twice, (n_experts, dim, hidden)
+        min_weights=3,
+        params={"activation": str, "n_used": int},
+        check=_check_experts,
     ),
     Op.TAKE_ROWS: OpSpec(
         summary="out = the rows of x whose logits are wanted",

@@ -62,7 +62,8 @@ class KVShape:
 class Plan:
     """A whole model, verified against the op table when it is made (PlanError).
 
-    `weights` maps each tensor name to the shape that the steps need (output features first). `logits` is the id of the
+    `weights` maps each tensor name to the shape that the steps need (output features first); "name[a:b]" stands for
+    rows a .. b - 1 of a tensor that holds several matrices. `logits` is the id of the
     (outputs, n_vocab) buffer that holds the result.
     """
 
@@ -169,6 +170,11 @@ class PlanBuilder:
         """`name` where the file has that tensor, else None."""
         return name if name in self.tensors else None
 
+    @staticmethod
+    def rows(name: str, first: int, n: int) -> str:
+        """The weight that is rows first .. first + n - 1 of tensor `name` (edgellm.weights splits such tensors)."""
+        return f"{name}[{first}:{first + n}]"
+
     def rope_table(self, table: RopeTable) -> int:
         """Adds a table of angles; returns its number."""
         self._ropes.append(table)
@@ -180,10 +186,14 @@ class PlanBuilder:
         """(tokens, dim): the rows of `weight` (n_vocab, dim) for the tokens of the pass."""
         return self._add(Op.EMBED, (), (out, dim, "tokens"), {weight: (self.n_vocab, dim)})
 
-    def rmsnorm(self, x: int, weight: str, eps: float, *, out: str = "h") -> int:
-        """x normalised by its root mean square, times `weight` (cols,)."""
+    def rmsnorm(self, x: int, weight: str, eps: float, *, group: int = 0, out: str | None = "h") -> int:
+        """x normalised by its root mean square, times `weight` (cols,); out None: in place.
+
+        `group` > 0: each `group` columns (a head) are normalised on their own, all with the same `weight` (group,).
+        """
         b = self._buffers[x]
-        return self._add(Op.RMSNORM, (x,), (out, b.cols, b.rows), {weight: (b.cols,)}, {"eps": float(eps)})
+        params = {"eps": float(eps), "group": group or b.cols}
+        return self._add(Op.RMSNORM, (x,), (out or b.name, b.cols, b.rows), {weight: (params["group"],)}, params)
 
     def linear(
         self, x: int, weight: str, n_out: int, *, bias: str | None = None, out: str, label: str | None = None
@@ -202,12 +212,13 @@ class PlanBuilder:
         return self._add(Op.ROPE, (x,), (b.name, b.cols, b.rows), {}, params, label)
 
     def attention(
-        self, q: int, k: int, v: int, *, layer: int, scale: float, window: int = 0, out: str = "attn", label: str
-    ) -> int:
+        self, q: int, k: int, v: int, *, layer: int, scale: float, window: int = 0, softcap: float = 0.0,
+        out: str = "attn", label: str,
+    ) -> int:  # fmt: skip
         """(tokens, n_heads * head_dim): attention of q over the cache of `layer`, to which k and v are added first."""
         head_dim, cols = self.kv.head_dim, self._buffers[q].cols
         params = {"layer": layer, "n_heads": cols // head_dim, "n_kv_heads": self.kv.n_kv_heads, "head_dim": head_dim}
-        params |= {"scale": float(scale), "window": window}
+        params |= {"scale": float(scale), "window": window, "softcap": float(softcap)}
         return self._add(Op.ATTENTION, (q, k, v), (out, cols, "tokens"), {}, params, label)
 
     def gated(self, activation: str, gate: int, up: int, *, label: str) -> int:
@@ -219,6 +230,33 @@ class PlanBuilder:
         """x + y, in the buffer of x."""
         b = self._buffers[x]
         return self._add(Op.ADD, (x, y), (b.name, b.cols, b.rows), {}, {}, label)
+
+    def scale(self, x: int, factor: float, *, label: str) -> int:
+        """x * factor, in the buffer of x."""
+        b = self._buffers[x]
+        return self._add(Op.SCALE, (x,), (b.name, b.cols, b.rows), {}, {"factor": float(factor)}, label)
+
+    def softcap(self, x: int, cap: float, *, label: str) -> int:
+        """cap * tanh(x / cap), in the buffer of x."""
+        b = self._buffers[x]
+        return self._add(Op.SOFTCAP, (x,), (b.name, b.cols, b.rows), {}, {"cap": float(cap)}, label)
+
+    def route(self, logits: int, n_used: int, *, normalise: bool = True, out: str = "share", label: str) -> int:
+        """(rows, n_experts): the shares of the n_used experts with the largest logits, 0 for the others."""
+        b = self._buffers[logits]
+        params = {"n_used": n_used, "normalise": normalise}
+        return self._add(Op.ROUTE, (logits,), (out, b.cols, b.rows), {}, params, label)
+
+    def experts(
+        self, x: int, share: int, weights: tuple[str, str, str], hidden: int, *, activation: str, n_used: int,
+        out: str = "moe", label: str,
+    ) -> int:  # fmt: skip
+        """x through the experts that `share` names, weighed by it; `weights` are gate, up, down of width `hidden`."""
+        b, n = self._buffers[x], self._buffers[share].cols
+        wide, narrow = (n, hidden, b.cols), (n, b.cols, hidden)
+        shapes = dict(zip(weights, (wide, wide, narrow), strict=True))
+        params = {"activation": activation, "n_used": n_used}
+        return self._add(Op.EXPERTS, (x, share), (out, b.cols, b.rows), shapes, params, label)
 
     def take_rows(self, x: int, *, out: str = "x_out", label: str = "take_rows") -> int:
         """(outputs, cols): the rows of x whose logits are wanted."""

@@ -15,12 +15,17 @@ from .plan import RopeTable
 
 
 def rope_table(
-    rotary_dims: int, theta: float, scaling: RopeScaling | None = None, divisors: np.ndarray | None = None
+    rotary_dims: int,
+    theta: float,
+    scaling: RopeScaling | None = None,
+    divisors: np.ndarray | None = None,
+    name: str = "rope_freqs.weight",
 ) -> RopeTable:
     """The table of a model: float64 inv_freq (rotary_dims / 2,) and magnitude.
 
-    `divisors`, (rotary_dims / 2,), are the tensor `rope_freqs.weight` in which GGUF keeps Llama 3's scaling: each speed
-    is divided by its own number. Raises ModelFormatError when they have another shape or are not finite and positive.
+    `divisors`, (rotary_dims / 2,), are the tensor `rope_freqs.weight` (`name`, for errors) in which GGUF keeps
+    Llama 3's scaling: each speed is divided by its own number. Raises ModelFormatError when they have another shape or are not
+    finite and positive.
     """
     scaling = scaling or RopeScaling()
     inv_freq = default_inv_freq(rotary_dims, theta)
@@ -29,7 +34,7 @@ def rope_table(
         if divisors.shape != inv_freq.shape or not np.all(np.isfinite(divisors) & (divisors > 0)):
             raise ModelFormatError(
                 "the RoPE divisors are not positive numbers, one for each pair",
-                field="rope_freqs.weight", value=divisors.shape, limit=inv_freq.shape, rule="P4",
+                field=name, value=divisors.shape, limit=inv_freq.shape, rule="P4",
             )  # fmt: skip
         inv_freq = inv_freq / divisors
     if scaling.kind == "yarn":
@@ -37,6 +42,16 @@ def rope_table(
             yarn_inv_freq(inv_freq, theta, scaling), yarn_magnitude(scaling) * scaling.attn_factor
         )
     return RopeTable(inv_freq / scaling.factor, scaling.attn_factor)
+
+
+def longrope_table(rotary_dims: int, theta: float, scaling: RopeScaling, divisors: np.ndarray) -> RopeTable:
+    """The table of a Phi 3 with long contexts (LongRoPE, Ding et al. 2024).
+
+    `divisors`, (rotary_dims / 2,), are `rope_factors_long.weight` or `rope_factors_short.weight`; the magnitude is the
+    file's attn_factor. Raises as `rope_table`.
+    """
+    plain = RopeScaling(attn_factor=scaling.attn_factor)
+    return rope_table(rotary_dims, theta, plain, divisors, name="rope_factors_long.weight, rope_factors_short.weight")
 
 
 def default_inv_freq(rotary_dims: int, theta: float) -> np.ndarray:

@@ -21,7 +21,7 @@ typedef struct {
     const el_step *step;
     int64_t layer, n_heads, n_kv_heads, head_dim, n_group, window;
     int64_t page_half; /* bytes of one head's K (or V) in a page */
-    float scale;
+    float scale, softcap;
     int64_t n_splits;  /* 0: each item walks its own splits; else splits are items */
     int64_t first_split;
 } attention_job;
@@ -92,6 +92,7 @@ static void split_partial(const attention_job *job, int64_t token, int64_t head,
     for (int64_t b = b0; b < b1; b++) {
         float *s = scores + (b - b0) * G * EL_PAGE_TOKENS; /* (G, 64) */
         el_k.attn_scores[type](q, G, D, k_page(job, b, head), job->scale, s);
+        if (job->softcap > 0.0f) el_k.softcap(s, s, G * EL_PAGE_TOKENS, job->softcap);
         int64_t lo = first - b * EL_PAGE_TOKENS, hi = last + 1 - b * EL_PAGE_TOKENS; /* valid: [lo, hi) */
         for (int64_t g = 0; g < G; g++)
             for (int64_t t = 0; t < EL_PAGE_TOKENS; t++) {
@@ -196,7 +197,7 @@ static int grow_partials(el_plan *plan, int64_t bytes) {
 int el_step_attention(el_run *run, const el_step *step) {
     const el_pass *pass = run->pass;
     attention_job job = {.run = run, .step = step, .layer = step->i[0], .n_heads = step->i[1],
-                         .n_kv_heads = step->i[2], .head_dim = step->i[3], .window = step->i[4], .scale = step->f[0]};
+                         .n_kv_heads = step->i[2], .head_dim = step->i[3], .window = step->i[4], .scale = step->f[0], .softcap = step->f[1]};
     job.n_group = job.n_heads / job.n_kv_heads;
     job.page_half = job.head_dim * EL_PAGE_TOKENS * (pass->kv->kv_type == EL_KV_F16 ? 2 : 4);
     int64_t n = pass->n_tokens, pairs = n * job.n_kv_heads, s0, s1, unused;

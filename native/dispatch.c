@@ -34,6 +34,7 @@ static void merge(el_kernels *into, const el_kernels *from) {
     TAKE(rmsnorm);
     TAKE(gated);
     TAKE(add);
+    TAKE(softcap);
     TAKE(exp_sum);
     for (int i = 0; i < 2; i++) {
         TAKE(attn_scores[i]);

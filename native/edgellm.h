@@ -58,16 +58,21 @@ int el_linear_test(int type, int layout, const void *w, int64_t rows, int64_t k,
 /* Buffers are float32, (n_rows, cols); n_rows is the number of tokens of the pass, or of wanted outputs. */
 enum el_op {
     EL_OP_EMBED = 0,      /* out[0] (tokens, dim) = rows `token id` of w[0] */
-    EL_OP_RMSNORM = 1,    /* out[0] = in[0] / rms(in[0]) * w[0]; f[0] = eps */
+    EL_OP_RMSNORM = 1,    /* out[0] = in[0] / rms(in[0]) * w[0], each i[0] columns on their own; f[0] = eps */
     EL_OP_LINEAR = 2,     /* out[j] = in[0] @ w[j]^T (+ b[j]) for j < n; in[1] >= 0: + in[1] (residual, n = 1) */
     EL_OP_LINEAR_GATED = 3, /* out[0] = act(in[0] @ w[0]^T) * (in[0] @ w[1]^T); i[0] = activation; biases b[0], b[1] */
     EL_OP_ROPE = 4,       /* in place on in[0] (and in[1]): i[0] head_dim, i[1] rotary dims, i[2] style, i[3] table */
     EL_OP_ATTENTION = 5,  /* out[0] = attention of in[0] = q, in[1] = k, in[2] = v over the cache; i[0] layer,
-                             i[1] n_heads, i[2] n_kv_heads, i[3] head_dim, i[4] window (0: all); f[0] scale */
+                             i[1] n_heads, i[2] n_kv_heads, i[3] head_dim, i[4] window (0: all); f[0] scale, f[1] softcap (0: none) */
     EL_OP_GATED = 6,      /* out[0] = act(in[0]) * in[1]; i[0] activation */
     EL_OP_ADD = 7,        /* out[0] = in[0] + in[1] */
     EL_OP_TAKE_ROWS = 8,  /* out[0] (outputs, cols) = wanted rows of in[0] */
-    EL_N_OPS = 9
+    EL_OP_SCALE = 9,      /* out[0] = in[0] * f[0] */
+    EL_OP_SOFTCAP = 10,   /* out[0] = f[0] * tanh(in[0] / f[0]) */
+    EL_OP_ROUTE = 11,     /* out[0] = softmax of in[0] at its i[0] largest columns, 0 elsewhere; i[1]: their sum is 1 */
+    EL_OP_EXPERTS = 12,   /* out[0] = sum over e ascending, in[1][e] != 0, of in[1][e] * w[2][e] (act(w[0][e] x) * w[1][e] x),
+                             x = in[0]; i[0] activation, i[1] experts (their rows follow each other), i[2] most per row */
+    EL_N_OPS = 13
 };
 enum el_activation { EL_ACT_SILU = 0, EL_ACT_GELU_TANH = 1 };
 enum el_rope_style { EL_ROPE_INTERLEAVED = 0, EL_ROPE_HALVES = 1 };

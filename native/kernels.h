@@ -55,6 +55,7 @@ typedef struct {
     void (*rmsnorm)(const float *x, const float *w, float *y, int64_t n, float eps);
     void (*gated)(const float *gate, const float *up, float *y, int64_t n, int activation);
     void (*add)(const float *a, const float *b, float *y, int64_t n);
+    void (*softcap)(const float *x, float *y, int64_t n, float cap); /* y = cap * tanh(x / cap) */
     /* scores[g * 64 + t] = scale * dot(q[g], K[.][t]) for the 64 tokens of a page; k_page is [head_dim][64] */
     void (*attn_scores[2])(const float *q, int64_t n_group, int64_t head_dim, const void *k_page, float scale,
                            float *scores);

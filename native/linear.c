@@ -14,7 +14,7 @@ typedef struct {
     el_run *run;
     const el_step *step;
     int64_t n_cols;           /* rows of the input buffer in this pass */
-    int64_t k, k_pad;
+    int64_t k;
     int64_t groups_per_chunk; /* 16-row groups */
     int64_t first_group[5];   /* running count of groups per weight */
     int n_weights;
@@ -25,7 +25,7 @@ typedef struct {
 typedef struct {
     const el_plan *plan;
     const float *x;
-    int64_t k, k_pad, n_cols;
+    int64_t k, k_pad;
     int format;
 } quantize_job;
 
@@ -42,32 +42,40 @@ static void quantize_column(void *ctx, int64_t column, int worker) {
                              job->plan->act_sum[job->format] + column * (job->k_pad / 16));
 }
 
+void el_quantize_columns(el_run *run, const float *x, int64_t k, int64_t n_cols, int format) {
+    if (format == EL_ACTF_F32) return;
+    quantize_job q = {run->plan, x, k, (k + 255) / 256 * 256, format};
+    if (n_cols < 4) /* cheaper than waking anybody */
+        for (int64_t m = 0; m < n_cols; m++) quantize_column(&q, m, 0);
+    else
+        el_pool_run(quantize_column, &q, n_cols, run->pass->cancel);
+}
+
 static void quantize_input(const linear_job *job) {
     int done = 0;
     const float *x = job->run->plan->data[job->step->in[0]];
     for (int j = 0; j < job->n_weights; j++) {
         int format = el_act_format_of(job->run->plan->weights[job->step->w[j]].type);
-        if (format == EL_ACTF_F32 || (done & 1 << format)) continue;
+        if (done & 1 << format) continue;
         done |= 1 << format;
-        quantize_job q = {job->run->plan, x, job->k, job->k_pad, job->n_cols, format};
-        if (job->n_cols < 4) /* cheaper than waking anybody */
-            for (int64_t m = 0; m < job->n_cols; m++) quantize_column(&q, m, 0);
-        else
-            el_pool_run(quantize_column, &q, job->n_cols, job->run->pass->cancel);
+        el_quantize_columns(job->run, x, job->k, job->n_cols, format);
     }
 }
 
-/* The activation view of columns [m0, ...) for weight type `type`. */
-static el_act activations(const linear_job *job, int type, int64_t m0) {
-    const el_plan *plan = job->run->plan;
+el_act el_activations(const el_plan *plan, int type, const float *x, int64_t k, int64_t m0) {
     int format = el_act_format_of(type);
-    el_act act = {.f = plan->data[job->step->in[0]] + m0 * job->k, .ldf = job->k, .k = job->k, .k_pad = job->k_pad};
+    int64_t k_pad = (k + 255) / 256 * 256;
+    el_act act = {.f = x + m0 * k, .ldf = k, .k = k, .k_pad = k_pad};
     if (format == EL_ACTF_F32) return act;
     int64_t per_scale = format == EL_ACTF_Q8_32 ? 32 : 256, per_sum = format == EL_ACTF_Q8_32 ? 32 : 16;
-    act.q = plan->act_q[format] + m0 * job->k_pad;
-    act.d = plan->act_d[format] + m0 * (job->k_pad / per_scale);
-    act.sum = plan->act_sum[format] + m0 * (job->k_pad / per_sum);
+    act.q = plan->act_q[format] + m0 * k_pad;
+    act.d = plan->act_d[format] + m0 * (k_pad / per_scale);
+    act.sum = plan->act_sum[format] + m0 * (k_pad / per_sum);
     return act;
+}
+
+static el_act activations(const linear_job *job, int type, int64_t m0) {
+    return el_activations(job->run->plan, type, job->run->plan->data[job->step->in[0]], job->k, m0);
 }
 
 /* ---- LINEAR -------------------------------------------------------------------------------------- */
@@ -181,7 +189,6 @@ int el_step_linear(el_run *run, const el_step *step) {
     if (job.n_cols == 0) return EL_OK;
     const el_weight *w0 = &run->plan->weights[step->w[0]];
     job.k = w0->cols;
-    job.k_pad = (job.k + 255) / 256 * 256;
     quantize_input(&job);
     for (int j = 0; j < job.n_weights; j++) {
         int64_t rows = run->plan->weights[step->w[j]].rows;

@@ -64,7 +64,8 @@ static int step_ok(const el_plan *p, const el_step *s) {
     case EL_OP_EMBED:
         return s->w[0] >= 0 && is_buffer(p, s->out[0], p->weights[s->w[0]].cols) && !p->buffers[s->out[0]].rows_kind;
     case EL_OP_RMSNORM:
-        return cols > 0 && is_buffer(p, s->out[0], cols) && is_vector(p, s->w[0], cols) && same_rows(p, s->in[0], s->out[0]);
+        return cols > 0 && s->i[0] > 0 && cols % s->i[0] == 0 && is_buffer(p, s->out[0], cols) &&
+               is_vector(p, s->w[0], s->i[0]) && same_rows(p, s->in[0], s->out[0]);
     case EL_OP_LINEAR:
         if (cols < 1 || s->n < 1 || s->n > 4 || (s->in[1] >= 0 && s->n != 1)) return 0;
         for (int j = 0; j < s->n; j++)
@@ -78,6 +79,14 @@ static int step_ok(const el_plan *p, const el_step *s) {
     case EL_OP_ADD:
         return cols > 0 && is_buffer(p, s->in[1], cols) && is_buffer(p, s->out[0], cols) &&
                same_rows(p, s->in[0], s->in[1]) && same_rows(p, s->in[0], s->out[0]);
+    case EL_OP_SCALE:
+    case EL_OP_SOFTCAP:
+        return cols > 0 && is_buffer(p, s->out[0], cols) && same_rows(p, s->in[0], s->out[0]) &&
+               (s->op == EL_OP_SCALE || s->f[0] > 0.0f);
+    case EL_OP_ROUTE:
+        return cols > 0 && cols <= EL_MAX_EXPERTS && s->i[0] > 0 && s->i[0] <= cols && s->out[0] != s->in[0] &&
+               is_buffer(p, s->out[0], cols) && same_rows(p, s->in[0], s->out[0]);
+    case EL_OP_EXPERTS: return el_experts_ok(p, s);
     case EL_OP_TAKE_ROWS:
         return cols > 0 && is_buffer(p, s->out[0], cols) && !p->buffers[s->in[0]].rows_kind && p->buffers[s->out[0]].rows_kind;
     default: return 0;
@@ -122,6 +131,32 @@ static int copy_inputs(el_plan *p, const el_step *steps, const el_buffer *buffer
     return EL_OK;
 }
 
+/* Quantised activations: room for the step that needs most, of each format. */
+static int allocate_activations(el_plan *p) {
+    for (int64_t i = 0; i < p->n_steps; i++) {
+        const el_step *s = &p->steps[i];
+        int is_linear = s->op == EL_OP_LINEAR || s->op == EL_OP_LINEAR_GATED;
+        if (!is_linear && s->op != EL_OP_EXPERTS) continue;
+        int64_t columns = p->max_tokens * (is_linear ? 1 : s->i[2]);
+        for (int j = 0; j < (s->op == EL_OP_LINEAR ? s->n : is_linear ? 2 : 3); j++) {
+            const el_weight *w = &p->weights[s->w[j]];
+            int format = el_act_format_of(w->type);
+            int64_t need = columns * ((w->cols + 255) / 256 * 256);
+            if (format > 0 && need > p->act_bytes[0][format]) p->act_bytes[0][format] = need;
+        }
+    }
+    for (int f = 1; f < 3; f++) {
+        if (!p->act_bytes[0][f]) continue;
+        p->act_bytes[1][f] = p->act_bytes[0][f] / 32 * (int64_t)sizeof(float);
+        p->act_bytes[2][f] = p->act_bytes[0][f] / 16 * (int64_t)sizeof(int32_t);
+        p->act_q[f] = el_arena_alloc(p->act_bytes[0][f]);
+        p->act_d[f] = el_arena_alloc(p->act_bytes[1][f]);
+        p->act_sum[f] = el_arena_alloc(p->act_bytes[2][f]);
+        if (!p->act_q[f] || !p->act_d[f] || !p->act_sum[f]) return EL_E_NOMEM;
+    }
+    return el_experts_allocate(p);
+}
+
 /* The runner's buffers are zeroed arenas: pages that a short pass never touches cost nothing. */
 static int allocate_buffers(el_plan *p) {
     for (int64_t i = 0; i < p->n_buffers; i++) {
@@ -130,7 +165,6 @@ static int allocate_buffers(el_plan *p) {
         p->data[i] = el_arena_alloc(p->data_bytes[i]);
         if (!p->data[i]) return EL_E_NOMEM;
     }
-    int64_t widest[3] = {0, 0, 0};
     p->worker_floats = el_linear_scratch();
     for (int64_t i = 0; i < p->n_steps; i++) {
         const el_step *s = &p->steps[i];
@@ -138,26 +172,9 @@ static int allocate_buffers(el_plan *p) {
             int64_t need = el_attention_scratch(s->i[1] / s->i[2], s->i[3]);
             if (need > p->worker_floats) p->worker_floats = need;
         }
-        if (s->op != EL_OP_LINEAR && s->op != EL_OP_LINEAR_GATED) continue;
-        for (int j = 0; j < (s->op == EL_OP_LINEAR ? s->n : 2); j++) {
-            const el_weight *w = &p->weights[s->w[j]];
-            int format = el_act_format_of(w->type);
-            if (format > 0 && w->cols > widest[format]) widest[format] = w->cols;
-        }
     }
     p->worker_floats = (p->worker_floats + 15) / 16 * 16;
-    for (int f = 1; f < 3; f++) {
-        if (!widest[f]) continue;
-        int64_t k_pad = (widest[f] + 255) / 256 * 256;
-        p->act_bytes[0][f] = p->max_tokens * k_pad;
-        p->act_bytes[1][f] = p->max_tokens * k_pad / 32 * (int64_t)sizeof(float);
-        p->act_bytes[2][f] = p->max_tokens * k_pad / 16 * (int64_t)sizeof(int32_t);
-        p->act_q[f] = el_arena_alloc(p->act_bytes[0][f]);
-        p->act_d[f] = el_arena_alloc(p->act_bytes[1][f]);
-        p->act_sum[f] = el_arena_alloc(p->act_bytes[2][f]);
-        if (!p->act_q[f] || !p->act_d[f] || !p->act_sum[f]) return EL_E_NOMEM;
-    }
-    return EL_OK;
+    return allocate_activations(p);
 }
 
 int el_plan_new(el_plan **out, const el_step *steps, int64_t n_steps, const el_buffer *buffers, int64_t n_buffers,
@@ -201,6 +218,7 @@ void el_plan_free(el_plan *p) {
     }
     el_arena_free(p->worker_scratch, p->n_workers * p->worker_floats * (int64_t)sizeof(float));
     el_arena_free(p->partials, p->partial_bytes);
+    el_experts_free(p);
     free(p->steps), free(p->buffers), free(p->weights), free(p->ropes), free(p->rope_cos), free(p->rope_sin);
     free(p->data), free(p->data_bytes), free(p);
 }

@@ -11,8 +11,18 @@ enum {
     EL_GATED_ROWS = 256,     /* rows of a gated chunk at most: bounds the per-worker scratch */
     EL_SPLIT_PAGES = 8,      /* attention over long caches is merged from runs of 8 pages, at fixed borders */
     EL_MAX_GROUP = 64,       /* query heads per KV head */
-    EL_MAX_HEAD_DIM = 1024
+    EL_MAX_HEAD_DIM = 1024,
+    EL_MAX_EXPERTS = 1024
 };
+
+/* Scratch of EXPERTS steps (experts.c). A pair is one token at one of its experts; pairs are sorted by expert. */
+typedef struct {
+    int64_t max_pairs;
+    int32_t *token;          /* (max_pairs) row of each pair */
+    int32_t *slot;           /* (max_pairs) pairs of row r, experts ascending: slot[r * n_used ...] */
+    float *x, *hidden, *y;   /* (max_pairs, dim), (max_pairs, width), (max_pairs, dim) */
+    int64_t x_bytes, hidden_bytes;
+} el_pairs;
 
 struct el_plan {
     el_step *steps;          /* (n_steps) */
@@ -40,6 +50,7 @@ struct el_plan {
     int64_t n_workers;
     float *partials;         /* decode attention over long caches: one partial result per (token, head, split) */
     int64_t partial_bytes;
+    el_pairs pairs;
 };
 
 /* Everything one pass needs to know, shared by its phases. */
@@ -61,6 +72,15 @@ static inline int el_cancelled(const el_run *run) {
 }
 
 int el_step_linear(el_run *run, const el_step *step);       /* linear.c: LINEAR and LINEAR_GATED */
+/* Quantises n_cols columns of k floats at x into the plan's activation buffers of `format` (nothing for F32). */
+void el_quantize_columns(el_run *run, const float *x, int64_t k, int64_t n_cols, int format);
+/* The view of columns [m0, ...) that kernels of weight type `type` read; x as given to el_quantize_columns. */
+el_act el_activations(const el_plan *plan, int type, const float *x, int64_t k, int64_t m0);
+int el_step_route(el_run *run, const el_step *step);        /* experts.c */
+int el_step_experts(el_run *run, const el_step *step);
+int el_experts_ok(const el_plan *plan, const el_step *step);
+int el_experts_allocate(el_plan *plan);
+void el_experts_free(el_plan *plan);
 int el_step_attention(el_run *run, const el_step *step);    /* attention.c */
 int64_t el_attention_scratch(int64_t n_group, int64_t head_dim); /* floats per worker */
 int64_t el_linear_scratch(void);

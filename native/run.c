@@ -1,4 +1,5 @@
-/* run.c: one pass = the plan's steps in order. The simple steps live here, linear.c and attention.c have the rest. */
+/* run.c: one pass = the plan's steps in order. The simple steps live here, linear.c, attention.c and experts.c
+ * have the rest. */
 #include "plan.h"
 
 /* ---- row-wise steps: one chunk is one row ------------------------------------------------------------- */
@@ -22,9 +23,10 @@ static void norm_row(void *ctx, int64_t row, int worker) {
     (void)worker;
     const row_job *job = ctx;
     const el_plan *p = job->run->plan;
-    int64_t n = p->buffers[job->step->in[0]].cols;
-    el_k.rmsnorm(p->data[job->step->in[0]] + row * n, p->weights[job->step->w[0]].data,
-                 p->data[job->step->out[0]] + row * n, n, job->step->f[0]);
+    int64_t n = p->buffers[job->step->in[0]].cols, group = job->step->i[0];
+    for (int64_t at = row * n; at < (row + 1) * n; at += group)
+        el_k.rmsnorm(p->data[job->step->in[0]] + at, p->weights[job->step->w[0]].data, p->data[job->step->out[0]] + at,
+                     group, job->step->f[0]);
 }
 
 static void gated_row(void *ctx, int64_t row, int worker) {
@@ -42,6 +44,24 @@ static void add_row(void *ctx, int64_t row, int worker) {
     const el_plan *p = job->run->plan;
     int64_t n = p->buffers[job->step->in[0]].cols, at = row * n;
     el_k.add(p->data[job->step->in[0]] + at, p->data[job->step->in[1]] + at, p->data[job->step->out[0]] + at, n);
+}
+
+static void scale_row(void *ctx, int64_t row, int worker) {
+    (void)worker;
+    const row_job *job = ctx;
+    const el_plan *p = job->run->plan;
+    int64_t n = p->buffers[job->step->in[0]].cols;
+    const float *x = p->data[job->step->in[0]] + row * n;
+    float *out = p->data[job->step->out[0]] + row * n, factor = job->step->f[0];
+    for (int64_t i = 0; i < n; i++) out[i] = x[i] * factor;
+}
+
+static void softcap_row(void *ctx, int64_t row, int worker) {
+    (void)worker;
+    const row_job *job = ctx;
+    const el_plan *p = job->run->plan;
+    int64_t n = p->buffers[job->step->in[0]].cols;
+    el_k.softcap(p->data[job->step->in[0]] + row * n, p->data[job->step->out[0]] + row * n, n, job->step->f[0]);
 }
 
 static void take_row(void *ctx, int64_t row, int worker) {
@@ -97,6 +117,10 @@ static int run_step(el_run *run, const el_step *s) {
     case EL_OP_ATTENTION: return el_step_attention(run, s);
     case EL_OP_GATED: return run_rows(run, s, gated_row, el_rows(run, s->out[0]));
     case EL_OP_ADD: return run_rows(run, s, add_row, el_rows(run, s->out[0]));
+    case EL_OP_SCALE: return run_rows(run, s, scale_row, el_rows(run, s->out[0]));
+    case EL_OP_SOFTCAP: return run_rows(run, s, softcap_row, el_rows(run, s->out[0]));
+    case EL_OP_ROUTE: return el_step_route(run, s);
+    case EL_OP_EXPERTS: return el_step_experts(run, s);
     case EL_OP_TAKE_ROWS: return run_rows(run, s, take_row, run->pass->n_outputs);
     default: return EL_E_UNSUPPORTED;
     }

@@ -182,6 +182,11 @@ int el_check_vector(const el_kernels *table, int64_t n, uint64_t seed, const el_
         COMPARE(gated, n, EL_ACT_GELU_TANH)
         COMPARE(add, n)
 #undef COMPARE
+        if (table->softcap) {
+            p->softcap(x, expected, n, 1.5f);
+            table->softcap(x, y, n, 1.5f);
+            ok = ok && same_floats(y, expected, n);
+        }
         if (table->exp_sum) {
             float sums[2];
             memcpy(y, x, (size_t)n * 4);

@@ -162,8 +162,8 @@ def test_bad_hyperparameters(tmp_path: Path, rule: str, key: str, value: Any) ->
     [
         ("rope.scaling.type", "longrope"),
         ("rope.scaling.type", "dynamic"),
-        ("attention.sliding_window", 32),
-        ("expert_count", 8),
+        ("expert_gating_func", 2),
+        ("expert_weights_scale", 2.5),
         ("logit_scale", 8.0),
         ("residual_scale", 0.2),
         ("embedding_scale", 12.0),

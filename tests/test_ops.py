@@ -30,7 +30,12 @@ def small_plan() -> Plan:
     up = b.linear(x, "blk.0.ffn_up.weight", 12, out="up")
     y = b.gated("silu", gate, up, label="blk.0.ffn_act")
     x = b.add(x, b.linear(y, "blk.0.ffn_down.weight", 6, out="h"), label="blk.0.ffn_residual")
-    return b.build(b.linear(b.take_rows(x), "token_embd.weight", 10, out="logits", label="output"))
+    share = b.route(b.linear(x, "blk.0.ffn_gate_inp.weight", 3, out="router"), 2, label="blk.0.ffn_route")
+    names = ("blk.0.gate_exps", "blk.0.up_exps", "blk.0.down_exps")
+    y = b.experts(x, share, names, 5, activation="silu", n_used=2, label="blk.0.ffn_experts")
+    x = b.add(x, b.scale(y, 0.5, label="blk.0.ffn_scale"), label="blk.0.moe_residual")
+    logits = b.linear(b.take_rows(x), "token_embd.weight", 10, out="logits", label="output")
+    return b.build(b.softcap(logits, 30.0, label="output_softcap"))
 
 
 def at(plan: Plan, op: Op) -> int:
@@ -70,14 +75,17 @@ def test_a_good_plan_passes() -> None:
     [
         (Op.EMBED, {"outputs": (2,)}, "table"),
         (Op.EMBED, {"outputs": (99,)}, "no buffer 99"),
-        (Op.EMBED, {"outputs": (8,)}, "one row per token"),
+        (Op.EMBED, {"outputs": (11,)}, "one row per token"),
         (Op.EMBED, {"weights": ()}, "wrong number"),
         (Op.EMBED, {"weights": ("nothing.weight",)}, "no declared shape"),
         (Op.RMSNORM, {"params": {"eps": 0.0}}, "eps"),
         (Op.RMSNORM, {"params": {"eps": float("nan")}}, "eps"),
         (Op.RMSNORM, {"params": {"eps": 1}}, "needed float"),
         (Op.RMSNORM, {"params": {"more": 1}}, "parameters"),
-        (Op.RMSNORM, {"outputs": (0,)}, "must not be an input"),
+        (Op.RMSNORM, {"outputs": (2,)}, "differ in shape"),
+        (Op.RMSNORM, {"params": {"group": 4}}, "groups of 4"),
+        (Op.RMSNORM, {"params": {"group": 3}}, "the group 3"),
+        (Op.LINEAR, {"outputs": (1,)}, "must not be an input"),
         (Op.RMSNORM, {"inputs": (7,)}, "before it is written"),
         (Op.RMSNORM, {"weights": ("blk.0.attn_q.bias",)}, "columns"),
         (Op.LINEAR, {"weights": ("blk.0.attn_k.weight",)}, "needed (8, 6)"),
@@ -94,11 +102,24 @@ def test_a_good_plan_passes() -> None:
         (Op.ATTENTION, {"params": {"n_heads": 3}}, "n_heads"),
         (Op.ATTENTION, {"params": {"scale": 0.0}}, "scale"),
         (Op.ATTENTION, {"params": {"window": -1}}, "window"),
+        (Op.ATTENTION, {"params": {"softcap": float("nan")}}, "softcap"),
+        (Op.ATTENTION, {"params": {"softcap": -1.0}}, "softcap"),
         (Op.ATTENTION, {"inputs": (2, 3, 0)}, "n_kv_heads"),
         (Op.GATED, {"params": {"activation": "relu6"}}, "relu6"),
         (Op.GATED, {"inputs": (6, 0)}, "differ in shape"),
         (Op.GATED, {"outputs": (7,)}, "first input only"),
         (Op.ADD, {"inputs": (0, 2)}, "differ in shape"),
+        (Op.SCALE, {"params": {"factor": float("inf")}}, "factor"),
+        (Op.SOFTCAP, {"params": {"cap": 0.0}}, "cap is 0.0"),
+        (Op.SOFTCAP, {"params": {"cap": float("nan")}}, "cap is nan"),
+        (Op.ROUTE, {"params": {"n_used": 4}}, "4 of 3 experts"),
+        (Op.ROUTE, {"params": {"n_used": 0}}, "0 of 3 experts"),
+        (Op.ROUTE, {"params": {"normalise": 1}}, "needed bool"),
+        (Op.EXPERTS, {"params": {"n_used": 4}}, "4 of 3 experts"),
+        (Op.EXPERTS, {"params": {"activation": "tanh"}}, "tanh"),
+        (Op.EXPERTS, {"weights": ("blk.0.down_exps", "blk.0.up_exps", "blk.0.down_exps")}, "gate"),
+        (Op.EXPERTS, {"weights": ("blk.0.gate_exps", "blk.0.down_exps", "blk.0.down_exps")}, "up"),
+        (Op.EXPERTS, {"weights": ("blk.0.gate_exps", "blk.0.up_exps", "blk.0.up_exps")}, "down"),
         (Op.TAKE_ROWS, {"inputs": (2,)}, "columns"),
         (Op.TAKE_ROWS, {"outputs": (1,)}, "from rows of tokens"),
     ],

@@ -8,6 +8,7 @@ to `edgellm.kv`. This file only turns Python objects into the structs of native/
 from __future__ import annotations
 
 import functools
+import math
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -127,7 +128,10 @@ def _kv_struct(ffi: Any, seq: Sequence, keep: list[Any]) -> Any:
 
 
 class _WeightTable:
-    """The plan's weights as el_weight structs: panels in one arena, rows in the mapped file, vectors as float32."""
+    """The plan's weights as el_weight structs: panels in one arena, rows in the mapped file, vectors as float32.
+
+    Experts are packed as one matrix where each begins at a panel's border: 16 rows of a panel are of one expert.
+    """
 
     def __init__(self, plan: Plan, weights: Weights, n_threads: int, pack: bool) -> None:
         self._ffi, self._lib = clib.library()
@@ -135,11 +139,8 @@ class _WeightTable:
         self._keep: list[np.ndarray] = []  # arrays that structs point into
         self.structs = self._ffi.new("el_weight[]", len(self.ids))
         multiplied = {s.weights[0] for s in plan.steps if s.op is Op.LINEAR}
-        panels = [
-            name
-            for name, shape in plan.weights.items()
-            if pack and name in multiplied and len(shape) == 2 and weights.type(name).has_panel
-        ]
+        multiplied |= {w for s in plan.steps if s.op is Op.EXPERTS for w in s.weights if plan.weights[w][1] % 16 == 0}
+        panels = [name for name in plan.weights if pack and name in multiplied and weights.type(name).has_panel]
         self._arena, self._arena_bytes = self._ffi.NULL, 0
         offsets = self._reserve(panels, weights)
         for name in self.ids:
@@ -152,7 +153,7 @@ class _WeightTable:
         offsets: dict[str, int] = {}
         for name in names:
             offsets[name] = self._arena_bytes
-            n_bytes = self._lib.el_panel_bytes(weights.type(name).id, *weights.shape(name))
+            n_bytes = self._lib.el_panel_bytes(weights.type(name).id, *_matrix(weights.shape(name)))
             self._arena_bytes += -(-n_bytes // _LINE) * _LINE
         if self._arena_bytes:
             self._arena = self._lib.el_arena_alloc(self._arena_bytes)
@@ -168,7 +169,7 @@ class _WeightTable:
             struct.rows, struct.cols = 1, shape[0]
         else:
             data, struct.type = weights.data(name), weights.type(name).id
-            struct.rows, struct.cols = shape
+            struct.rows, struct.cols = _matrix(shape)
         self._keep.append(data)
         struct.layout, struct.bytes = _ROWS, data.size
         struct.data = self._ffi.from_buffer(data)
@@ -177,14 +178,13 @@ class _WeightTable:
         """Rows into panels, all cores at once; each source is given back to the system when it is done."""
         with ThreadPoolExecutor(max_workers=max(1, n_threads)) as pool:
             for name, offset in offsets.items():
-                kind, (rows, k) = weights.type(name).id, weights.shape(name)
+                kind, (rows, k) = weights.type(name).id, _matrix(weights.shape(name))
                 source = self._ffi.from_buffer(weights.data(name))
                 target = self._ffi.cast("char *", self._arena) + offset
                 task = functools.partial(self._pack_rows, kind, source, target, rows, k)
                 for rc in pool.map(task, range(0, rows, _PACK_ROWS)):
                     clib.check(rc, f"packing {name}")
-                info = weights.file.tensors[name]
-                weights.file.advise_dont_need(info.offset, info.n_bytes)
+                weights.file.advise_dont_need(*weights.span(name))
                 struct = self.structs[self.ids[name]]
                 struct.type, struct.layout, struct.rows, struct.cols = kind, _PANELS, rows, k
                 struct.data, struct.bytes = target, self._lib.el_panel_bytes(kind, rows, k)
@@ -196,6 +196,11 @@ class _WeightTable:
         self._lib.el_arena_free(self._arena, self._arena_bytes)
         self._arena, self._arena_bytes = self._ffi.NULL, 0
         self._keep.clear()
+
+
+def _matrix(shape: tuple[int, ...]) -> tuple[int, int]:
+    """(rows, columns); the matrices of experts follow each other, and are one tall matrix here."""
+    return math.prod(shape[:-1]), shape[-1]
 
 
 # ---- the plan ------------------------------------------------------------------------------------------------------
@@ -239,14 +244,21 @@ class _NativePlan:
                 field[j] = values[j] if j < len(values) and values[j] is not None else -1
         p = step.params
         if step.op == "rmsnorm":
-            target.f[0] = p["eps"]
+            target.f[0], target.i[0] = p["eps"], p["group"]
         elif step.op in ("gated", "linear_gated"):
             target.i[0] = ACTIVATIONS.index(p["activation"])
         elif step.op == "rope":
             target.i[0:4] = [p["head_dim"], p["rotary_dims"], ROPE_STYLES.index(p["style"]), p["table"]]
         elif step.op == "attention":
             target.i[0:5] = [p["layer"], p["n_heads"], p["n_kv_heads"], p["head_dim"], p["window"]]
-            target.f[0] = p["scale"]
+            target.f[0], target.f[1] = p["scale"], p["softcap"]
+        elif step.op in ("scale", "softcap"):
+            target.f[0] = p["factor" if step.op == "scale" else "cap"]
+        elif step.op == "route":
+            target.i[0:2] = [p["n_used"], p["normalise"]]
+        elif step.op == "experts":
+            n_experts = self.plan.buffers[step.inputs[1]].cols
+            target.i[0:3] = [ACTIVATIONS.index(p["activation"]), n_experts, p["n_used"]]
 
     def view(self, buffer: int, n_rows: int) -> np.ndarray:
         """float32 (n_rows, cols) view of a buffer."""

@@ -43,6 +43,11 @@ class _Matrix:
     rows: int
     cols: int
 
+    def part(self, index: int, n: int) -> _Matrix:
+        """Matrix `index` of n that follow each other."""
+        size = self.data.size // n
+        return _Matrix(self.type, self.data[index * size : (index + 1) * size], self.rows // n, self.cols)
+
 
 @dataclass
 class _Pass:
@@ -71,8 +76,9 @@ class NumbaBackend:
         self._matrices: dict[str, _Matrix] = {}
         self._vectors: dict[str, np.ndarray] = {}
         for name, shape in plan.weights.items():
-            if len(shape) == 2:
-                self._matrices[name] = _Matrix(weights.type(name), weights.data(name).reshape(-1), *shape)
+            if len(shape) > 1:  # the matrices of experts follow each other: one tall matrix
+                rows = math.prod(shape[:-1])
+                self._matrices[name] = _Matrix(weights.type(name), weights.data(name).reshape(-1), rows, shape[-1])
             else:  # norms and biases: small, float32
                 self._vectors[name] = np.ascontiguousarray(weights.float32(name), dtype=np.float32).reshape(-1)
         self._scratch = _Scratch(plan, self._matrices, max_tokens)
@@ -187,12 +193,10 @@ class NumbaBackend:
         self._view(step.outputs[0])[...] = dequantize(rows, m.type, (now.tokens.size, m.cols))
 
     def _rmsnorm(self, step: LoweredStep, now: _Pass) -> None:
-        cols, weight = self.plan.buffers[step.inputs[0]].cols, self._vectors[step.weights[0]]
+        group, weight, eps = step.params["group"], self._vectors[step.weights[0]], step.params["eps"]
         x, y = self._scratch.buffer(step.inputs[0]), self._scratch.buffer(step.outputs[0])
-        eps = step.params["eps"]
-        self._spread(
-            self._rows(step.inputs[0]), 8 * cols, lambda a, b: vector.rmsnorm(x, weight, y, cols, a, b, eps)
-        )
+        n = self._rows(step.inputs[0]) * self.plan.buffers[step.inputs[0]].cols // group
+        self._spread(n, 8 * group, lambda a, b: vector.rmsnorm(x, weight, y, group, a, b, eps))
 
     def _rope(self, step: LoweredStep, now: _Pass) -> None:
         p = step.params
@@ -220,7 +224,7 @@ class NumbaBackend:
         def run(a: int, b: int) -> None:
             attend(
                 q, out, now.cache, now.page_size, table, p["n_heads"], n_kv, dim, p["window"], p["scale"],
-                p.get("softcap", 0.0), now.position, n, a, b, now.cancel,
+                p["softcap"], now.position, n, a, b, now.cancel,
             )  # fmt: skip
 
         self._spread(tiles * n_kv, 4 * seen * dim * group * min(n, attention_kernels.TILE), run)
@@ -240,6 +244,38 @@ class NumbaBackend:
         n = self._rows(step.outputs[0]) * self.plan.buffers[step.outputs[0]].cols
         self._spread(n, 2, lambda a, b: vector.add(x, y, out, a, b))
 
+    def _scale(self, step: LoweredStep, now: _Pass) -> None:
+        np.multiply(self._view(step.inputs[0]), np.float32(step.params["factor"]), out=self._view(step.outputs[0]))
+
+    def _softcap(self, step: LoweredStep, now: _Pass) -> None:
+        x, out = self._scratch.buffer(step.inputs[0]), self._scratch.buffer(step.outputs[0])
+        n = self._rows(step.outputs[0]) * self.plan.buffers[step.outputs[0]].cols
+        self._spread(n, 24, lambda a, b: vector.softcap(x, out, a, b, step.params["cap"]))
+
+    def _route(self, step: LoweredStep, now: _Pass) -> None:
+        p, n = step.params, self.plan.buffers[step.inputs[0]].cols
+        logits, share = self._scratch.buffer(step.inputs[0]), self._scratch.buffer(step.outputs[0])
+        vector.route(logits, share, n, self._rows(step.inputs[0]), p["n_used"], int(p["normalise"]))
+
+    def _experts(self, step: LoweredStep, now: _Pass) -> None:
+        """Expert after expert, each on the tokens that chose it."""
+        x, share, out = (self._view(b) for b in (*step.inputs, step.outputs[0]))  # (n, dim), (n, experts), (n, dim)
+        activate, (_, dim), n_experts = _GATED[step.params["activation"]], x.shape, share.shape[1]
+        out[...] = 0
+        for e in range(n_experts):
+            chosen = np.flatnonzero(share[:, e])
+            if not chosen.size:
+                continue
+            gate, up, down = (self._matrices[w].part(e, n_experts) for w in step.weights)
+            gated, raised = (np.empty(chosen.size * gate.rows, np.float32) for _ in range(2))
+            self._products([gate, up], x[chosen].reshape(-1), chosen.size, [gated, raised], now)
+            activate(gated, raised, gated, 0, gated.size)
+            y = np.empty((chosen.size, dim), np.float32)
+            self._products([down], gated, chosen.size, [y.reshape(-1)], now)
+            out[chosen] += share[chosen, e, None] * y
+            if now.cancel[0]:
+                return
+
     def _take_rows(self, step: LoweredStep, now: _Pass) -> None:
         np.take(self._view(step.inputs[0]), now.outputs, axis=0, out=self._view(step.outputs[0]))
 
@@ -256,13 +292,26 @@ class NumbaBackend:
 
     def _multiply(self, step: LoweredStep, now: _Pass, outs: list[np.ndarray], residual: np.ndarray) -> None:
         """outs[j] = input @ weights[j].T (+ biases[j]) (+ residual): the rows of all weights are one list of work."""
-        n_cols = self._rows(step.inputs[0])
+        matrices = [self._matrices[w] for w in step.weights]
+        biases = [_NONE if b is None else self._vectors[b] for b in step.biases]
+        n_cols, x = self._rows(step.inputs[0]), self._scratch.buffer(step.inputs[0])
+        self._products(matrices, x, n_cols, outs, now, biases, residual)
+
+    def _products(
+        self,
+        matrices: list[_Matrix],
+        x: np.ndarray,
+        n_cols: int,
+        outs: list[np.ndarray],
+        now: _Pass,
+        biases: list[np.ndarray] | None = None,
+        residual: np.ndarray = _NONE,
+    ) -> None:
+        """As `_multiply`, for n_cols columns at x."""
         if n_cols == 0:
             return
-        x = self._scratch.buffer(step.inputs[0])
-        matrices = [self._matrices[w] for w in step.weights]
+        biases = biases or [_NONE] * len(matrices)
         inputs = {kind: self._activations(kind, x, n_cols, matrices[0].cols) for kind in {_input(m) for m in matrices}}
-        biases = [_NONE if b is None else self._vectors[b] for b in step.biases]
         starts = [0]  # of each weight in the common list, in steps of 16 rows
         for m in matrices:
             starts.append(starts[-1] + math.ceil(m.rows / _ROW_STEP))

@@ -112,8 +112,10 @@ def embed(step: Step, now: _Pass, plan: Plan, table: np.ndarray) -> np.ndarray:
 
 
 def rmsnorm(step: Step, now: _Pass, plan: Plan, x: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    mean_square = np.mean(np.square(x, dtype=np.float64), axis=1, keepdims=True)  # (rows, 1)
-    return (x / np.sqrt(mean_square + step.params["eps"])).astype(np.float32) * weight
+    groups = x.reshape(-1, step.params["group"])  # (rows * groups, group)
+    mean_square = np.mean(np.square(groups, dtype=np.float64), axis=1, keepdims=True)
+    y = (groups / np.sqrt(mean_square + step.params["eps"])).astype(np.float32) * weight
+    return y.reshape(x.shape)
 
 
 def linear(
@@ -153,6 +155,8 @@ def attention(step: Step, now: _Pass, plan: Plan, q: np.ndarray, k: np.ndarray, 
     for head in range(n_kv):
         keys, values = _load(now, p["layer"], head, now.position + n)  # (length, head_dim) each
         scores = queries[:, head] @ keys.T * np.float32(p["scale"])  # (n, group, length)
+        if p["softcap"]:
+            scores = capped(scores, p["softcap"])
         scores = np.where(mask[:, None, :], scores, np.float32(-np.inf))
         weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
         out[:, head] = weights / weights.sum(axis=-1, keepdims=True) @ values
@@ -167,8 +171,42 @@ def add(step: Step, now: _Pass, plan: Plan, x: np.ndarray, y: np.ndarray) -> np.
     return x + y
 
 
+def scale(step: Step, now: _Pass, plan: Plan, x: np.ndarray) -> np.ndarray:
+    return x * np.float32(step.params["factor"])
+
+
+def softcap(step: Step, now: _Pass, plan: Plan, x: np.ndarray) -> np.ndarray:
+    return capped(x, step.params["cap"])
+
+
+def route(step: Step, now: _Pass, plan: Plan, logits: np.ndarray) -> np.ndarray:
+    e = np.exp(logits - logits.max(axis=1, keepdims=True))
+    p = e / e.sum(axis=1, keepdims=True)  # (rows, n_experts)
+    chosen = np.argsort(-p, axis=1, kind="stable")[:, : step.params["n_used"]]  # of equals the first
+    share = np.zeros_like(p)
+    np.put_along_axis(share, chosen, np.take_along_axis(p, chosen, axis=1), axis=1)
+    return share / share.sum(axis=1, keepdims=True) if step.params["normalise"] else share
+
+
+def experts(
+    step: Step, now: _Pass, plan: Plan, x: np.ndarray, share: np.ndarray, gate: np.ndarray, up: np.ndarray,
+    down: np.ndarray,
+) -> np.ndarray:  # fmt: skip
+    activation, out = ACTIVATIONS[step.params["activation"]], np.zeros_like(x)
+    for e in range(share.shape[1]):
+        rows = np.flatnonzero(share[:, e])
+        hidden = activation(x[rows] @ gate[e].T) * (x[rows] @ up[e].T)
+        out[rows] += share[rows, e, None] * (hidden @ down[e].T)
+    return out
+
+
 def take_rows(step: Step, now: _Pass, plan: Plan, x: np.ndarray) -> np.ndarray:
     return x[now.outputs]
+
+
+def capped(x: np.ndarray, cap: float) -> np.ndarray:
+    """cap * tanh(x / cap)."""
+    return np.float32(cap) * np.tanh(x / np.float32(cap))
 
 
 def silu(x: np.ndarray) -> np.ndarray:
@@ -209,5 +247,9 @@ BODIES: dict[Op, Callable[..., np.ndarray]] = {
     Op.ATTENTION: attention,
     Op.GATED: gated,
     Op.ADD: add,
+    Op.SCALE: scale,
+    Op.SOFTCAP: softcap,
+    Op.ROUTE: route,
+    Op.EXPERTS: experts,
     Op.TAKE_ROWS: take_rows,
 }

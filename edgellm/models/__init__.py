@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ..config import ModelConfig
-from ..errors import UnsupportedArchitectureError
+from ..errors import UnsupportedArchitectureError, UnsupportedFeatureError
 from ..plan import Plan
-from . import llama
+from ..weights import tensor_shapes
+from . import gemma2, gemma3, granite, llama, olmo2, phi3, qwen2, qwen3, smollm3
+from .parts import Family
 
 if TYPE_CHECKING:
     from ..gguf import GGUFFile
 
-# general.architecture -> the function that writes its plan
-FAMILIES: dict[str, Callable[[ModelConfig, GGUFFile], Plan]] = {
-    "llama": llama.build,
+# general.architecture -> its family. Mistral and Mixtral call themselves "llama".
+FAMILIES: dict[str, Family] = {
+    "llama": llama.FAMILY,
+    "qwen2": qwen2.FAMILY,
+    "qwen3": qwen3.FAMILY,
+    "qwen3moe": qwen3.EXPERTS,
+    "gemma2": gemma2.FAMILY,
+    "gemma3": gemma3.FAMILY,
+    "phi3": phi3.FAMILY,
+    "olmo2": olmo2.FAMILY,
+    "granite": granite.FAMILY,
+    "smollm3": smollm3.FAMILY,
 }
+_HARMLESS = ("attn_rot_embd", "rope_freqs")  # parts of a layer in old files that repeat the metadata
 
 
 def check_architecture(file: GGUFFile) -> str:
@@ -29,14 +40,29 @@ def check_architecture(file: GGUFFile) -> str:
 
 def read_config(file: GGUFFile) -> ModelConfig:
     """The checked hyperparameters of a file of a supported family. Raises as `check_architecture` and `from_gguf`."""
-    check_architecture(file)
-    return ModelConfig.from_gguf(file)
+    return ModelConfig.from_gguf(file, FAMILIES[check_architecture(file)].uses)
 
 
-def build_plan(config: ModelConfig, file: GGUFFile) -> Plan:
-    """The plan of a model. `file` tells which optional tensors (biases, an output head) there are.
+def build_plan(config: ModelConfig, file: GGUFFile, n_ctx: int | None = None) -> Plan:
+    """The plan of a model for windows of `n_ctx` tokens (None: as trained; it matters to longrope only).
 
+    `file` tells which optional tensors (biases, an output head) there are.
     Raises UnsupportedArchitectureError, UnsupportedFeatureError, ModelFormatError.
     """
     check_architecture(file)
-    return FAMILIES[config.arch](config, file)
+    plan = FAMILIES[config.arch].build(config, file, config.n_ctx_train if n_ctx is None else n_ctx)
+    _refuse_unused_parts(plan, config, file)
+    return plan
+
+
+def _refuse_unused_parts(plan: Plan, config: ModelConfig, file: GGUFFile) -> None:
+    """A tensor of a layer that the plan leaves out belongs to a relative of the family: answers would be wrong."""
+    used = tensor_shapes(plan.weights)
+    for name in file.tensors:
+        parts = name.split(".")
+        in_layer = len(parts) > 2 and parts[0] == "blk" and parts[1].isdigit() and int(parts[1]) < config.n_layers
+        if in_layer and name not in used and parts[2] not in _HARMLESS:
+            raise UnsupportedFeatureError(
+                "this part of a layer belongs to a relative of the family that is not supported yet",
+                path=file.path, field=name, limit=f"the parts of {config.arch}",
+            )  # fmt: skip

@@ -462,6 +462,7 @@ const el_kernels el_kernels_avx2 = {
     .rmsnorm = rmsnorm,
     .gated = gated,
     .add = add,
+    .softcap = softcap,
     .attn_scores = {[EL_KV_F32] = attn_scores_f32, [EL_KV_F16] = attn_scores_f16},
     .attn_values = {[EL_KV_F32] = attn_values_f32, [EL_KV_F16] = attn_values_f16},
     .exp_sum = exp_sum,

@@ -150,6 +150,26 @@ static void add(const float *a, const float *b, float *y, int64_t n) {
     for (; i < n; i++) y[i] = a[i] + b[i];
 }
 
+INLINE __m256 tanh8(__m256 u) { /* el_tanhf */
+    const __m256 one = _mm256_set1_ps(1.0f), two = _mm256_set1_ps(2.0f);
+    __m256 z = _mm256_mul_ps(u, u), p = _mm256_set1_ps(EL_TANH_C11);
+    p = _mm256_fmadd_ps(p, z, _mm256_set1_ps(EL_TANH_C9));
+    p = _mm256_fmadd_ps(p, z, _mm256_set1_ps(EL_TANH_C7));
+    p = _mm256_fmadd_ps(p, z, _mm256_set1_ps(EL_TANH_C5));
+    p = _mm256_fmadd_ps(p, z, _mm256_set1_ps(EL_TANH_C3));
+    __m256 small = _mm256_fmadd_ps(_mm256_mul_ps(p, z), u, u);
+    __m256 large = _mm256_sub_ps(one, _mm256_div_ps(two, _mm256_add_ps(one, exp8(_mm256_mul_ps(two, u)))));
+    __m256 is_small = _mm256_cmp_ps(_mm256_andnot_ps(_mm256_set1_ps(-0.0f), u), _mm256_set1_ps(EL_TANH_SMALL), _CMP_LT_OQ);
+    return _mm256_blendv_ps(large, small, is_small);
+}
+
+static void softcap(const float *x, float *y, int64_t n, float cap) {
+    __m256 c = _mm256_set1_ps(cap);
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8) _mm256_storeu_ps(y + i, _mm256_mul_ps(c, tanh8(_mm256_div_ps(_mm256_loadu_ps(x + i), c))));
+    for (; i < n; i++) y[i] = cap * el_tanhf(x[i] / cap);
+}
+
 static void exp_sum(float *x, int64_t n, float max, float *sum) {
     __m256 a = _mm256_setzero_ps(), b = a, top = _mm256_set1_ps(max);
     int64_t i = 0;

@@ -290,6 +290,10 @@ static void add(const float *a, const float *b, float *y, int64_t n) {
     for (int64_t i = 0; i < n; i++) y[i] = a[i] + b[i];
 }
 
+static void softcap(const float *x, float *y, int64_t n, float cap) {
+    for (int64_t i = 0; i < n; i++) y[i] = cap * el_tanhf(x[i] / cap);
+}
+
 static void exp_sum(float *x, int64_t n, float max, float *sum) {
     float lanes[EL_LANES] = {0};
     for (int64_t i = 0; i < n; i += EL_LANES) {
@@ -360,6 +364,7 @@ const el_kernels el_kernels_portable = {
     .rmsnorm = rmsnorm,
     .gated = gated,
     .add = add,
+    .softcap = softcap,
     .attn_scores = {[EL_KV_F32] = attn_scores_f32, [EL_KV_F16] = attn_scores_f16},
     .attn_values = {[EL_KV_F32] = attn_values_f32, [EL_KV_F16] = attn_values_f16},
     .exp_sum = exp_sum,
