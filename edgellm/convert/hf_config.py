@@ -8,44 +8,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from ..errors import ConvertError, UnsupportedArchitectureError, UnsupportedFeatureError, one_line
-
-Key = tuple[str, Any, "str | None"]  # GGUF key, value, type
-
-
-@dataclass(frozen=True)
-class Family:
-    """One row of the architecture table: how a family of transformers becomes a family of GGUF.
-
-    `arch` is GGUF's name for it. `optional_keys`: numbers that go into the file where config.json has them, as
-    {name in config.json: (GGUF key below the family, type)}; they are needed to compute what transformers computes.
-    `activations`: the hidden_act values the family is known with.
-    """
-
-    arch: str
-    optional_keys: dict[str, tuple[str, str]] = field(default_factory=dict)
-    activations: tuple[str, ...] = ("silu", "swish")
-
-
-# architectures[0] of config.json -> family. llama.cpp drops Mistral's sliding window; transformers applies it.
-FAMILIES: dict[str, Family] = {
-    "LlamaForCausalLM": Family("llama"),
-    "MistralForCausalLM": Family("llama", {"sliding_window": ("attention.sliding_window", "u32")}),
-}
+from .hf_families import FAMILIES, Family, Key, window_keys
 
 
 @dataclass(frozen=True)
 class Rope:
-    """Rotary embedding: `kind` is default, linear, llama3 or yarn; `params` the numbers that come with it."""
+    """Rotary embedding: `kind` is default, linear, llama3, yarn or longrope; `params` the numbers that come with it.
+
+    `local_theta` is that of layers with a window, in families that have two.
+    """
 
     theta: float
     kind: str
     params: dict[str, Any]
+    local_theta: float = 10000.0
 
 
 @dataclass(frozen=True)
@@ -60,6 +42,7 @@ class HFConfig:
     n_heads: int
     n_kv_heads: int
     head_dim: int
+    rotary_dims: int
     n_vocab: int
     n_ctx: int
     norm_eps: float
@@ -117,26 +100,59 @@ class _Reader:
             raise UnsupportedArchitectureError(names[0], FAMILIES, path=self.path)
         return names[0], FAMILIES[names[0]]
 
-    def rope(self) -> Rope:
+    def rope(self, family: Family) -> Rope:
         new, old = self.raw.get("rope_parameters"), self.raw.get("rope_scaling")
         for name, table in (("rope_parameters", new), ("rope_scaling", old)):
             if table is not None and not isinstance(table, dict):
                 self.fail("must be an object or null", name, table)
-        params = dict(old or {}) | dict(new or {})
+        if not family.local_rope:
+            return self._rope(dict(old or {}) | dict(new or {}), family)
+        near, far = (new or {}).get("sliding_attention"), (new or {}).get("full_attention")
+        for name, table in (("sliding_attention", near), ("full_attention", far)):
+            if table is not None and not isinstance(table, dict):
+                self.fail("must be an object or null", f"rope_parameters.{name}", table)
+        old_near = self.raw.get("rope_local_base_freq")
+        local = self._rope({"rope_theta": old_near or 10000.0, **(near or {})}, family)
+        if local.kind != "default":
+            self.refuse_rope(local.kind, "default in layers with a window")
+        return replace(self._rope(dict(old or {}) | dict(far or {}), family), local_theta=local.theta)
+
+    def _rope(self, params: dict[str, Any], family: Family) -> Rope:
         theta = self.real({"rope_theta": self.raw.get("rope_theta"), **params}, "rope_theta", 1.0, 1e15, 10000.0)
         kind = params.get("rope_type", params.get("type")) or "default"
-        if not isinstance(kind, str) or kind not in _ROPES:
-            raise UnsupportedFeatureError(
-                "this RoPE scaling is not supported", path=self.path, field="rope_type", value=kind,
-                limit=", ".join(_ROPES),
-            )  # fmt: skip
+        known = [name for name in _ROPES if name != "longrope" or family.long_rope]
+        if family.long_rope and kind in ("su", "yarn"):  # names of before 2024-09 for the same thing
+            kind = "longrope"
+        if not isinstance(kind, str) or kind not in known:
+            self.refuse_rope(kind, ", ".join(known))
         return Rope(theta, kind, params)
+
+    def refuse_rope(self, kind: Any, known: str) -> None:
+        raise UnsupportedFeatureError(
+            "this RoPE scaling is not supported", path=self.path, field="rope_type", value=kind, limit=known
+        )
+
+    def rotary_dims(self, family: Family, head_dim: int, rope: Rope) -> int:
+        """Dimensions of a head that are rotated: all of them, except where the family allows a share."""
+        share = self.raw.get("partial_rotary_factor", rope.params.get("partial_rotary_factor"))
+        if share in (None, 1, 1.0):
+            return head_dim
+        if not family.long_rope:
+            raise UnsupportedFeatureError(
+                "heads that are rotated only in part are not supported", path=self.path, field="partial_rotary_factor",
+                value=share, limit=1.0,
+            )  # fmt: skip
+        n = int(head_dim * self.real({"partial_rotary_factor": share}, "partial_rotary_factor", 0.0, 1.0))
+        if n < 2 or n % 2:
+            self.fail("the number of rotated dimensions is odd", "partial_rotary_factor", share, "an even number")
+        return n
 
 
 def read_config(raw: dict[str, Any], path: str) -> HFConfig:
     """Check config.json. Raises UnsupportedArchitectureError, UnsupportedFeatureError or ConvertError."""
     r = _Reader(raw, path)
     architecture, family = r.family()
+    r.raw = raw = family.defaults | raw
     if raw.get("quantization_config"):
         method = raw["quantization_config"]
         method = method.get("quant_method") if isinstance(method, dict) else method
@@ -153,8 +169,8 @@ def read_config(raw: dict[str, Any], path: str) -> HFConfig:
     head_dim = r.integer("head_dim", 2, 1 << 16, dim // n_heads)
     if head_dim % 2:
         r.fail("the head size is odd", "head_dim", head_dim, "an even number")
-    rope = r.rope()
-    _refuse_other_parts(r, family, rope)
+    rope = r.rope(family)
+    _refuse_other_activations(r, family)
     return HFConfig(
         architecture=architecture,
         family=family,
@@ -164,6 +180,7 @@ def read_config(raw: dict[str, Any], path: str) -> HFConfig:
         n_heads=n_heads,
         n_kv_heads=n_kv_heads,
         head_dim=head_dim,
+        rotary_dims=r.rotary_dims(family, head_dim, rope),
         n_vocab=r.integer("vocab_size", 1, 1 << 28),
         n_ctx=r.integer("max_position_embeddings", 1, (1 << 31) - 1),
         norm_eps=r.real(raw, "rms_norm_eps", 0.0, 0.5, 1e-6),
@@ -177,20 +194,13 @@ def read_config(raw: dict[str, Any], path: str) -> HFConfig:
     )
 
 
-def _refuse_other_parts(r: _Reader, family: Family, rope: Rope) -> None:
-    """Settings that change the result and that the family's plan does not have."""
-    act = r.raw.get("hidden_act", "silu")
+def _refuse_other_activations(r: _Reader, family: Family) -> None:
+    name = family.activation_name
+    act = r.raw.get(name, family.activations[0])
     if act not in family.activations:
         raise UnsupportedFeatureError(
-            "this activation is not supported", path=r.path, field="hidden_act", value=act,
-            limit=", ".join(family.activations),
-        )  # fmt: skip
-    share = r.raw.get("partial_rotary_factor", rope.params.get("partial_rotary_factor"))
-    if share not in (None, 1, 1.0):
-        raise UnsupportedFeatureError(
-            "heads that are rotated only in part are not supported", path=r.path, field="partial_rotary_factor",
-            value=share, limit=1.0,
-        )  # fmt: skip
+            "this activation is not supported", path=r.path, field=name, value=act, limit=", ".join(family.activations)
+        )
 
 
 def _notes(raw: dict[str, Any]) -> tuple[str, ...]:
@@ -217,7 +227,7 @@ def model_keys(c: HFConfig) -> list[Key]:
         (f"{a}.attention.key_length", c.head_dim, "u32"),
         (f"{a}.attention.value_length", c.head_dim, "u32"),
         (f"{a}.vocab_size", c.n_vocab, "u32"),
-        (f"{a}.rope.dimension_count", c.head_dim, "u32"),
+        (f"{a}.rope.dimension_count", c.rotary_dims, "u32"),
     ]
     for name, (key, kind) in c.family.optional_keys.items():
         value = c.raw.get(name)
@@ -225,7 +235,9 @@ def model_keys(c: HFConfig) -> list[Key]:
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
                 raise ConvertError("must be a positive number or null", path=c.path, field=name, value=value)
             keys.append((f"{a}.{key}", value, kind))
-    return keys + [(f"{a}.rope.scaling.{key}", value, kind) for key, value, kind in _ROPES[c.rope.kind](c)]
+    more = [*window_keys(c), *(c.family.keys(c) if c.family.keys else [])]
+    more += [(f"rope.scaling.{key}", value, kind) for key, value, kind in _ROPES[c.rope.kind](c)]
+    return keys + [(f"{a}.{key}", value, kind) for key, value, kind in more]
 
 
 def _plain_rope(c: HFConfig) -> list[Key]:
@@ -264,6 +276,20 @@ def _yarn_rope(c: HFConfig) -> list[Key]:
     return keys
 
 
+def _long_rope(c: HFConfig) -> list[Key]:
+    """LongRoPE's magnitude as transformers works it out: sqrt(1 + ln(stretch) / ln(original context))."""
+    original = _original_ctx(c)
+    stretch = c.n_ctx / original
+    magnitude = math.sqrt(1.0 + math.log(stretch) / math.log(original)) if stretch > 1.0 else 1.0
+    if c.rope.params.get("attention_factor") is not None:
+        magnitude = _rope_number(c, "attention_factor", None)
+    return [
+        ("type", "longrope", "str"),
+        ("original_context_length", original, "u32"),
+        ("attn_factor", magnitude, "f32"),
+    ]
+
+
 def _magnitude(factor: float, scale: float) -> float:
     """YaRN's attention temperature (Peng et al. 2023, section 3.4)."""
     return 0.1 * scale * math.log(factor) + 1.0 if factor > 1.0 else 1.0
@@ -274,6 +300,7 @@ _ROPES: dict[str, Callable[[HFConfig], list[Key]]] = {
     "linear": _linear_rope,
     "llama3": _plain_rope,  # goes into the tensor rope_freqs.weight
     "yarn": _yarn_rope,
+    "longrope": _long_rope,  # goes into the tensors rope_factors_long.weight and rope_factors_short.weight
 }
 
 
@@ -295,7 +322,7 @@ def _original_ctx(c: HFConfig) -> int:
 
 
 def rope_divisors(c: HFConfig) -> np.ndarray | None:
-    """Llama 3's scaling as the vector `rope_freqs.weight`: float64 (head_dim / 2,); None for the other kinds."""
+    """Llama 3's scaling as the vector `rope_freqs.weight`: float64 (rotary_dims / 2,); None for the other kinds."""
     if c.rope.kind != "llama3":
         return None
     from ..rope import llama3_divisors
@@ -306,10 +333,29 @@ def rope_divisors(c: HFConfig) -> np.ndarray | None:
             "must be above low_freq_factor", path=c.path, field="high_freq_factor", value=high, limit=low
         )
     return llama3_divisors(
-        c.head_dim,
+        c.rotary_dims,
         c.rope.theta,
         factor=_rope_number(c, "factor", 8.0),
         low_freq_factor=low,
         high_freq_factor=high,
         original_ctx=_original_ctx(c),
     )
+
+
+def long_rope_divisors(c: HFConfig) -> dict[str, np.ndarray]:
+    """LongRoPE's two sets of divisors by tensor name: float64 (rotary_dims / 2,) each; none for the other kinds."""
+    if c.rope.kind != "longrope":
+        return {}
+    out: dict[str, np.ndarray] = {}
+    for name in ("long_factor", "short_factor"):
+        values = c.rope.params.get(name)
+        good = isinstance(values, list) and len(values) == c.rotary_dims // 2
+        for value in values if good else []:
+            good = good and type(value) in (int, float) and math.isfinite(value) and value > 0
+        if not good:
+            raise ConvertError(
+                "must be a list of positive numbers, one for each pair of a head", path=c.path, field=name,
+                value=len(values) if isinstance(values, list) else values, limit=c.rotary_dims // 2, rule="P4",
+            )  # fmt: skip
+        out[f"rope_factors_{name.removesuffix('_factor')}.weight"] = np.array(values, dtype=np.float64)
+    return out

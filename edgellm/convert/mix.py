@@ -33,8 +33,8 @@ def find_type(name: str, allowed: Sequence[BlockType], what: str) -> BlockType:
 
 
 def stays_f32(name: str, shape: Sequence[int]) -> bool:
-    """Small tensors whose precision costs nothing: vectors, norms, biases."""
-    return len(shape) < 2 or name.endswith(("_norm.weight", ".bias")) or name.startswith("rope_f")
+    """Small tensors whose precision costs nothing: vectors, norms, biases, routers of experts."""
+    return len(shape) < 2 or name.endswith(("_norm.weight", ".bias", "_gate_inp.weight")) or name.startswith("rope_f")
 
 
 def choose_type(name: str, shape: Sequence[int], wanted: BlockType, tied: bool) -> tuple[BlockType, str | None]:
