@@ -111,8 +111,12 @@ def quantize(x: np.ndarray, block: BlockType) -> np.ndarray:
     if x.ndim != 2 or x.shape[1] % block.block_size:
         raise InvalidArgumentError(f"rows of {x.shape} floats do not fit {block.name} blocks of {block.block_size}")
     out = np.empty((x.shape[0], block.row_bytes(x.shape[1])), dtype=np.uint8)
-    rc = lib.el_quantize(block.id, ffi.from_buffer("float[]", x), ffi.from_buffer(out), *x.shape)
-    check(rc, f"quantising to {block.name}")
+    source, target, weights = ffi.from_buffer("float[]", x), ffi.from_buffer(out), ffi.NULL
+    if importance is not None:
+        if importance.shape != x.shape[1:]:
+            raise InvalidArgumentError(f"importance of shape {importance.shape} for rows of {x.shape[1]} weights")
+        weights = ffi.from_buffer("float[]", np.ascontiguousarray(importance, dtype=np.float32))
+    check(lib.el_quantize_weighted(block.id, source, weights, target, *x.shape), f"quantising to {block.name}")
     return out
 
 

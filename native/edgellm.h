@@ -49,6 +49,8 @@ int el_pack_panels(int type, const void *src, void *dst, int64_t rows, int64_t k
 int el_panel_row(int type, const void *panels, int64_t rows, int64_t k, int64_t row, float *dst);
 int el_dequantize(int type, const void *src, float *dst, int64_t rows, int64_t k);
 int el_quantize(int type, const float *src, void *dst, int64_t rows, int64_t k);
+/* importance (k): how much an error in each column counts, finite and not negative; NULL: all the same */
+int el_quantize_weighted(int type, const float *src, const float *importance, void *dst, int64_t rows, int64_t k);
 
 /* y[m][r] (leading dimension ldy) = dot(row r of w, x[m]) for r in [row0, row1), one thread; for tests and tools */
 int el_linear_test(int type, int layout, const void *w, int64_t rows, int64_t k, int64_t row0, int64_t row1,

@@ -2,27 +2,46 @@
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 
 from .. import quants
-from ..blocks import BF16, F16, F32, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, BlockType
+from ..blocks import ALL, BF16, F16, F32, MXFP4, TQ1_0, TQ2_0, BlockType
 from ..errors import ConvertError, one_line
 
 F16_MAX = 65504.0
-_COMPILED = (BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0)  # what native/quantize.c does
+_COMPILED = tuple(t for t in ALL if t not in (F32, F16, TQ1_0, TQ2_0, MXFP4))  # what native/quantize.c does
+_PART = 1 << 16  # weights that are worth a thread
 
 
-def pack(x: np.ndarray, kind: BlockType) -> np.ndarray:
-    """float32 (rows, k) -> uint8 (rows, bytes of a row). Both ways give the same bytes; only the speed differs."""
+def pack(x: np.ndarray, kind: BlockType, importance: np.ndarray | None = None) -> np.ndarray:
+    """float32 (rows, k) -> uint8 (rows, bytes of a row). Both ways give the same bytes; only the speed differs.
+
+    `importance` (k,): how much an error in each column counts (`quants.quantize`). Raises InvalidArgumentError.
+    """
     if kind is F32:
         return np.ascontiguousarray(x, dtype=np.float32).view(np.uint8)
     if kind is F16:
         return x.astype(np.float16).view(np.uint8)
     from .. import clib
 
-    if kind in _COMPILED and clib.available():
-        return clib.quantize(x, kind)
-    return quants.quantize(x, kind)
+    if kind not in _COMPILED or not clib.available():
+        return quants.quantize(x, kind, importance)
+    if importance is not None:
+        importance = quants.check_importance(importance, x.shape[-1])
+    n_parts = min(_n_cores(), x.size // _PART)
+    if n_parts < 2:
+        return clib.quantize(x, kind, importance)
+    with ThreadPoolExecutor(n_parts) as pool:  # C lets go of the interpreter's lock
+        parts = pool.map(lambda rows: clib.quantize(rows, kind, importance), np.array_split(x, n_parts))
+        return np.concatenate(list(parts))
+
+
+def _n_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def check_range(x: np.ndarray, kind: BlockType, name: str, path: str) -> None:

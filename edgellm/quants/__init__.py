@@ -6,11 +6,12 @@ the panel layout (formats/panels.md). The sizes and field offsets come from `edg
 
 from __future__ import annotations
 
-from .codecs import can_quantize, dequantize, quantize, resolve_type
+from .codecs import can_quantize, check_importance, dequantize, quantize, resolve_type
 from .panels import pack_panels, panel_bytes, unpack_panels
 
 __all__ = [
     "can_quantize",
+    "check_importance",
     "dequantize",
     "pack_panels",
     "panel_bytes",

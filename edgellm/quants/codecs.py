@@ -1,18 +1,20 @@
 """Block bytes -> float32 and back.
 
 Every result is defined bit for bit, so that the compiled kernels and the quantiser can be compared with it exactly. The
-formats are ggml's (ggml-common.h and ggml-quants.c of llama.cpp); Q4_0 to Q8_0 quantise as its reference code does.
+formats are ggml's (ggml-common.h and ggml-quants.c of llama.cpp); Q4_0 to Q8_0, MXFP4 and the ternary types quantise
+as its reference code does, the others by a search of their own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from ..blocks import BY_ID, BY_NAME, BlockType
 from ..errors import InvalidArgumentError, UnsupportedQuantError
 from .pack import PACK
+from .pack_search import SEARCH
 from .unpack import UNPACK
 
 _CHUNK = 1 << 19  # weights handled at once: temporaries stay near 10 MB whatever the tensor
@@ -58,28 +60,46 @@ def dequantize(data: object, type: BlockType | str | int, shape: Sequence[int]) 
     return out.reshape(shape)
 
 
-def quantize(x: np.ndarray, type: BlockType | str | int) -> np.ndarray:
+def quantize(x: np.ndarray, type: BlockType | str | int, importance: np.ndarray | None = None) -> np.ndarray:
     """float32 (rows, k) -> uint8 (rows, bytes of a row); more leading dimensions are kept, k is the last one.
 
+    `importance` (k,), finite and not negative: how much an error in each column counts (see `check_importance`); types
+    that have no scales to choose (F32, F16, BF16, TQ1_0, TQ2_0, MXFP4) do not look at it.
     Values too large for an f16 scale give an infinite scale (as in llama.cpp); check the input where that matters.
-    Raises InvalidArgumentError when k is no multiple of the block size.
+    Raises InvalidArgumentError when k is no multiple of the block size or `importance` does not fit.
     """
     kind = resolve_type(type)
     x = np.ascontiguousarray(x, dtype=np.float32)
-    n_blocks = _n_blocks(kind, x.shape)
-    flat = x.reshape(n_blocks, kind.block_size)
+    n_blocks, size = _n_blocks(kind, x.shape), kind.block_size
+    flat = x.reshape(n_blocks, size)
     out = np.empty(n_blocks, dtype=kind.dtype)
-    step, pack = max(1, _CHUNK // kind.block_size), _packer(kind)
+    pack = PACK.get(kind.name) if importance is None or kind.name not in SEARCH else None
+    weights = np.ones((1, size), np.float32)  # (blocks of a row, block size)
+    if importance is not None:
+        weights = check_importance(importance, x.shape[-1]).reshape(-1, size)
+    step = max(1, _CHUNK // size)
     with np.errstate(all="ignore"):
         for i in range(0, n_blocks, step):
-            pack(flat[i : i + step], out[i : i + step])
-    return out.view(np.uint8).reshape(*x.shape[:-1], x.shape[-1] // kind.block_size * kind.type_size)
+            part = flat[i : i + step]
+            if pack is not None:
+                pack(part, out[i : i + step])
+            else:
+                w = weights[np.arange(i, i + len(part)) % len(weights)]
+                SEARCH[kind.name](part, w, out[i : i + step])
+    return out.view(np.uint8).reshape(*x.shape[:-1], x.shape[-1] // size * kind.type_size)
 
 
-def _packer(kind: BlockType) -> Callable[[np.ndarray, np.ndarray], None]:
-    if kind.name not in PACK:
-        raise UnsupportedQuantError(f"{kind.name} cannot be written here; types that can: {', '.join(PACK)}")
-    return PACK[kind.name]
+def check_importance(importance: np.ndarray, k: int) -> np.ndarray:
+    """Importance of k columns as the quantisers take it: float32 (k,) of mean 1, nothing below 1e-5, so that no weight
+    is given up; all 1 if all are 0. Raises InvalidArgumentError."""
+    v = np.asarray(importance, dtype=np.float64)
+    if v.shape != (k,):
+        raise InvalidArgumentError(f"importance of shape {v.shape} for rows of {k} weights; give one number per column")
+    if not (np.isfinite(v).all() and (v >= 0).all()):
+        raise InvalidArgumentError("importance must be finite and not negative")
+    mean = v.mean()
+    v = v / mean if mean > 0 else np.ones(k)
+    return np.maximum(v, 1e-5).astype(np.float32)
 
 
 def can_quantize(k: int, type: BlockType | str | int) -> bool:

@@ -1,7 +1,7 @@
-"""float32 -> blocks: one function for each format.
+"""float32 -> blocks: one function for each format that does not search for its scales (pack_search.py has the others).
 
-Each takes float32 (n, block_size) and fills structured blocks (n,) of `edgellm.blocks`. All but the K-quants and IQ4
-give the bits of ggml's reference quantisers (ggml-quants.c of llama.cpp; the `gguf` Python package).
+Each takes float32 (n, block_size) and fills structured blocks (n,) of `edgellm.blocks`. They give the bits
+of ggml's reference quantisers (ggml-quants.c of llama.cpp; the `gguf` Python package).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .unpack import MXFP4_VALUES, _half, e8m0_half
+from .unpack import MXFP4_VALUES, e8m0_half
 
 
 def _inverse(d: np.ndarray) -> np.ndarray:
@@ -84,25 +84,6 @@ def _to_q8_0(x: np.ndarray, b: np.ndarray) -> None:
     b["qs"] = np.nan_to_num(_round_away(x * _inverse(d)), nan=0.0).clip(-127, 127).astype(np.int8)
 
 
-def _to_q6_k(x: np.ndarray, b: np.ndarray) -> None:
-    """Plain rounding: each 16 weights get scale extreme / -32, these 16 scales share one f16 (d = extreme / -128).
-
-    llama.cpp searches for scales of smaller error; any choice is a valid Q6_K block.
-    """
-    groups = x.reshape(-1, 16)
-    sub = _signed_scale(groups, 32).reshape(-1, 16)  # (n, 16)
-    d = _signed_scale(sub, 128)
-    b["d"] = d[:, 0]
-    d = _half(b["d"])  # the stored, rounded scale
-    b["scales"] = np.nan_to_num(np.rint(sub * _inverse(d))).clip(-128, 127).astype(np.int8)
-    steps = (d * b["scales"].astype(np.float32)).reshape(-1, 1)
-    codes = np.nan_to_num(np.rint(groups * _inverse(steps))).clip(-32, 31).astype(np.int8) + np.int8(32)
-    codes = codes.view(np.uint8).reshape(-1, 2, 4, 32)  # (n, half, g, l)
-    b["ql"] = ((codes[:, :, :2] & 15) | (codes[:, :, 2:] << 4)).reshape(-1, 128)
-    shifts = np.array([0, 2, 4, 6], dtype=np.uint8)[:, None]
-    b["qh"] = np.bitwise_or.reduce((codes >> 4) << shifts, axis=2).reshape(-1, 64)
-
-
 def _to_bf16(x: np.ndarray, b: np.ndarray) -> None:
     """Round to nearest even; a NaN keeps its upper bits and becomes quiet."""
     bits = x[:, 0].view(np.uint32)
@@ -155,7 +136,6 @@ PACK: dict[str, Callable[[np.ndarray, np.ndarray], None]] = {
     "Q5_0": _to_q5_0,
     "Q5_1": _to_q5_1,
     "Q8_0": _to_q8_0,
-    "Q6_K": _to_q6_k,
     "TQ1_0": _to_tq1_0,
     "TQ2_0": _to_tq2_0,
     "MXFP4": _to_mxfp4,
