@@ -104,8 +104,11 @@ def pool_chunks() -> list[int]:
 # ---- weights ---------------------------------------------------------------------------------------------------------
 
 
-def quantize(x: np.ndarray, block: BlockType) -> np.ndarray:
-    """float32 (rows, k) -> uint8 (rows, row bytes) in `block`'s format. Raises InvalidArgumentError, BackendError."""
+def quantize(x: np.ndarray, block: BlockType, importance: np.ndarray | None = None) -> np.ndarray:
+    """float32 (rows, k) -> uint8 (rows, row bytes) in `block`'s format. Raises InvalidArgumentError, BackendError.
+
+    `importance`: (k,), finite and not negative, used as it is (`quants.check_importance` prepares it).
+    """
     ffi, lib = library()
     x = np.ascontiguousarray(x, dtype=np.float32)
     if x.ndim != 2 or x.shape[1] % block.block_size:
