@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -141,13 +142,10 @@ test_name.__test__ = False  # type: ignore[attr-defined]  # pytest: not a test
 
 
 def model_type(model: Model) -> str:
-    """Family and the type that most bytes have, such as `llama Q4_0`."""
-    sizes: dict[str, int] = {}
+    """Family and the type that most matrices have, such as `llama Q4_0`."""
     weights = model._loaded.weights
-    for name in weights.names:
-        kind = weights.type(name).name
-        sizes[kind] = sizes.get(kind, 0) + weights.span(name)[1]
-    return f"{model.arch} {max(sizes, key=lambda kind: sizes[kind])}"
+    kinds = Counter(weights.type(name).name for name in weights.names if len(weights.shape(name)) > 1)
+    return f"{model.arch} {kinds.most_common(1)[0][0]}"
 
 
 def n_params(plan: Plan) -> int:
