@@ -79,7 +79,17 @@ static void weights(int type, uint8_t *w, int64_t bytes, int kind, uint64_t *see
         case EL_TYPE_F32: memcpy(w + i, &f, 4); break;
         case EL_TYPE_F16: put_half(w + i, el_f32_to_f16(f)); break;
         case EL_TYPE_BF16: put_half(w + i, (uint16_t)(bits >> 16)); break;
+        case EL_TYPE_Q2_K:
+            put_half(w + i + offsetof(el_block_q2_k, d), half_scale(seed));
+            put_half(w + i + offsetof(el_block_q2_k, dmin), half_scale(seed));
+            break;
+        case EL_TYPE_Q3_K: put_half(w + i + offsetof(el_block_q3_k, d), half_scale(seed)); break;
         case EL_TYPE_Q6_K: put_half(w + i + offsetof(el_block_q6_k, d), half_scale(seed)); break;
+        case EL_TYPE_TQ1_0: put_half(w + i + offsetof(el_block_tq1_0, d), half_scale(seed)); break;
+        case EL_TYPE_TQ2_0: put_half(w + i + offsetof(el_block_tq2_0, d), half_scale(seed)); break;
+        case EL_TYPE_MXFP4: w[i] = (uint8_t)(next(seed) >> 28 ? 113 + (next(seed) >> 28) : next(seed) >> 31); break;
+        case EL_TYPE_Q4_K:
+        case EL_TYPE_Q5_K:
         case EL_TYPE_Q4_1:
         case EL_TYPE_Q5_1: put_half(w + i + 2, half_scale(seed)); /* the minimum, then the scale as below */
             /* fall through */

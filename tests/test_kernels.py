@@ -16,7 +16,7 @@ import gguf
 import numpy as np
 import pytest
 
-from edgellm import quants
+from edgellm import blocks, quants
 from edgellm.blocks import TypeId
 from edgellm.quants import panels
 
@@ -30,7 +30,11 @@ except ImportError:
 ROWS, PANELS = lib.EL_ROWS, lib.EL_PANELS
 FLOATS = ["F32", "F16", "BF16"]
 BLOCKS = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"]
-CASES = [(name, ROWS) for name in [*FLOATS, *BLOCKS, "Q6_K"]] + [("Q4_0", PANELS), ("Q8_0", PANELS)]
+CODEBOOKS = ["IQ4_NL", "MXFP4"]
+K_BLOCKS = ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS", "TQ1_0", "TQ2_0"]  # blocks of 256
+PANEL_TYPES = [block.name for block in blocks.ALL if block.has_panel]
+CASES = [(name, ROWS) for name in [*FLOATS, *BLOCKS, *CODEBOOKS, *K_BLOCKS]]
+CASES += [(name, PANELS) for name in PANEL_TYPES]
 ROW_COUNTS = [1, 15, 16, 17, 33]
 
 
@@ -38,7 +42,7 @@ def ks(name: str) -> list[int]:
     """Lengths of a row to try: odd ones where the format allows them."""
     if name in FLOATS:
         return [1, 7, 16, 33, 100]
-    return [256, 512] if name == "Q6_K" else [32, 64, 96, 160, 256]
+    return [256, 512] if name in K_BLOCKS else [32, 64, 96, 160, 256]
 
 
 def level_names() -> list[str]:
@@ -69,11 +73,12 @@ def make_weights(name: str, rows: int, k: int, seed: int = 0) -> np.ndarray:
             .view(np.uint8)
             .ravel()
         )
-    blocks = rng.integers(0, 256, size=rows * k // kind.block_size * kind.type_size, dtype=np.uint8).view(kind.dtype)
-    for field in ("d", "m"):
-        if field in (kind.dtype.names or ()):
-            blocks[field] = rng.normal(size=blocks.shape).astype(np.float16) * np.float16(0.01)
-    return blocks.view(np.uint8).ravel()
+    data = rng.integers(0, 256, size=rows * k // kind.block_size * kind.type_size, dtype=np.uint8).view(kind.dtype)
+    for field in {"d", "m", "dmin"} & set(kind.dtype.names or ()):
+        data[field] = rng.normal(size=data.shape).astype(np.float16) * np.float16(0.01)
+    if "e" in (kind.dtype.names or ()):
+        data["e"] = rng.integers(110, 125, size=data.shape)  # powers of two around 1e-3
+    return data.view(np.uint8).ravel()
 
 
 def to_layout(name: str, layout: int, weights: np.ndarray, rows: int, k: int) -> np.ndarray:
@@ -130,7 +135,7 @@ def test_linear_equals_numpy_on_dequantised_weights(name, layout, level, use_lev
             weights = make_weights(name, rows, k)
             w = np.asarray(quants.dequantize(weights, name, (rows, k)), dtype=np.float64)
             x = np.random.default_rng(k).normal(size=(3, k)).astype(np.float32)
-            seen = x.astype(np.float64) if name in FLOATS else int8_activations(x, 256 if name == "Q6_K" else 32)
+            seen = x.astype(np.float64) if name in FLOATS else int8_activations(x, 256 if name in K_BLOCKS else 32)
             y = linear(name, layout, to_layout(name, layout, weights, rows, k), rows, x)
             slack = 2e-6 * (np.abs(seen) @ np.abs(w).T) + 1e-7
             assert (np.abs(y - seen @ w.T) <= slack).all(), (rows, k)
@@ -159,21 +164,22 @@ def test_levels_columns_and_row_ranges_give_the_same_bits(name, layout, use_leve
 def test_largest_integers_do_not_saturate(level, use_level):
     """-128 and the largest codes against activations at +-127, where 16-bit sums are at their limits."""
     use_level(level)
-    k = 64
     for name, layout in CASES[3:]:
-        if name == "Q6_K":
-            continue
         kind = quants.resolve_type(name)
+        k = 256 if name in K_BLOCKS else 64
         for fill in (0x00, 0x80, 0x7F, 0xFF):
-            blocks = np.full(16 * k // 32 * kind.type_size, fill, dtype=np.uint8).view(kind.dtype)
-            for field in set(kind.dtype.names or ()) & {"d", "m"}:
-                blocks[field] = np.float16(1)
-            weights = blocks.view(np.uint8).ravel()
+            data = np.full(16 * k // kind.block_size * kind.type_size, fill, dtype=np.uint8).view(kind.dtype)
+            for field in set(kind.dtype.names or ()) & {"d", "m", "dmin"}:
+                data[field] = np.float16(1)
+            if name == "MXFP4":
+                data["e"] = 128  # codes count once
+            weights = data.view(np.uint8).ravel()
             w = np.asarray(quants.dequantize(weights, name, (16, k)), dtype=np.float64)
+            slack = 127 * np.abs(w).sum(axis=1) * 2e-7 if name in K_BLOCKS else 0  # totals above 2^24 are rounded
             for sign in (1.0, -1.0):
                 x = np.full((1, k), sign * 127, dtype=np.float32)
                 y = linear(name, layout, to_layout(name, layout, weights, 16, k), 16, x)
-                assert (y == x.astype(np.float64) @ w.T).all(), (name, layout, fill)
+                assert (np.abs(y - x.astype(np.float64) @ w.T) <= slack).all(), (name, layout, fill)
 
 
 @pytest.mark.parametrize("level", level_names())
@@ -218,10 +224,10 @@ def test_no_kernel_reads_past_its_buffers(name, layout, level, use_level):
             assert near_the_edge.tobytes() == linear(name, layout, weights, rows, x).tobytes()
 
 
-@pytest.mark.parametrize("name", ["Q4_0", "Q8_0"])
+@pytest.mark.parametrize("name", PANEL_TYPES)
 def test_packing_equals_the_numpy_twin_and_can_run_in_ranges(name):
     for rows in [*ROW_COUNTS, 48]:
-        for k in [32, 64, 96, 160, 256]:
+        for k in ks(name):
             weights = make_weights(name, rows, k)
             expected = panels.pack_panels(weights, rows, k, name)
             assert lib.el_panel_bytes(TypeId[name], rows, k) == expected.size
@@ -235,9 +241,9 @@ def test_packing_equals_the_numpy_twin_and_can_run_in_ranges(name):
             assert pieces.tobytes() == expected.tobytes()
 
 
-@pytest.mark.parametrize("name", ["Q4_0", "Q8_0"])
+@pytest.mark.parametrize("name", PANEL_TYPES)
 def test_a_row_read_back_from_panels_is_the_dequantised_row(name):
-    for rows, k in [(1, 32), (17, 96), (33, 64), (16, 160)]:
+    for rows, k in [(1, 256), (17, 512)] if name in K_BLOCKS else [(1, 32), (17, 96), (33, 64), (16, 160)]:
         weights = make_weights(name, rows, k)
         packed = to_layout(name, PANELS, weights, rows, k)
         expected = quants.dequantize(weights, name, (rows, k))
@@ -263,7 +269,7 @@ def test_quantised_bytes_equal_those_of_the_gguf_package(name):
     assert out.tobytes() == expected.tobytes()
 
 
-@pytest.mark.parametrize("name", [*FLOATS, *BLOCKS, "Q6_K"])
+@pytest.mark.parametrize("name", [*FLOATS, *BLOCKS, *CODEBOOKS, *K_BLOCKS])
 def test_dequantised_floats_equal_those_of_the_gguf_package(name):
     rows, k = 7, 512
     weights = make_weights(name, rows, k)

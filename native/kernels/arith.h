@@ -40,6 +40,13 @@ static inline float el_fmaf(float a, float b, float c) {
 #endif
 }
 
+/* The 4-bit codebooks: IQ4_NL and IQ4_XS; twice the e2m1 floats of MXFP4 (OCP Microscaling Formats 1.0). */
+static const int8_t el_iq4_codes[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+static const int8_t el_mxfp4_codes[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+
+/* Half of the power of two of an e8m0 byte: 2^(e - 128); e = 0 and 1 are subnormal. */
+static inline float el_e8m0(uint8_t e) { return el_float(e < 2 ? 0x200000u << e : (uint32_t)(e - 1) << 23); }
+
 /* The fixed tree that folds 16 lanes: 8+8, 4+4, 2+2, 1+1. Overwrites the lanes. */
 static inline float el_tree16(float *lanes) {
     for (int width = EL_LANES / 2; width; width /= 2)

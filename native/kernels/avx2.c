@@ -162,6 +162,14 @@ INLINE __m256i decode_q5_1(const uint8_t *p) {
     const el_block_q5_1 *b = (const el_block_q5_1 *)p;
     return _mm256_or_si256(nibbles(b->qs), fifth_bits(b->qh));
 }
+/* nibbles to the values of a 4-bit codebook */
+INLINE __m256i codebook(__m256i v, const int8_t *values) {
+    return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(bytes16(values)), v);
+}
+INLINE __m256i decode_iq4_nl(const uint8_t *p) {
+    return codebook(nibbles(((const el_block_iq4_nl *)p)->qs), el_iq4_codes);
+}
+INLINE __m256i decode_mxfp4(const uint8_t *p) { return codebook(nibbles(((const el_block_mxfp4 *)p)->qs), el_mxfp4_codes); }
 INLINE __m256i decode_q8_0(const uint8_t *p) { return bytes32(((const el_block_q8_0 *)p)->qs); }
 
 /* products of 32 weights and 32 activations as 8 partial sums */
@@ -180,13 +188,17 @@ INLINE __m128 scales4(const uint8_t *const *row, int64_t at) {
                                                     (uint64_t)h[3] << 48)));
 }
 
+INLINE __m128 powers4(const uint8_t *const *row, int64_t at) { /* e8m0 there */
+    return _mm_setr_ps(el_e8m0(row[0][at]), el_e8m0(row[1][at]), el_e8m0(row[2][at]), el_e8m0(row[3][at]));
+}
+
 /* four vectors of 8 partial sums to the four totals */
 INLINE __m128i fold4(__m256i a, __m256i b, __m256i c, __m256i d) {
     __m256i s = _mm256_hadd_epi32(_mm256_hadd_epi32(a, b), _mm256_hadd_epi32(c, d));
     return _mm_add_epi32(_mm256_castsi256_si128(s), _mm256_extracti128_si256(s, 1));
 }
 
-#define BLOCK_ROWS(NAME, BYTES, DECODE, DOT, OFFSET, HAS_MIN)                                                    \
+#define BLOCK_ROWS(NAME, BYTES, DECODE, SCALES, DOT, OFFSET, HAS_MIN)                                            \
     INLINE void NAME##_tile(const uint8_t *const *row, const el_act *x, int64_t m0, const int C, int64_t n_rows, \
                             float *y, int64_t ldy) {                                                             \
         int64_t n_blocks = x->k / 32, ld = x->k_pad / 32;                                                        \
@@ -198,7 +210,7 @@ INLINE __m128i fold4(__m256i a, __m256i b, __m256i c, __m256i d) {
             UNROLL for (int r = 0; r < 4; r++) w[r] = DECODE(row[r] + b * BYTES);                                \
             prefetch(next + b * 4 * BYTES); /* the next four rows, in the order they lie */                      \
             prefetch(next + b * 4 * BYTES + 64);                                                                 \
-            __m128 d = scales4(row, b * BYTES);                                                                  \
+            __m128 d = SCALES(row, b * BYTES);                                                                   \
             __m128 least = HAS_MIN ? scales4(row, b * BYTES + 2) : d;                                            \
             UNROLL for (int c = 0; c < C; c++) {                                                                 \
                 __m256i q = bytes32(x->q + (m0 + c) * x->k_pad + b * 32);                                        \
@@ -233,81 +245,17 @@ INLINE __m128i fold4(__m256i a, __m256i b, __m256i c, __m256i d) {
 #define rows_q5_0_STEP(C) rows_q5_0_tile(row, x, m0, C, n_rows, out, ldy)
 #define rows_q5_1_STEP(C) rows_q5_1_tile(row, x, m0, C, n_rows, out, ldy)
 #define rows_q8_0_STEP(C) rows_q8_0_tile(row, x, m0, C, n_rows, out, ldy)
-BLOCK_ROWS(rows_q4_0, (int64_t)sizeof(el_block_q4_0), decode_q4_0, dot_unsigned, 8, 0)
-BLOCK_ROWS(rows_q4_1, (int64_t)sizeof(el_block_q4_1), decode_q4_1, dot_unsigned, 0, 1)
-BLOCK_ROWS(rows_q5_0, (int64_t)sizeof(el_block_q5_0), decode_q5_0, dot_unsigned, 16, 0)
-BLOCK_ROWS(rows_q5_1, (int64_t)sizeof(el_block_q5_1), decode_q5_1, dot_unsigned, 0, 1)
-BLOCK_ROWS(rows_q8_0, (int64_t)sizeof(el_block_q8_0), decode_q8_0, dot_signed, 0, 0)
+#define rows_iq4_nl_STEP(C) rows_iq4_nl_tile(row, x, m0, C, n_rows, out, ldy)
+#define rows_mxfp4_STEP(C) rows_mxfp4_tile(row, x, m0, C, n_rows, out, ldy)
+BLOCK_ROWS(rows_q4_0, (int64_t)sizeof(el_block_q4_0), decode_q4_0, scales4, dot_unsigned, 8, 0)
+BLOCK_ROWS(rows_q4_1, (int64_t)sizeof(el_block_q4_1), decode_q4_1, scales4, dot_unsigned, 0, 1)
+BLOCK_ROWS(rows_q5_0, (int64_t)sizeof(el_block_q5_0), decode_q5_0, scales4, dot_unsigned, 16, 0)
+BLOCK_ROWS(rows_q5_1, (int64_t)sizeof(el_block_q5_1), decode_q5_1, scales4, dot_unsigned, 0, 1)
+BLOCK_ROWS(rows_q8_0, (int64_t)sizeof(el_block_q8_0), decode_q8_0, scales4, dot_signed, 0, 0)
+BLOCK_ROWS(rows_iq4_nl, (int64_t)sizeof(el_block_iq4_nl), decode_iq4_nl, scales4, dot_signed, 0, 0)
+BLOCK_ROWS(rows_mxfp4, (int64_t)sizeof(el_block_mxfp4), decode_mxfp4, powers4, dot_signed, 0, 0)
 
-/* ---- rows of Q6_K ----------------------------------------------------------------------------------------------- */
-/* Weights stay unsigned (0 .. 63); products of a sub-block are scaled as int16 pairs; -32 goes in through
- * the activations' sums per 16. `even_odd` puts the scales of sub-blocks 2j and 2j+1 in the two lanes. */
-INLINE int32_t total8(__m256i v) {
-    __m128i s = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
-    s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
-    return _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1)));
-}
-
-/* sum over sub-blocks of scale * 32 * activation sum, as 8 partial sums, to start from */
-INLINE __m256i q6_k_offset(const int32_t *sum, __m256i scales16) {
-    __m256i s = _mm256_packs_epi32(bytes32(sum), bytes32(sum + 8)); /* |sum| <= 2032 */
-    s = _mm256_permute4x64_epi64(s, 0xd8);
-    return _mm256_slli_epi32(_mm256_madd_epi16(s, scales16), 5);
-}
-
-INLINE void rows_q6_k_tile(const el_block_q6_k *row, const el_act *x, int64_t m0, const int C, float *y, int64_t ldy) {
-    const __m256i m4 = _mm256_set1_epi8(15), m2 = _mm256_set1_epi8(0x30);
-    const __m128i even_odd = _mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15);
-    int64_t n_blocks = x->k / 256, ld_sum = x->k_pad / 16, ld_d = x->k_pad / 256;
-    float acc[4] = {0};
-    for (int64_t b = 0; b < n_blocks; b++) {
-        const el_block_q6_k *block = row + b;
-        UNROLL for (int line = 0; line < 4; line++) prefetch((const uint8_t *)block + AHEAD + 64 * line);
-        __m128i scales = bytes16(block->scales);
-        __m256i in_order = _mm256_cvtepi8_epi16(scales);
-        __m256i by_lane = _mm256_cvtepi8_epi16(_mm_shuffle_epi8(scales, even_odd));
-        __m256i total[4];
-        UNROLL for (int c = 0; c < C; c++) total[c] = _mm256_setzero_si256();
-        UNROLL for (int half = 0; half < 2; half++) {
-            __m256i low = bytes32(block->ql + half * 64), next = bytes32(block->ql + half * 64 + 32);
-            __m256i high = bytes32(block->qh + half * 32), w[4];
-            w[0] = _mm256_or_si256(_mm256_and_si256(low, m4), _mm256_and_si256(_mm256_slli_epi16(high, 4), m2));
-            w[1] = _mm256_or_si256(_mm256_and_si256(next, m4), _mm256_and_si256(_mm256_slli_epi16(high, 2), m2));
-            w[2] = _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi16(low, 4), m4), _mm256_and_si256(high, m2));
-            w[3] = _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi16(next, 4), m4),
-                                   _mm256_and_si256(_mm256_srli_epi16(high, 2), m2));
-            UNROLL for (int j = 0; j < 4; j++) {
-                int pair = half * 4 + j; /* sub-blocks 2 pair and 2 pair + 1 */
-                __m256i scale =
-                    _mm256_shuffle_epi8(by_lane, _mm256_set1_epi16((int16_t)((2 * pair + 1) << 8 | 2 * pair)));
-                UNROLL for (int c = 0; c < C; c++) {
-                    __m256i q = bytes32(x->q + (m0 + c) * x->k_pad + b * 256 + pair * 32);
-                    __m256i products = _mm256_madd_epi16(_mm256_maddubs_epi16(w[j], q), scale);
-                    total[c] = _mm256_add_epi32(total[c], products);
-                }
-            }
-        }
-        float d = _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(block->d)));
-        UNROLL for (int c = 0; c < C; c++) {
-            __m256i offset = q6_k_offset(x->sum + (m0 + c) * ld_sum + b * 16, in_order);
-            int32_t dot = total8(_mm256_sub_epi32(total[c], offset));
-            __m128 scale = _mm_set_ss(d * x->d[(m0 + c) * ld_d + b]);
-            acc[c] = _mm_cvtss_f32(_mm_fmadd_ss(scale, _mm_set_ss((float)dot), _mm_set_ss(acc[c])));
-        }
-    }
-    UNROLL for (int c = 0; c < C; c++) y[(m0 + c) * ldy] = acc[c];
-}
-
-static void rows_q6_k(const void *w, int64_t row0, int64_t row1, const el_act *x, int64_t n_cols, float *y,
-                      int64_t ldy) {
-    for (int64_t r = row0; r < row1; r++) {
-        const el_block_q6_k *row = (const el_block_q6_k *)w + r * (x->k / 256);
-        float *out = y + r - row0;
-#define STEP(C) rows_q6_k_tile(row, x, m0, C, out, ldy)
-        COLUMN_TILES(STEP)
-#undef STEP
-    }
-}
+#include "avx2_k.h"
 
 /* ---- panels ---------------------------------------------------------------------------------------------------------- */
 /* acc += (d * dx) * dot for 16 rows, rounded as the row kernels do */
@@ -450,7 +398,16 @@ const el_kernels el_kernels_avx2 = {
             [EL_TYPE_Q5_0] = rows_q5_0,
             [EL_TYPE_Q5_1] = rows_q5_1,
             [EL_TYPE_Q8_0] = rows_q8_0,
+            [EL_TYPE_IQ4_NL] = rows_iq4_nl,
+            [EL_TYPE_MXFP4] = rows_mxfp4,
+            [EL_TYPE_Q2_K] = rows_q2_k,
+            [EL_TYPE_Q3_K] = rows_q3_k,
+            [EL_TYPE_Q4_K] = rows_q4_k,
+            [EL_TYPE_Q5_K] = rows_q5_k,
             [EL_TYPE_Q6_K] = rows_q6_k,
+            [EL_TYPE_IQ4_XS] = rows_iq4_xs,
+            [EL_TYPE_TQ1_0] = rows_tq1_0,
+            [EL_TYPE_TQ2_0] = rows_tq2_0,
         },
     .linear[EL_PANELS] =
         {

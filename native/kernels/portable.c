@@ -97,6 +97,22 @@ static inline void decode_q8_0(const uint8_t *p, int8_t *q, float *d, float *m) 
     *m = 0;
 }
 
+static inline void decode_iq4_nl(const uint8_t *p, int8_t *q, float *d, float *m) {
+    const el_block_iq4_nl *b = (const el_block_iq4_nl *)p;
+    decode_nibbles(b->qs, 0, q);
+    for (int i = 0; i < 32; i++) q[i] = el_iq4_codes[q[i]];
+    *d = el_f16_to_f32(b->d);
+    *m = 0;
+}
+
+static inline void decode_mxfp4(const uint8_t *p, int8_t *q, float *d, float *m) {
+    const el_block_mxfp4 *b = (const el_block_mxfp4 *)p;
+    decode_nibbles(b->qs, 0, q);
+    for (int i = 0; i < 32; i++) q[i] = el_mxfp4_codes[q[i]];
+    *d = el_e8m0(b->e);
+    *m = 0;
+}
+
 static inline int32_t dot_i8(const int8_t *a, const int8_t *b, int n) {
     int32_t sum = 0;
     for (int i = 0; i < n; i++) sum += (int32_t)a[i] * b[i];
@@ -132,43 +148,8 @@ BLOCK_ROWS(rows_q4_1, (int64_t)sizeof(el_block_q4_1), decode_q4_1, 1)
 BLOCK_ROWS(rows_q5_0, (int64_t)sizeof(el_block_q5_0), decode_q5_0, 0)
 BLOCK_ROWS(rows_q5_1, (int64_t)sizeof(el_block_q5_1), decode_q5_1, 1)
 BLOCK_ROWS(rows_q8_0, (int64_t)sizeof(el_block_q8_0), decode_q8_0, 0)
-
-/* ---- rows of Q6_K: 256 weights, 16 sub-scales ---------------------------------------------------------- */
-static inline void decode_q6_k(const el_block_q6_k *b, int8_t *q) {
-    for (int half = 0; half < 2; half++)
-        for (int i = 0; i < 32; i++) {
-            int low = b->ql[half * 64 + i], next = b->ql[half * 64 + 32 + i], high = b->qh[half * 32 + i];
-            int8_t *out = q + half * 128 + i;
-            out[0] = (int8_t)(((low & 15) | (high & 3) << 4) - 32);
-            out[32] = (int8_t)(((next & 15) | (high >> 2 & 3) << 4) - 32);
-            out[64] = (int8_t)(((low >> 4) | (high >> 4 & 3) << 4) - 32);
-            out[96] = (int8_t)(((next >> 4) | (high >> 6) << 4) - 32);
-        }
-}
-
-static void rows_q6_k(const void *w, int64_t row0, int64_t row1, const el_act *x, int64_t n_cols, float *y,
-                      int64_t ldy) {
-    int64_t n_blocks = x->k / 256, ld = x->k_pad / 256;
-    for (int64_t r = row0; r < row1; r++) {
-        const el_block_q6_k *row = (const el_block_q6_k *)w + r * n_blocks;
-        for (int64_t m0 = 0; m0 < n_cols; m0 += COLUMNS) {
-            int64_t n = min64(COLUMNS, n_cols - m0);
-            float acc[COLUMNS] = {0};
-            int8_t q[256];
-            for (int64_t b = 0; b < n_blocks; b++) {
-                decode_q6_k(row + b, q);
-                float d = el_f16_to_f32(row[b].d);
-                for (int64_t m = 0; m < n; m++) {
-                    const int8_t *xq = x->q + (m0 + m) * x->k_pad + b * 256;
-                    int32_t total = 0; /* |total| <= 16 * 16 * 32 * 127 * 128 < 2^28 */
-                    for (int i = 0; i < 16; i++) total += row[b].scales[i] * dot_i8(q + i * 16, xq + i * 16, 16);
-                    acc[m] = el_fmaf(d * x->d[(m0 + m) * ld + b], (float)total, acc[m]);
-                }
-            }
-            for (int64_t m = 0; m < n; m++) y[(m0 + m) * ldy + r - row0] = acc[m];
-        }
-    }
-}
+BLOCK_ROWS(rows_iq4_nl, (int64_t)sizeof(el_block_iq4_nl), decode_iq4_nl, 0)
+BLOCK_ROWS(rows_mxfp4, (int64_t)sizeof(el_block_mxfp4), decode_mxfp4, 0)
 
 /* ---- panels: 16 rows side by side, formats/panels.md ---------------------------------------------------- */
 /* One k-block of 32 of a panel: `q` as [8 quads][16 rows][4 k], `scale` the 16 f16 scales. */
@@ -231,6 +212,8 @@ static inline const uint8_t *panel_q8_0(const uint8_t *group, int64_t n_blocks, 
 
 PANELS(panels_q4_0, 576, 320, panel_q4_0)
 PANELS(panels_q8_0, 1088, 576, panel_q8_0)
+
+#include "portable_k.h"
 
 /* ---- activations to int8 -------------------------------------------------------------------------------- */
 /* The largest |x| by its bits, so that a NaN wins over every number and infinity. */
@@ -352,7 +335,16 @@ const el_kernels el_kernels_portable = {
             [EL_TYPE_Q5_0] = rows_q5_0,
             [EL_TYPE_Q5_1] = rows_q5_1,
             [EL_TYPE_Q8_0] = rows_q8_0,
+            [EL_TYPE_IQ4_NL] = rows_iq4_nl,
+            [EL_TYPE_MXFP4] = rows_mxfp4,
+            [EL_TYPE_Q2_K] = rows_q2_k,
+            [EL_TYPE_Q3_K] = rows_q3_k,
+            [EL_TYPE_Q4_K] = rows_q4_k,
+            [EL_TYPE_Q5_K] = rows_q5_k,
             [EL_TYPE_Q6_K] = rows_q6_k,
+            [EL_TYPE_IQ4_XS] = rows_iq4_xs,
+            [EL_TYPE_TQ1_0] = rows_tq1_0,
+            [EL_TYPE_TQ2_0] = rows_tq2_0,
         },
     .linear[EL_PANELS] =
         {
