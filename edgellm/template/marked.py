@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import re
 import string
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator
+from functools import wraps
+from operator import itemgetter
 from typing import Any, SupportsIndex
 
 Spans = tuple[tuple[int, int], ...]  # ascending, disjoint, none empty
+_start, _end = itemgetter(0), itemgetter(1)
 
 
 def spans_of(text: str) -> Spans:
@@ -39,11 +43,14 @@ def concat(items: Iterable[str]) -> str:
     at = 0
     for item in items:
         texts.append(item)
-        for start, end in spans_of(item):
-            if spans and spans[-1][1] == at + start:
-                spans[-1] = (spans[-1][0], at + end)
-            else:
-                spans.append((at + start, at + end))
+        more = spans_of(item)
+        if more:
+            if at:
+                more = tuple((at + start, at + end) for start, end in more)
+            if spans and spans[-1][1] == more[0][0]:
+                spans[-1] = (spans[-1][0], more[0][1])
+                more = more[1:]
+            spans += more
         at += len(item)
     return _make("".join(texts), tuple(spans))
 
@@ -56,7 +63,10 @@ def _cut(text: str, start: int, end: int) -> str:
     """text[start:end] for 0 <= start <= end <= len(text)."""
     if start == end:
         return ""
-    spans = tuple((max(a, start) - start, min(b, end) - start) for a, b in spans_of(text) if a < end and b > start)
+    all_spans = spans_of(text)
+    first = bisect_right(all_spans, start, key=_end)  # the first that ends behind `start`
+    last = bisect_left(all_spans, end, first, key=_start)
+    spans = tuple((max(a, start) - start, min(b, end) - start) for a, b in all_spans[first:last])
     return _make(str.__getitem__(text, slice(start, end)), spans)
 
 
@@ -71,22 +81,40 @@ def _cuts(text: str, pieces: list[str], skip: int = 0) -> list[str]:
 
 
 def _recased(method: Callable[..., str]) -> Callable[..., str]:
+    @wraps(method)
     def recase(self: MarkedText) -> str:
         plain = method(self)
         if len(plain) == len(self):
             return _make(plain, self._spans)
-        return MarkedText.template(plain) if self.is_template() else plain
+        made = concat(MarkedText.template(method(part)) if own else method(part) for part, own in parts_of(self))
+        return made if str.__eq__(made, plain) else plain
 
     return recase
 
 
 def _stripped(method: Callable[..., str]) -> Callable[..., str]:
+    @wraps(method)
     def strip(self: MarkedText, chars: str | None = None) -> str:
         plain = method(self, chars)
         start = len(self) - len(str.lstrip(self, chars)) if method is not str.rstrip else 0
         return _cut(self, start, start + len(plain))
 
     return strip
+
+
+def _padded(method: Callable[..., str]) -> Callable[..., str]:
+    """For methods that put the same character before or behind a text."""
+
+    @wraps(method)
+    def pad(self: MarkedText, width: SupportsIndex, fill: str = " ") -> str:
+        plain = method(self, width, fill)
+        before = {str.ljust: 0, str.rjust: len(plain) - len(self)}.get(method)
+        if before is None:  # center: the odd one goes to the left or right by a rule of its own
+            before = len(method("x" * len(self), width, " ")) - len(method("x" * len(self), width, " ").lstrip())
+        behind = len(plain) - len(self) - before
+        return concat((str.__mul__(fill, before), self, str.__mul__(fill, behind))) if self else plain
+
+    return pad
 
 
 class MarkedText(str):
@@ -125,7 +153,7 @@ class MarkedText(str):
     def __mul__(self, times: SupportsIndex) -> str:
         plain = str.__mul__(self, times)
         if self.is_template():
-            return MarkedText.template(plain)
+            return MarkedText.template(plain) if plain else ""
         return concat([self] * (len(plain) // len(self)))
 
     __rmul__ = __mul__
@@ -135,8 +163,7 @@ class MarkedText(str):
             start, end, step = key.indices(len(self))
             if step == 1:
                 return _cut(self, start, max(start, end))
-            plain = str.__getitem__(self, key)
-            return MarkedText.template(plain) if self.is_template() else plain
+            return concat(_cut(self, at, at + 1) for at in range(start, end, step))
         plain = str.__getitem__(self, key)
         at = key.__index__() % len(self)
         return _make(plain, spans_of(_cut(self, at, at + 1)))
@@ -157,9 +184,11 @@ class MarkedText(str):
         return concat(between)
 
     def replace(self, old: str, new: str, count: SupportsIndex = -1) -> str:
-        plain = str.replace(self, old, new, count)
-        if not old:
-            return plain
+        str.replace(self, "", "", 0), str.count(self, old), str.count(self, new)  # raises what str raises
+        if not old:  # `new` comes before each of the first characters, and behind the last
+            n = len(self) + 1 if count.__index__() < 0 else min(len(self) + 1, count.__index__())
+            gaps = [new if i < n else "" for i in range(len(self) + 1)]
+            return concat(part for i, gap in enumerate(gaps) for part in (gap, _cut(self, i, min(i + 1, len(self)))))
         return concat(_interleave(_cuts(self, str.split(self, old, count), len(old)), new))
 
     def split(self, sep: str | None = None, maxsplit: SupportsIndex = -1) -> list[str]:
@@ -184,6 +213,21 @@ class MarkedText(str):
     def removesuffix(self, suffix: str) -> str:
         return _cut(self, 0, len(str.removesuffix(self, suffix)))
 
+    def expandtabs(self, tabsize: SupportsIndex = 8) -> str:
+        plain = str.expandtabs(self, tabsize)
+        made = []
+        for line in self.splitlines(True):  # tab stops are counted anew in each line
+            column = 0
+            for i, piece in enumerate(line.split("\t")):
+                if i:
+                    made.append(" " * (tabsize.__index__() - column % tabsize.__index__()) if tabsize.__index__() else "")
+                    column = 0
+                made.append(piece)
+                column += len(piece)
+        marked = concat(made)
+        return marked if str.__eq__(marked, plain) else plain
+
+    center, ljust, rjust = (_padded(method) for method in (str.center, str.ljust, str.rjust))
     strip, lstrip, rstrip = (_stripped(method) for method in (str.strip, str.lstrip, str.rstrip))
     upper, lower, title = (_recased(method) for method in (str.upper, str.lower, str.title))
     capitalize, swapcase, casefold = (_recased(method) for method in (str.capitalize, str.swapcase, str.casefold))

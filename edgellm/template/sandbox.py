@@ -1,139 +1,239 @@
-"""The Jinja environment of chat templates: transformers' dialect, in the immutable sandbox, with marks.
+"""The Jinja environment of chat templates: transformers' dialect, in the immutable sandbox, with marks and a budget.
 
 Imported when the first template is used, because it imports jinja2. The dialect (filters, globals, extensions) is what
-`transformers.utils.chat_template_utils` gives to templates.
+`transformers.utils.chat_template_utils` gives to templates. Templates may call only what is listed here and in
+`methods`; everything they do is paid for from a `budget.Budget`.
 """
 
 from __future__ import annotations
 
-import json
+import operator
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
+from types import FunctionType, MethodType
 from typing import Any
 
 from jinja2 import nodes
-from jinja2.compiler import CodeGenerator, Frame
 from jinja2.exceptions import SecurityError, TemplateSyntaxError
 from jinja2.exceptions import TemplateError as JinjaError
 from jinja2.ext import Extension, loopcontrols
-from jinja2.filters import do_join, make_attrgetter
 from jinja2.parser import Parser
-from jinja2.runtime import Context
-from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedFormatter
-from jinja2.utils import Namespace, pass_context, pass_eval_context
+from jinja2.runtime import BlockReference, Context, LoopContext, Macro, Undefined
+from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedFormatter, safe_range
+from jinja2.utils import Cycler, Joiner, Namespace
 
 from edgellm.errors import TemplateError, one_line
+from edgellm.template.budget import (
+    Budget,
+    check_bits,
+    current,
+    pay_deep,
+    pay_list,
+    pay_search,
+    size_of,
+    spending,
+)
+from edgellm.template.codegen import Marking, check_tree, count_rounds
+from edgellm.template.filters import make_filters, make_tests
 from edgellm.template.marked import MarkedText, concat, format_marked
+from edgellm.template.methods import PayingFormatter, call_method, pay_format
 
-STEPS = "_edgellm_steps"  # name of the step budget among the variables of a render, and of the filter that counts
-MAX_VALUE = 2**26  # characters of a text, items of a list: the most that one operator may build
-MAX_BITS = 2**16  # the size of a whole number
+MAX_SOURCE = 2**18  # characters of a template
+MAX_TOKENS = 30_000  # words and signs of a template
 
-
-class _Marking(CodeGenerator):
-    """Generates code in which every text that the template spells out is marked as its own."""
-
-    def visit_Const(self, node: nodes.Const, frame: Frame) -> None:
-        if isinstance(node.value, str):
-            self.write(f"environment.own({str.__repr__(node.value)})")
-        else:
-            super().visit_Const(node, frame)
-
-    def _output_const_repr(self, group: Iterable[Any]) -> str:
-        return f"environment.own({str.__repr__(''.join(group))})"
-
-    def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:
-        self.write("environment.joined((")
-        for arg in node.nodes:
-            self.visit(arg, frame)
-            self.write(", ")
-        self.write("))")
+_COMPARE: dict[str, Callable[[Any, Any], Any]] = {
+    "eq": operator.eq, "ne": operator.ne, "lt": operator.lt, "lteq": operator.le, "gt": operator.gt,
+    "gteq": operator.ge, "in": lambda a, b: a in b, "notin": lambda a, b: a not in b,
+}  # fmt: skip
+_PLAIN_KEYS = (str, MarkedText, int, bool, float, type(None), slice)
 
 
-class Steps:
-    """What one render may still do: loop rounds and calls."""
+class Environment(ImmutableSandboxedEnvironment):
+    """What the compiled code of a template calls."""
 
-    def __init__(self, limit: int) -> None:
-        self._left = self._limit = limit
-
-    def _take(self) -> None:
-        self._left -= 1
-        if self._left < 0:
-            raise SecurityError(f"the template takes more than {self._limit} steps")
-
-
-class _Rounds:
-    """An iterable whose rounds are counted."""
-
-    def __init__(self, items: Any, steps: Steps) -> None:
-        self._items, self._steps = items, steps
-
-    def __iter__(self) -> Iterator[Any]:
-        for item in self._items:
-            self._steps._take()
-            yield item
-
-
-class _SizedRounds(_Rounds):
-    def __len__(self) -> int:
-        return len(self._items)
-
-
-@pass_context
-def _rounds(context: Context, items: Any) -> Any:
-    """The filter that every `for` of a template gets around its iterable."""
-    return (_SizedRounds if hasattr(items, "__len__") else _Rounds)(items, context[STEPS])
-
-
-class _Environment(ImmutableSandboxedEnvironment):
-    code_generator_class = _Marking
-    intercepted_binops = frozenset(("+", "*", "**"))
+    code_generator_class = Marking
+    intercepted_binops = frozenset(("+", "-", "*", "/", "//", "**", "%"))
     concat = staticmethod(concat)
-    own = staticmethod(MarkedText.template)
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._owned: dict[str, str] = {}
+
+    # ---- compiling
+
+    def _tokenize(self, source: str, name: str | None, filename: str | None = None, state: str | None = None) -> Any:
+        stream = super()._tokenize(source, name, filename, state)
+        stream._iter = _limited(stream._iter)
+        return stream
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         tree = super()._parse(source, name, filename)
-        for loop in list(tree.find_all(nodes.For)):
-            loop.iter = nodes.Filter(loop.iter, STEPS, [], [], None, None, lineno=loop.lineno)
+        check_tree(tree)
+        count_rounds(tree)
         tree.set_environment(self)
         return tree
 
-    def call(self, context: Context, function: Any, /, *args: Any, **kwargs: Any) -> Any:
-        """Every call in a template comes here."""
-        context[STEPS]._take()
-        return super().call(context, function, *args, **kwargs)
+    # ---- what compiled code calls
+
+    def step(self, n: int) -> None:
+        current().step(n)
+
+    def own(self, text: str) -> str:
+        """A text that the template spells out."""
+        made = self._owned.get(text)
+        if made is None:
+            made = self._owned[text] = MarkedText.template(text)
+        return made
+
+    def written(self, value: Any) -> str:
+        """`{{ value }}`"""
+        if not isinstance(value, str):
+            pay_deep(value)
+        text = str(value)
+        current().text(size_of(text))
+        return text
 
     def joined(self, items: Iterable[Any]) -> str:
-        """The `~` operator."""
-        texts = [str(item) for item in items]
-        _check_size(sum(map(len, texts)))
-        return concat(texts)
+        """`a ~ b`"""
+        return concat([self.written(item) for item in items])
 
-    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        if operator != "+" and isinstance(left, int) and isinstance(right, int):
-            bits = left.bit_length() * abs(right) if operator == "**" else left.bit_length() + right.bit_length()
-            if bits > MAX_BITS:
-                raise SecurityError(f"a number of {bits} bits is over the limit of {MAX_BITS}")
-        if operator == "*":
+    def compared(self, left: Any, *rest: Any) -> Any:
+        """`a < b`, and `a < b < c` with the later terms as functions."""
+        result: Any = True
+        for i in range(0, len(rest), 2):
+            sign, right = rest[i], rest[i + 1]
+            if i:
+                right = right()
+            _pay_compare(sign, left, right)
+            result = _COMPARE[sign](left, right)
+            if not result:
+                return result
+            left = right
+        return result
+
+    def key(self, value: Any) -> Any:
+        """`{key: ...}`"""
+        if type(value) not in _PLAIN_KEYS:
+            pay_deep(value)
+        return value
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        if not isinstance(argument, slice):
+            return super().getitem(obj, self.key(argument))
+        found = obj[argument]
+        if isinstance(found, str):
+            current().text(size_of(found))
+        elif hasattr(found, "__len__"):
+            pay_list(len(found))
+        return found
+
+    def call(self, context: Context, function: Any, /, *args: Any, **kwargs: Any) -> Any:
+        """Every call in a template comes here."""
+        budget = current()
+        budget.step(4 + len(args) + len(kwargs))
+        owner = getattr(function, "__self__", None) if not isinstance(function, (Undefined, Namespace)) else None
+        if owner is not None and not isinstance(owner, _OWNERS):
+            for name in ("_loop_vars", "_block_vars"):  # compiled code passes them along for functions that want them
+                kwargs.pop(name, None)
+            return call_method(owner, function.__name__, function, args, kwargs)
+        if not _may_call(function):
+            raise SecurityError(f"templates cannot call a {type(function).__name__}")
+        if isinstance(owner, LoopContext):
+            pay_deep(*args)
+        budget.enter()
+        try:
+            return context.call(function, *args, **kwargs)
+        finally:
+            budget.leave()
+
+    def call_binop(self, context: Any, sign: str, left: Any, right: Any) -> Any:
+        if isinstance(left, int) and isinstance(right, int):
+            _check_number(sign, left, right)
+        elif sign == "*":
             for value, times in ((left, right), (right, left)):
-                if hasattr(value, "__len__") and isinstance(times, int):
-                    _check_size(len(value) * times)
-        elif operator == "+" and hasattr(left, "__len__") and hasattr(right, "__len__"):
-            _check_size(len(left) + len(right))
-        return super().call_binop(context, operator, left, right)
+                if isinstance(times, int):
+                    _pay_sequence(value, max(times, 0))
+        elif sign == "+":
+            _pay_sequence(left, 1)
+            _pay_sequence(right, 1)
+        elif sign == "%" and isinstance(left, str):
+            pay_format(left, right)
+        result = super().call_binop(context, sign, left, right)
+        if sign == "%" and isinstance(result, str):
+            current().text(size_of(result))
+        return result
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
-        """`'...'.format(...)` with marks; format_map and formats from data as Jinja does them."""
-        wrapped = super().wrap_str_format(value)
-        own = getattr(value, "__self__", None)
-        if wrapped is None or not isinstance(own, MarkedText) or value.__name__ != "format":
-            return wrapped
-        return lambda *args, **kwargs: format_marked(own, SandboxedFormatter(self), args, kwargs)
+        """`'...'.format(...)` with marks, and with a price on each field."""
+        owner = getattr(value, "__self__", None)
+        if not isinstance(owner, str) or getattr(value, "__name__", "") not in ("format", "format_map"):
+            return None
+        formatter = _Formatter(self)
+        mapped = value.__name__ == "format_map"
+
+        def form(*args: Any, **kwargs: Any) -> str:
+            if mapped:
+                if len(args) != 1 or kwargs:
+                    raise TypeError("format_map() takes one mapping")
+                args, kwargs = (), args[0]
+            pay_search(owner, 0)
+            marked = owner if isinstance(owner, MarkedText) else MarkedText("".join((owner,)))
+            text = format_marked(marked, formatter, args, kwargs)
+            current().text(size_of(text))
+            return text
+
+        form._of_template = True  # type: ignore[attr-defined]
+        return form
 
 
-def _check_size(n: int) -> None:
-    if n > MAX_VALUE:
-        raise SecurityError(f"a value of {n} characters or items is over the limit of {MAX_VALUE}")
+class _Formatter(PayingFormatter, SandboxedFormatter):
+    """Formats with the sandbox's look-ups."""
+
+
+def _limited(tokens: Iterator[Any]) -> Iterator[Any]:
+    for i, token in enumerate(tokens):
+        if i > MAX_TOKENS:
+            raise TemplateSyntaxError(f"it has more than {MAX_TOKENS} words and signs", token.lineno)
+        yield token
+
+
+def _pay_sequence(value: Any, times: int) -> None:
+    """For `times` copies of a text or list."""
+    if isinstance(value, str):
+        current().text(size_of(value) * times)
+    elif isinstance(value, (list, tuple)):
+        pay_list(len(value) * times)
+
+
+def _check_number(sign: str, left: int, right: int) -> None:
+    if sign == "**":
+        check_bits(left.bit_length() * abs(right))
+    elif sign in "+-*":
+        check_bits(left.bit_length() + right.bit_length())
+
+
+def _pay_compare(sign: str, left: Any, right: Any) -> None:
+    if sign in ("in", "notin"):
+        if isinstance(right, str):
+            pay_search(right, len(left) if isinstance(left, str) else 0)
+        elif isinstance(right, dict):
+            pay_deep(left)
+        elif isinstance(left, (str, int, float, type(None))):
+            n = len(right) if hasattr(right, "__len__") else 0
+            current().step(1 + n // 8)
+            current().text(n * (len(left) if isinstance(left, str) else 1))
+        else:
+            pay_deep(right)
+            current().step((len(right) if hasattr(right, "__len__") else 0) * pay_deep(left))
+    elif isinstance(left, str) and isinstance(right, str):
+        current().text(min(len(left), len(right)))
+    elif isinstance(left, (str, int, float, type(None))) or isinstance(right, (str, int, float, type(None))):
+        pass  # of two kinds: decided at once
+    else:
+        pay_deep(left, right)
+
+
+# ---- what templates may call -----------------------------------------------------------------------------------------
 
 
 class _Generation(Extension):
@@ -154,7 +254,7 @@ class _Namespace(Namespace):
     """Jinja's namespace, without names that begin with an underscore."""
 
     def __init__(*args: Any, **kwargs: Any) -> None:  # noqa: N805 (so that namespace(self=...) works)
-        self, values = args[0], dict(*args[1:], **kwargs)
+        self, values = args[0], _dict(*args[1:], **kwargs)
         for name in values:
             _check_name(name)
         Namespace.__init__(self, values)
@@ -169,46 +269,72 @@ def _check_name(name: Any) -> None:
         raise SecurityError(f"a namespace has no name that begins with an underscore: {name!r}")
 
 
-def _to_json(
-    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
-) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+def _dict(*args: Any, **kwargs: Any) -> dict[Any, Any]:
+    pay_deep(*args, *kwargs.values())
+    return dict(*args, **kwargs)
 
 
-def _raise(message: str) -> None:
+class _Dict:
+    """The global `dict`: a function with `fromkeys`."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
+        return _dict(*args, **kwargs)
+
+    def fromkeys(self, keys: Iterable[Any], value: Any = None) -> dict[Any, Any]:
+        pay_deep(keys)
+        return dict.fromkeys(keys, value)
+
+
+def _range(*args: int) -> Any:
+    return safe_range(*args)
+
+
+def _raise(message: Any) -> None:
+    pay_deep(message)
     raise JinjaError(message)
 
 
 def _now(form: str) -> str:
+    if len(form) > 200:
+        raise SecurityError("a date format is at most 200 characters long")
     return datetime.now().strftime(form)
 
 
-@pass_eval_context
-def _join(eval_ctx: Any, value: Iterable[Any], d: str = "", attribute: Any = None) -> str:
-    """Jinja's join filter with marks."""
-    if eval_ctx.autoescape:
-        return do_join(eval_ctx, value, d, attribute)
-    if attribute is not None:
-        value = map(make_attrgetter(eval_ctx.environment, attribute), value)
-    return MarkedText(str(d), getattr(d, "_spans", ())).join(map(str, value))
+_GLOBALS: dict[str, Any] = {
+    "raise_exception": _raise, "strftime_now": _now, "dict": _Dict(), "namespace": _Namespace, "range": _range,
+    "cycler": Cycler, "joiner": Joiner,
+}  # fmt: skip
+_OWNERS = (LoopContext, BlockReference, Cycler, Joiner, _Dict, Extension)  # whose methods may be called
+_CALLABLE = (LoopContext, BlockReference, Macro, Joiner, Undefined, _Dict)
 
 
-def _environment() -> _Environment:
-    made = _Environment(
+def _may_call(function: Any) -> bool:
+    if isinstance(function, _CALLABLE):
+        return True
+    if isinstance(function, MethodType):
+        return isinstance(function.__self__, _OWNERS)
+    if isinstance(function, FunctionType):
+        return function in (_raise, _now, _range) or hasattr(function, "_of_template")
+    return function is _Namespace or function is Cycler or function is Joiner
+
+
+# ---- compile and run -------------------------------------------------------------------------------------------------
+
+
+def _environment() -> Environment:
+    made = Environment(
         trim_blocks=True, lstrip_blocks=True, optimized=False, extensions=[_Generation, loopcontrols]
     )  # fmt: skip
-    made.filters |= {"tojson": _to_json, "join": _join, STEPS: _rounds}
-    made.globals |= {
-        "raise_exception": _raise,
-        "strftime_now": _now,
-        "dict": lambda *args, **kwargs: dict(*args, **kwargs),
-        "namespace": _Namespace,
-    }
+    made.filters = make_filters()
+    made.tests = make_tests()
+    made.globals = dict(_GLOBALS)
     return made
 
 
 def compile_template(text: str) -> Any:
     """A template ready to run. Raises TemplateError that names the line where it does not parse."""
+    if len(text) > MAX_SOURCE:
+        raise TemplateError(f"the chat template does not parse: {len(text)} characters are over {MAX_SOURCE}")
     try:
         return _environment().from_string(text)
     except TemplateSyntaxError as e:
@@ -219,21 +345,11 @@ def compile_template(text: str) -> Any:
         raise TemplateError(f"the chat template does not parse: {type(e).__name__} {one_line(str(e))}") from None
 
 
-def run_template(template: Any, values: dict[str, Any], limit: int, steps: int) -> Iterator[str]:
-    """The pieces that the template writes: at most `limit` characters in `steps` loop rounds and calls.
-
-    Raises TemplateError.
-    """
-    written = 0
-    values = {**values, STEPS: Steps(steps)}
+def run_template(template: Any, values: dict[str, Any], budget: Budget) -> str:
+    """The text that the template writes, with marks. Raises TemplateError."""
     try:
-        for piece in template.root_render_func(template.new_context(values)):
-            written += len(piece)
-            if written > limit:
-                raise TemplateError(f"the chat template writes more than {limit} characters")
-            yield piece
-    except TemplateError:
-        raise
+        with spending(budget):
+            return concat(template.root_render_func(template.new_context(values)))
     except JinjaError as e:
         raise TemplateError(f"the chat template refuses these messages: {one_line(str(e), 400)}") from None
     except RecursionError:
