@@ -61,7 +61,7 @@ FAMILIES: dict[str, tuple[str, Shapes, dict[str, Any]]] = {
         NORMS | POST_NORMS | MLP | _attention(32),
         {
             "attention.sliding_window": 20, "attention.scale": 0.2, "attn_logit_softcapping": 5.0,
-            "final_logit_softcapping": 3.0,
+            "final_logit_softcapping": 8.0,
         },
     ),
     "gemma3": (
