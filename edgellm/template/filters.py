@@ -15,7 +15,7 @@ from jinja2 import filters as jinja
 from jinja2.defaults import DEFAULT_TESTS
 from jinja2.exceptions import SecurityError
 from jinja2.utils import pass_environment
-from markupsafe import Markup, soft_str
+from markupsafe import soft_str
 
 from edgellm.template.budget import (
     Rounds,
@@ -30,6 +30,7 @@ from edgellm.template.codegen import ROUNDS
 from edgellm.template.json_text import to_json
 from edgellm.template.marked import MarkedText, concat
 from edgellm.template.methods import pay_format, pay_replace
+from edgellm.template.safe import make_safe
 
 _FLAT = ("attr", "count", "d", "default", "first", "items", "last", "length")
 _WALKS = ("list", "map", "reject", "rejectattr", "reverse", "select", "selectattr")
@@ -196,11 +197,9 @@ def _format(value: Any, *args: Any, **kwargs: Any) -> str:
     return text % (kwargs or args)
 
 
-def _safe(value: Any) -> Any:
-    """Jinja's mark for text that is not to be escaped; nothing is escaped here, so marked text stays as it is."""
+def _safe(value: Any) -> str:
     pay_deep(value)
-    text = soft_str(value) if not isinstance(value, str) else value
-    return text if isinstance(text, MarkedText) else Markup(text)
+    return make_safe(value if isinstance(value, str) else soft_str(value))
 
 
 @pass_environment

@@ -159,7 +159,7 @@ class Environment(ImmutableSandboxedEnvironment):
         elif sign == "%" and isinstance(left, str):
             pay_format(left, right)
         result = super().call_binop(context, sign, left, right)
-        if sign == "%" and isinstance(result, str):
+        if isinstance(result, str) and (sign == "%" or hasattr(result, "__html__")):
             current().text(size_of(result))
         return result
 
