@@ -40,7 +40,8 @@ class BlockType:
 
     `block_size` weights are stored in `type_size` bytes; `dtype` is the NumPy structured dtype of one block (bf16 as
     raw uint16). `activation` is "f32", "q8_32" or "q8_256". `has_panel` tells whether the type has a panel layout
-    (formats/panels.md), `panel_tile` and `panel_half` are the bytes of its tiles (0 without one).
+    (formats/panels.md), `panel_tile` and `panel_half` are the bytes of its tiles (0 without one); a full tile covers 64 k, or
+    one block of 256.
     """
 
     name: str
@@ -166,8 +167,8 @@ Q4_K = BlockType(
     type_size=144,
     dtype=np.dtype([("d", "<f2"), ("dmin", "<f2"), ("scales", "u1", (12,)), ("qs", "u1", (128,))]),
     activation="q8_256",
-    has_panel=False,
-    panel_tile=0,
+    has_panel=True,
+    panel_tile=2368,
     panel_half=0,
 )
 Q5_K = BlockType(
@@ -177,8 +178,8 @@ Q5_K = BlockType(
     type_size=176,
     dtype=np.dtype([("d", "<f2"), ("dmin", "<f2"), ("scales", "u1", (12,)), ("qh", "u1", (32,)), ("qs", "u1", (128,))]),
     activation="q8_256",
-    has_panel=False,
-    panel_tile=0,
+    has_panel=True,
+    panel_tile=2880,
     panel_half=0,
 )
 Q6_K = BlockType(
@@ -188,8 +189,8 @@ Q6_K = BlockType(
     type_size=210,
     dtype=np.dtype([("ql", "u1", (128,)), ("qh", "u1", (64,)), ("scales", "i1", (16,)), ("d", "<f2")]),
     activation="q8_256",
-    has_panel=False,
-    panel_tile=0,
+    has_panel=True,
+    panel_tile=3392,
     panel_half=0,
 )
 IQ4_NL = BlockType(

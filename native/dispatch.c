@@ -145,8 +145,9 @@ int64_t el_row_bytes(int type, int64_t k) {
 
 int64_t el_panel_bytes(int type, int64_t rows, int64_t k) {
     const format *f = format_of(type);
-    if (!f || !f->tile || rows < 0 || k < 0 || k % 32 || k / 64 >= INT64_MAX / f->tile) return -1;
-    int64_t group = k / 64 * f->tile + (k % 64 ? f->half : 0); /* 16 rows */
+    if (!f || !f->tile || rows < 0 || k < 0 || k % f->block || k / 64 >= INT64_MAX / f->tile) return -1;
+    int64_t tile_k = f->block > 64 ? f->block : 64; /* a tile covers 64 k, or one block of 256 */
+    int64_t group = k / tile_k * f->tile + (k % tile_k ? f->half : 0); /* 16 rows */
     int64_t groups = rows / EL_PANEL_ROWS + (rows % EL_PANEL_ROWS != 0);
     return group && groups > INT64_MAX / group ? -1 : groups * group;
 }

@@ -73,6 +73,14 @@ static void pack_q8_0(const uint8_t *src, int64_t n_rows, int64_t k, uint8_t *ds
     }
 }
 
+static float scale_at(const uint8_t *p) {
+    uint16_t h;
+    memcpy(&h, p, 2);
+    return el_f16_to_f32(h);
+}
+
+#include "pack_k.h"
+
 int el_pack_panels(int type, const void *src, void *dst, int64_t rows, int64_t k, int64_t row0, int64_t row1) {
     int64_t group_bytes = el_panel_bytes(type, ROWS, k), row_bytes = el_row_bytes(type, k);
     if (!src || !dst || el_panel_bytes(type, rows, k) < 0 || row0 < 0 || row1 < row0 || row1 > rows || row0 % ROWS ||
@@ -82,18 +90,16 @@ int el_pack_panels(int type, const void *src, void *dst, int64_t rows, int64_t k
         int64_t n_rows = row1 - r0 < ROWS ? row1 - r0 : ROWS;
         const uint8_t *from = (const uint8_t *)src + r0 * row_bytes;
         uint8_t *to = (uint8_t *)dst + r0 / ROWS * group_bytes;
-        if (n_rows < ROWS || k % 64) memset(to, 0, (size_t)group_bytes); /* padding rows, and the half tile's header */
+        int holes = n_rows < ROWS || k % 64; /* padding rows, or the half tile's header */
+        if (holes) memset(to, 0, (size_t)group_bytes);
         if (type == EL_TYPE_Q4_0) pack_q4_0(from, n_rows, k, to);
         else if (type == EL_TYPE_Q8_0) pack_q8_0(from, n_rows, k, to);
+        else if (type == EL_TYPE_Q4_K) pack_q4_k(from, n_rows, k, to);
+        else if (type == EL_TYPE_Q5_K) pack_q5_k(from, n_rows, k, to);
+        else if (type == EL_TYPE_Q6_K) pack_q6_k(from, n_rows, k, to);
         else return EL_E_UNSUPPORTED;
     }
     return EL_OK;
-}
-
-static float scale_at(const uint8_t *p) {
-    uint16_t h;
-    memcpy(&h, p, 2);
-    return el_f16_to_f32(h);
 }
 
 static void row_q4_0(const uint8_t *group, int r, int64_t n_blocks, float *dst) {
@@ -124,6 +130,7 @@ int el_panel_row(int type, const void *panels, int64_t rows, int64_t k, int64_t 
     int r = (int)(row % ROWS);
     if (type == EL_TYPE_Q4_0) row_q4_0(group, r, k / 32, dst);
     else if (type == EL_TYPE_Q8_0) row_q8_0(group, r, k / 32, dst);
+    else if (type == EL_TYPE_Q4_K || type == EL_TYPE_Q5_K || type == EL_TYPE_Q6_K) row_k(type, group, r, k / 256, dst);
     else return EL_E_UNSUPPORTED;
     return EL_OK;
 }

@@ -86,15 +86,18 @@ def test_lookup_and_row_bytes() -> None:
             blocks.Q4_0.row_bytes(bad)
 
 
-def test_panel_tiles_hold_a_line_of_scales_and_all_weights() -> None:
-    weights = {"Q4_0": 0.5, "Q8_0": 1}  # bytes of one weight without its scale
+def test_panel_tiles_hold_lines_of_scales_and_all_weights() -> None:
+    weights = {"Q4_0": 0.5, "Q8_0": 1, "Q4_K": 0.5, "Q5_K": 0.625, "Q6_K": 0.75}  # bytes of one weight without scales
     for block in blocks.ALL:
         if not block.has_panel:
             assert block.panel_tile == block.panel_half == 0
             continue
-        assert block.panel_tile == 64 + 16 * 64 * weights[block.name]
-        assert block.panel_half == 64 + 16 * 32 * weights[block.name]
+        tile_k, head, half = (256, 320, 0) if block.block_size == 256 else (64, 64, 64 + 16 * 32 * weights[block.name])
+        assert block.panel_tile == head + 16 * tile_k * weights[block.name]
+        assert block.panel_half == half
         assert block.panel_tile % 64 == block.panel_half % 64 == 0
+        if block.block_size == 256:
+            assert block.panel_tile <= 1.03 * 16 * block.type_size
 
 
 def test_agrees_with_the_gguf_package() -> None:

@@ -35,7 +35,7 @@ def test_converted_checkpoint_equals_transformers(shared_data: Path, tmp_path: P
 
 
 @needs_native
-@pytest.mark.parametrize("kind", ["f16", "Q8_0", "Q4_0", "Q6_K"])
+@pytest.mark.parametrize("kind", ["f16", "Q8_0", "Q4_0", "Q6_K", "Q5_K_M", "Q4_K_M"])
 def test_quantised_error_is_no_more_than_llama_cpps(shared_data: Path, kind: str) -> None:
     """Both run the same file with int8 activations; the truth is the reference on dequantised weights."""
     ids = np.load(shared_data / "hf-tiny" / "llama" / "reference.npz")["input_ids"].tolist()

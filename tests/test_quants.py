@@ -20,7 +20,7 @@ GOLDEN = Path(__file__).resolve().parent.parent / "formats" / "golden"
 NAMES = [b.name for b in ALL]
 SEARCHED = [n for n in SEARCH if n not in PACK]  # scales of their own choice, whatever the importance
 SCALED = [b.name for b in ALL if "d" in b.dtype.names]
-PACKED = ["Q4_0", "Q8_0"]
+PACKED = [block.name for block in ALL if block.has_panel]
 
 
 def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
@@ -181,6 +181,9 @@ def test_misuse_is_refused() -> None:
 
 def slow_panels(kind: BlockType, rows: list[bytes], k: int) -> bytes:
     """The text of formats/panels.md, byte by byte; `rows` are already a multiple of 16."""
+    if kind.block_size == 256:
+        tiles = [(g, b) for g in range(0, len(rows), 16) for b in range(0, len(rows[0]), kind.type_size)]
+        return b"".join(slow_tile(kind, [rows[g + r][b : b + kind.type_size] for r in range(16)]) for g, b in tiles)
 
     def block(row: int, col: int) -> bytes:
         return rows[row][col // 32 * kind.type_size :][: kind.type_size]
@@ -207,6 +210,45 @@ def slow_panels(kind: BlockType, rows: list[bytes], k: int) -> bytes:
     return bytes(out)
 
 
+def slow_k_block(kind: BlockType, raw: bytes) -> tuple[list[int], list[int], list[int], bytes]:
+    """Unsigned codes of the 256 weights, scales and minimums as stored, and the f16 bytes (formats/blocks.md)."""
+    if kind.name == "Q6_K":
+        ql, qh = raw[:128], raw[128:192]
+        codes = []
+        for k in range(256):
+            half, g, i = k // 128, k % 128 // 32, k % 32
+            low = ql[64 * half + 32 * (g % 2) + i] >> (4 * (g // 2)) & 15
+            codes.append(low | (qh[32 * half + i] >> (2 * g) & 3) << 4)
+        return codes, list(raw[192:208]), [], raw[208:]
+    packed, qs = raw[4:16], raw[-128:]
+    scales = [packed[g] & 63 if g < 4 else packed[g + 4] & 15 | packed[g - 4] >> 6 << 4 for g in range(8)]
+    mins = [packed[g + 4] & 63 if g < 4 else packed[g + 4] >> 4 | packed[g] >> 6 << 4 for g in range(8)]
+    codes = [qs[k // 64 * 32 + k % 32] >> (k // 32 % 2 * 4) & 15 for k in range(256)]
+    if kind.name == "Q5_K":
+        codes = [code | (raw[16 + k % 32] >> (k // 32) & 1) << 4 for k, code in enumerate(codes)]
+    return codes, scales, mins, raw[:4]
+
+
+def slow_tile(kind: BlockType, blocks: list[bytes]) -> bytes:
+    """One tile of 256 k from the blocks of 16 rows."""
+    rows = [slow_k_block(kind, block) for block in blocks]
+    out = bytearray(b"".join(row[3][:2] for row in rows) + b"".join(row[3][2:] for row in rows)).ljust(64, b"\0")
+    for table in (1, 2):
+        for pair in range(0, len(rows[0][table]), 2):
+            out += bytes(row[table][pair + i] for row in rows for i in range(2))
+    bits = {"Q4_K": 0, "Q5_K": 1, "Q6_K": 2}[kind.name]
+    for t in range(0, 256, 64):
+        for line in range(2 * bits):
+            quads = range(line * 8 // bits, (line + 1) * 8 // bits)
+            for row in rows:
+                for i in range(4):
+                    out.append(sum(row[0][t + 4 * q + i] >> 4 << (n * bits) for n, q in enumerate(quads)))
+        for j in range(8):
+            for row in rows:
+                out += bytes(row[0][t + 4 * j + i] & 15 | (row[0][t + 32 + 4 * j + i] & 15) << 4 for i in range(4))
+    return bytes(out)
+
+
 def test_golden_panels() -> None:
     cases = json.loads((GOLDEN / "panels.json").read_text())["panels"]
     assert [(c["type"], c["k"]) for c in cases] == [("Q4_0", 64), ("Q4_0", 96), ("Q8_0", 64), ("Q8_0", 96)]
@@ -221,7 +263,8 @@ def test_golden_panels() -> None:
 @settings(max_examples=40, deadline=None)
 @given(rows=st.integers(1, 40), blocks=st.integers(1, 7), seed=st.integers(0, 1 << 30))
 def test_panels_lose_nothing(name: str, rows: int, blocks: int, seed: int) -> None:
-    kind, k = BY_NAME[name], 32 * blocks
+    kind = BY_NAME[name]
+    k = kind.block_size * (blocks if kind.block_size == 32 else 1 + blocks % 2)
     raw = np.random.default_rng(seed).integers(0, 256, (rows, kind.row_bytes(k)), dtype=np.uint8)
     panels = quants.pack_panels(raw, rows, k, name)
     assert panels.nbytes == quants.panel_bytes(rows, k, name) and panels.nbytes % 64 == 0
@@ -236,6 +279,8 @@ def test_panel_misuse_is_refused() -> None:
         with pytest.raises(InvalidArgumentError):
             quants.pack_panels(data, rows, k, "Q4_0")
     with pytest.raises(InvalidArgumentError, match="no panel layout"):
-        quants.panel_bytes(16, 256, "Q6_K")
+        quants.panel_bytes(16, 256, "Q2_K")
+    with pytest.raises(InvalidArgumentError, match="multiple of 256"):
+        quants.panel_bytes(16, 320, "Q6_K")
     with pytest.raises(InvalidArgumentError, match="576 bytes, got 577"):
         quants.unpack_panels(bytes(577), 16, 64, "Q4_0")

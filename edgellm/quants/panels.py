@@ -1,7 +1,8 @@
 """Panels: 16 rows interleaved so that one 64-byte line holds [16 rows][4 k]. The twin of the C packer.
 
 A matrix (rows, k) becomes groups of 16 rows (the last one padded with rows of zero bytes), a group is a run of tiles
-along k, a full tile covers 64 k, a half tile the last 32 when k = 32 mod 64. Pictures: formats/panels.md.
+along k. A full tile covers 64 k, a half tile the last 32 when k = 32 mod 64; formats with blocks of 256 have tiles of
+256 k (panels_k.py). Pictures: formats/panels.md.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import numpy as np
 from ..blocks import BlockType
 from ..errors import InvalidArgumentError
 from .codecs import as_bytes, resolve_type
+from .panels_k import pack_tiles, unpack_tiles
 
 ROWS = 16  # rows of a panel group
 LINE = 64  # bytes of a line
@@ -23,24 +25,26 @@ def _panel_type(type: BlockType | str | int) -> BlockType:
     return kind
 
 
-def _check(rows: int, k: int) -> None:
-    if rows < 1 or k < 32 or k % 32:
-        raise InvalidArgumentError(f"panels need rows >= 1 and k a positive multiple of 32, got rows {rows}, k {k}")
+def _check(rows: int, k: int, kind: BlockType) -> None:
+    if rows < 1 or k < 1 or k % kind.block_size:
+        raise InvalidArgumentError(
+            f"{kind.name} panels need rows >= 1 and k a positive multiple of {kind.block_size}, got rows {rows}, k {k}"
+        )
 
 
 def panel_bytes(rows: int, k: int, type: BlockType | str | int) -> int:
     """Bytes of a (rows, k) matrix in panels. Raises InvalidArgumentError for a type or k without panels."""
     kind = _panel_type(type)
-    _check(rows, k)
-    groups = -(-rows // ROWS)
-    return groups * (k // 64 * kind.panel_tile + (k % 64 // 32) * kind.panel_half)
+    _check(rows, k, kind)
+    groups, tile_k = -(-rows // ROWS), max(64, kind.block_size)
+    return groups * (k // tile_k * kind.panel_tile + (k % tile_k != 0) * kind.panel_half)
 
 
 def pack_panels(blocks: object, rows: int, k: int, type: BlockType | str | int) -> np.ndarray:
     """Row-major blocks of a (rows, k) matrix -> panels, flat uint8 of `panel_bytes` bytes. Loses nothing."""
     kind = _panel_type(type)
     size = panel_bytes(rows, k, kind)
-    groups, n = -(-rows // ROWS), k // 32
+    groups, n = -(-rows // ROWS), k // kind.block_size
     source = as_bytes(blocks)
     if source.size != rows * n * kind.type_size:
         raise InvalidArgumentError(
@@ -49,6 +53,8 @@ def pack_panels(blocks: object, rows: int, k: int, type: BlockType | str | int) 
     padded = np.zeros((groups * ROWS, n), dtype=kind.dtype)
     padded[:rows] = source.view(kind.dtype).reshape(rows, n)
     padded = padded.reshape(groups, ROWS, n)
+    if kind.block_size == 256:
+        return pack_tiles(padded, kind).reshape(-1)
     scales, codes = padded["d"].view(np.uint16), _codes(padded)  # (groups, 16, n), (groups, 16, n, 32)
 
     out = np.zeros((groups, size // groups), dtype=np.uint8)
@@ -68,8 +74,11 @@ def unpack_panels(panels: object, rows: int, k: int, type: BlockType | str | int
     raw = as_bytes(panels)
     if raw.size != size:
         raise InvalidArgumentError(f"{kind.name} panels of ({rows}, {k}) have {size} bytes, got {raw.size}")
-    groups, n, full = -(-rows // ROWS), k // 32, k // 64
+    groups, n, full = -(-rows // ROWS), k // kind.block_size, k // 64
     raw = raw.reshape(groups, size // groups)
+    if kind.block_size == 256:
+        blocks = unpack_tiles(raw.reshape(groups, n, -1), kind)
+        return np.ascontiguousarray(blocks).reshape(groups * ROWS, n)[:rows].view(np.uint8)
     out = np.zeros((groups, ROWS, n), dtype=kind.dtype)
     tiles = raw[:, : full * kind.panel_tile].reshape(groups, full, kind.panel_tile)
     _read(tiles, out[:, :, : 2 * full], 2, kind)

@@ -383,6 +383,7 @@ INLINE void panel_q8_0(const uint8_t *group, const el_act *x, int64_t m0, const 
 PANELS(panels_q4_0, 576, 320, Q4_0_STEP)
 PANELS(panels_q8_0, 1088, 576, Q8_0_STEP)
 
+#include "avx2_k_panels.h"
 #include "avx2_ops.h"
 
 const el_kernels el_kernels_avx2 = {
@@ -413,6 +414,9 @@ const el_kernels el_kernels_avx2 = {
         {
             [EL_TYPE_Q4_0] = panels_q4_0,
             [EL_TYPE_Q8_0] = panels_q8_0,
+            [EL_TYPE_Q4_K] = panels_q4_k,
+            [EL_TYPE_Q5_K] = panels_q5_k,
+            [EL_TYPE_Q6_K] = panels_q6_k,
         },
     .quantize_q8_32 = quantize_q8_32,
     .quantize_q8_256 = quantize_q8_256,

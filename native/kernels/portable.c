@@ -350,6 +350,9 @@ const el_kernels el_kernels_portable = {
         {
             [EL_TYPE_Q4_0] = panels_q4_0,
             [EL_TYPE_Q8_0] = panels_q8_0,
+            [EL_TYPE_Q4_K] = panels_q4_k,
+            [EL_TYPE_Q5_K] = panels_q5_k,
+            [EL_TYPE_Q6_K] = panels_q6_k,
         },
     .quantize_q8_32 = quantize_q8_32,
     .quantize_q8_256 = quantize_q8_256,
