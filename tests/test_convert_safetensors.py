@@ -14,7 +14,8 @@ from convert_inputs import safetensors_bytes, write_json, write_safetensors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgellm.convert.safetensors import Checkpoint, SafetensorsFile
+from edgellm.convert.checkpoint import Checkpoint
+from edgellm.convert.safetensors import SafetensorsFile
 from edgellm.errors import ConvertError, EdgeLLMError, ModelFileChanged, ModelFileNotFoundError, ModelFormatError
 
 
@@ -324,7 +325,7 @@ def test_folders_without_safetensors_say_what_is_missing(tmp_path: Path) -> None
     with pytest.raises(ConvertError, match=r"no model\.safetensors"):
         Checkpoint(tmp_path)
     (tmp_path / "pytorch_model.bin").write_bytes(b"x")
-    with pytest.raises(ConvertError, match="PyTorch"):
+    with pytest.raises(ModelFormatError, match="PyTorch"):
         Checkpoint(tmp_path)
 
 

@@ -75,5 +75,7 @@ def _refuse_others(path: str) -> None:
     file.close()
     if magic[:4] == b"GGUF":
         raise ConvertError("this is a GGUF file already; `edgellm quantize` changes its type", path=path)
-    if magic[:4] == b"PK\x03\x04" or magic[:2] == b"\x80\x02":
-        raise ConvertError("PyTorch checkpoints are not read yet; save it as safetensors", path=path)
+    if magic[:4] == b"PK\x03\x04":
+        raise ConvertError("this looks like a PyTorch checkpoint; give the folder that holds it", path=path)
+    if magic[:1] == b"\x80":
+        raise ConvertError("PyTorch's old format (bare pickle) is not read; save it as safetensors", path=path)

@@ -12,10 +12,10 @@ from typing import Any
 from ..errors import ConvertError, ModelFormatError, one_line
 from ..gguf.source import MappedFile
 from . import hf_names
+from .checkpoint import Checkpoint
 from .hf_config import HFConfig, Key, model_keys, read_config
 from .hf_tokenizer import tokenizer_keys
 from .pipeline import Conversion, size_label
-from .safetensors import Checkpoint
 from .strict_json import read_object
 
 MAX_TEMPLATE = 1 << 20  # bytes

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import ConvertError, ModelFormatError, one_line
+from .checkpoint import Checkpoint
 from .hf_config import HFConfig, long_rope_divisors, rope_divisors
 from .hf_families import EXPERT_NAMES, expert_dim, n_experts
 from .pipeline import Weight, constant
-from .safetensors import Checkpoint
 
 # Buffers that old versions of transformers saved; they follow from config.json.
 _NOT_WEIGHTS = re.compile(r"(.*\.)?(rotary_emb\.inv_freq|attn\.bias|attention\.masked_bias|attn\.masked_bias)")

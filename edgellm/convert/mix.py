@@ -1,7 +1,7 @@
-"""Which tensor gets which type. The same rules hold for `edgellm convert` and `edgellm quantize`.
+"""Which tensor gets which type in `edgellm convert`; `mixes` has the richer rules of `edgellm quantize`.
 
-They are llama.cpp's (llama-quant.cpp): norms, biases and RoPE divisors stay F32; the output head (`output.weight`, or
-the embedding table where the head is tied to it) is worth more bits, so every block type but Q8_0 gives it Q6_K, or
+The rules are llama.cpp's (llama-quant.cpp): norms, biases and RoPE divisors stay F32; the output head (`output.weight`,
+or the embedding table where the head is tied to it) is worth more bits, so every block type but Q8_0 gives it Q6_K, or
 Q8_0 where its rows are no multiple of Q6_K's 256 weights; a row that does not fit the blocks of its type stays F16.
 """
 
@@ -9,16 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..blocks import BF16, F16, F32, Q4_0, Q4_1, Q5_0, Q5_1, Q6_K, Q8_0, BlockType
+from ..blocks import BF16, F16, F32, Q4_0, Q6_K, Q8_0, BlockType
 from ..errors import InvalidArgumentError, one_line
 
 OUTTYPES = (F32, F16, BF16, Q8_0, Q4_0)  # of the converter
-QUANTIZE_TYPES = (F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0)  # of the quantiser
 _PLAIN = (F32, F16, BF16)
 QUANTIZATION_VERSION = 2  # general.quantization_version: ggml's block formats since 2023-05
 
 # general.file_type (llama.cpp's llama_ftype): the type that most tensors have
-FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "Q6_K": 18, "BF16": 32}
+FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "BF16": 32}
 
 HEAD, EMBEDDING = "output.weight", "token_embd.weight"
 
