@@ -24,8 +24,8 @@ def rope_table(
     """The table of a model: float64 inv_freq (rotary_dims / 2,) and magnitude.
 
     `divisors`, (rotary_dims / 2,), are the tensor `rope_freqs.weight` (`name`, for errors) in which GGUF keeps
-    Llama 3's scaling: each speed is divided by its own number. Raises ModelFormatError when they have another shape or are not
-    finite and positive.
+    Llama 3's scaling: each speed is divided by its own number. Raises ModelFormatError when they have another shape or
+    are not finite and positive.
     """
     scaling = scaling or RopeScaling()
     inv_freq = default_inv_freq(rotary_dims, theta)
@@ -44,14 +44,15 @@ def rope_table(
     return RopeTable(inv_freq / scaling.factor, scaling.attn_factor)
 
 
-def longrope_table(rotary_dims: int, theta: float, scaling: RopeScaling, divisors: np.ndarray) -> RopeTable:
+def longrope_table(
+    rotary_dims: int, theta: float, scaling: RopeScaling, divisors: np.ndarray, name: str
+) -> RopeTable:
     """The table of a Phi 3 with long contexts (LongRoPE, Ding et al. 2024).
 
-    `divisors`, (rotary_dims / 2,), are `rope_factors_long.weight` or `rope_factors_short.weight`; the magnitude is the
-    file's attn_factor. Raises as `rope_table`.
+    `divisors`, (rotary_dims / 2,), are the tensor `name`, one of its two sets; the magnitude is the file's attn_factor.
+    Raises as `rope_table`.
     """
-    plain = RopeScaling(attn_factor=scaling.attn_factor)
-    return rope_table(rotary_dims, theta, plain, divisors, name="rope_factors_long.weight, rope_factors_short.weight")
+    return rope_table(rotary_dims, theta, RopeScaling(attn_factor=scaling.attn_factor), divisors, name)
 
 
 def default_inv_freq(rotary_dims: int, theta: float) -> np.ndarray:

@@ -39,9 +39,11 @@ def build(c: ModelConfig, file: GGUFFile, n_ctx: int) -> Plan:
 def _rotation(b: PlanBuilder, c: ModelConfig, file: GGUFFile, n_ctx: int) -> Rotation:
     if not (b.optional(LONG) or b.optional(SHORT) or c.rope_scaling.kind == LONGROPE):
         return rotation(b, c, file, HALVES)
-    long, short = (read_tensor(file, name, (c.rotary_dims // 2,)) for name in (LONG, SHORT))
-    divisors = long if n_ctx > c.rope_scaling.original_ctx else short
-    return Rotation(HALVES, b.rope_table(longrope_table(c.rotary_dims, c.rope_theta, c.rope_scaling, divisors)))
+    tables = {}
+    for name in (LONG, SHORT):  # both are checked, whichever is used
+        divisors = read_tensor(file, name, (c.rotary_dims // 2,))
+        tables[name] = longrope_table(c.rotary_dims, c.rope_theta, c.rope_scaling, divisors, name)
+    return Rotation(HALVES, b.rope_table(tables[LONG if n_ctx > c.rope_scaling.original_ctx else SHORT]))
 
 
 def _qkv(b: PlanBuilder, c: ModelConfig, h: int, blk: str) -> tuple[int, int, int]:
