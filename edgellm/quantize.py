@@ -1,11 +1,12 @@
-"""GGUF -> GGUF with another type for the matrices: `edgellm quantize`."""
+"""GGUF -> GGUF with other types for the matrices: `edgellm quantize`."""
 
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -14,28 +15,42 @@ import numpy as np
 
 from . import quants
 from .blocks import BF16, F16, F32, BlockType
-from .convert.mix import FILE_TYPES, HEAD, QUANTIZATION_VERSION, QUANTIZE_TYPES, choose_type, find_type, stays_f32
-from .convert.pipeline import (
-    CHUNK,
-    Meter,
-    ProgressCallback,
-    Weight,
-    check_output,
-    join_notes,
-    packed_rows,
-)
-from .errors import ConvertError
+from .convert.mix import HEAD, QUANTIZATION_VERSION, stays_f32
+from .convert.mixes import Facts, Mix, Overrides, find_mix, fitting_type, layers_with, mixed_type, parse_overrides
+from .convert.pack import check_range, pack
+from .convert.pipeline import CHUNK, Meter, ProgressCallback, check_output, join_notes
+from .errors import ConvertError, InvalidArgumentError
 from .gguf import GGUFFile, GGUFWriter, TensorInfo, open_gguf
+from .imatrix import Imatrix, read_imatrix
 
-__all__ = ["QuantizeReport", "quantize"]
+__all__ = ["KindReport", "QuantizeReport", "quantize"]
 
 _PLAIN = (F32, F16, BF16)
 _REPLACED = ("general.architecture", "general.file_type", "general.quantization_version", "general.alignment")
 
 
 @dataclass(frozen=True)
+class KindReport:
+    """All tensors of one kind ("attn_q.weight"; layers and experts together). `types`: number of tensors per type.
+
+    `rmse`: root of the mean squared error of its weights; `relative`: that, over the root of the mean squared weight.
+    """
+
+    kind: str
+    types: dict[str, int]
+    n_weights: int
+    n_bytes: int
+    bits_per_weight: float
+    rmse: float
+    relative: float
+
+
+@dataclass(frozen=True)
 class QuantizeReport:
-    """What was written. Sizes are bytes of the whole files; `types`: number of tensors per type; `notes`: remarks."""
+    """What was written. Sizes are bytes of the whole files; `types`: number of tensors per type; `notes`: remarks.
+
+    `kinds`: one row for each kind of matrix, only where errors were asked for (`measure`).
+    """
 
     path: str
     type: str
@@ -46,14 +61,49 @@ class QuantizeReport:
     types: dict[str, int]
     notes: tuple[str, ...]
     seconds: float
+    kinds: tuple[KindReport, ...] = ()
 
 
 @dataclass(frozen=True)
 class _Job:
-    """One tensor: from `info.type` to `type`."""
+    """One tensor: from `info.type` to `type`; `importance` float64 (matrices, k), matrices that follow each other."""
 
     info: TensorInfo
     type: BlockType
+    importance: np.ndarray | None = None
+
+
+class _Errors:
+    """Sums of squared errors and squared weights for each kind of tensor."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, np.ndarray] = {}  # float64 (2,)
+
+    def add(self, job: _Job, x: np.ndarray, data: np.ndarray) -> None:
+        """x: float32 (rows, k) as read, data: uint8 (rows, bytes of a row) as written."""
+        miss = quants.dequantize(data, job.type, x.shape) - x
+        found = self.sums.setdefault(kind_of(job.info.name), np.zeros(2))
+        found += [np.square(miss, dtype=np.float64).sum(), np.square(x, dtype=np.float64).sum()]
+
+    def report(self, jobs: Sequence[_Job]) -> tuple[KindReport, ...]:
+        groups: dict[str, list[_Job]] = {}
+        for job in jobs:
+            if not stays_f32(job.info.name, job.info.shape):
+                groups.setdefault(kind_of(job.info.name), []).append(job)
+        return tuple(self._row(kind, members) for kind, members in groups.items())
+
+    def _row(self, kind: str, jobs: list[_Job]) -> KindReport:
+        n = sum(prod(job.info.shape) for job in jobs)
+        n_bytes = sum(prod(job.info.shape[:-1]) * job.type.row_bytes(job.info.shape[-1]) for job in jobs)
+        miss, size = self.sums.get(kind, np.zeros(2))
+        types = dict(Counter(job.type.name for job in jobs))
+        relative = float(np.sqrt(miss / size)) if size else 0.0
+        return KindReport(kind, types, n, n_bytes, 8 * n_bytes / n, float(np.sqrt(miss / n)), relative)
+
+
+def kind_of(name: str) -> str:
+    """"blk.12.attn_q.weight" -> "attn_q.weight"."""
+    return re.sub(r"^blk\.\d+\.", "", name)
 
 
 def quantize(
@@ -62,35 +112,48 @@ def quantize(
     type: str,
     progress: ProgressCallback | None = None,
     *,
+    imatrix: str | os.PathLike[str] | Imatrix | None = None,
+    tensor_types: Sequence[str | tuple[str, str]] = (),
+    output_tensor_type: str | None = None,
+    token_embedding_type: str | None = None,
+    pure: bool = False,
+    measure: bool = False,
     allow_requantize: bool = False,
     overwrite: bool = True,
 ) -> QuantizeReport:
-    """Write the GGUF file `src` as `out` with matrices of `type`: Q8_0, Q5_1, Q5_0, Q4_1, Q4_0, BF16, F16, F32.
+    """Write the GGUF file `src` as `out` with matrices of other types.
 
-    Metadata is copied, norms and biases stay as they are, the output head follows `convert.mix`. A file that is
-    quantised already is refused unless `allow_requantize`, because the errors of both roundings add up.
+    `type` names a mix (`convert.mixes.MIXES`: Q4_K_M, Q8_0, F16, ...), which gives each matrix its type; rows that are
+    no multiple of a block get a smaller one, which `notes` say. Metadata is copied, norms and biases stay as they are.
+    `imatrix`: an importance matrix or its file, by which errors are weighed. `tensor_types`: "REGEX=TYPE" for the names
+    in which REGEX is found, the first one wins; `output_tensor_type` and `token_embedding_type` for these two; `pure`:
+    the mix's base type for all others. `measure`: also report the errors of each kind of tensor.
+    A file that is quantised already is refused unless `allow_requantize`, because the errors of both roundings add up.
     `progress(stage, done, total, unit)` may return False to stop.
 
     Raises ModelFormatError and its kin (a bad source), ConvertError, InvalidArgumentError, OutputError, Cancelled. The
     output is then not there (an old one stays as it was).
     """
     start = time.perf_counter()
-    kind = find_type(type, QUANTIZE_TYPES, "type")
+    mix = find_mix(type)
+    overrides = parse_overrides(tensor_types, output_tensor_type, token_embedding_type, pure)
+    weigh = imatrix if imatrix is None or isinstance(imatrix, Imatrix) else read_imatrix(imatrix)
     with open_gguf(src) as file:
-        path = check_output(out, [file.path], overwrite)
+        path = check_output(out, file.paths, overwrite)
         if not file.tensors:
             raise ConvertError("the file holds no tensors (a vocabulary only), there is nothing to do", path=file.path)
-        jobs, notes = _plan(file, kind, allow_requantize)
+        jobs, notes = _plan(file, mix, overrides, weigh, allow_requantize)
+        errors = _Errors() if measure else None
         with GGUFWriter(path, file.get("general.architecture", str)) as writer:
-            _copy_metadata(file, writer, kind)
+            _copy_metadata(file, writer, mix, weigh)
             total = sum(writer.add_tensor_info(job.info.name, job.info.shape, job.type) for job in jobs)
             meter = Meter(progress, "quantising", total)
             for job in jobs:
-                writer.write_tensor(job.info.name, _convert(file, job, meter))
-        before = os.path.getsize(file.path)
+                writer.write_tensor(job.info.name, _convert(file, job, meter, errors))
+        before = file.n_bytes
     return QuantizeReport(
         path=path,
-        type=kind.name,
+        type=mix.name,
         bytes_before=before,
         bytes_after=os.path.getsize(path),
         bits_per_weight=8 * total / sum(prod(job.info.shape) for job in jobs),
@@ -98,43 +161,113 @@ def quantize(
         types=dict(Counter(job.type.name for job in jobs)),
         notes=tuple(join_notes(notes)),
         seconds=time.perf_counter() - start,
+        kinds=errors.report(jobs) if errors else (),
     )
 
 
-def _plan(file: GGUFFile, wanted: BlockType, allow_requantize: bool) -> tuple[list[_Job], list[tuple[str, str]]]:
-    """The new type of every tensor, and remarks."""
-    tied = HEAD not in file.tensors
+# ---- which tensor gets what ------------------------------------------------------------------------------------------
+
+
+def _plan(
+    file: GGUFFile, mix: Mix, overrides: Overrides, imatrix: Imatrix | None, allow_requantize: bool
+) -> tuple[list[_Job], list[tuple[str, str]]]:
+    """The new type of every tensor, and remarks (name, text)."""
+    facts = _facts(file, imatrix is not None)
     jobs, notes = [], []
     for info in file.tensors.values():
         if stays_f32(info.name, info.shape):
             jobs.append(_Job(info, info.type))
             continue
-        kind, note = choose_type(info.name, info.shape, wanted, tied)
+        wanted = overrides.type_of(info.name, facts.tied)
+        if wanted is None:
+            wanted = mix.base if overrides.pure else mixed_type(mix, info.name, info.shape, facts)
+        kind = fitting_type(wanted, info.shape[-1])
+        notes += [(info.name, _why(wanted, kind, info.shape[-1]))] if kind is not wanted else []
         if info.type not in (*_PLAIN, kind) and not allow_requantize:
             raise ConvertError(
                 "this file is quantised already; quantise the original one, its weights are better",
                 path=file.path, field=f"type of {info.name}", value=info.type.name, limit="F32, F16 or BF16",
             )  # fmt: skip
-        notes += [(info.name, note)] if note else []
-        jobs.append(_Job(info, kind))
+        jobs.append(_Job(info, kind, _importance(imatrix, info, notes) if kind.block_size > 1 else None))
+    if imatrix is not None and all(job.importance is None for job in jobs) and mix.base.block_size > 1:
+        raise InvalidArgumentError("the importance matrix has none of this model's tensors; it is for another model")
     return jobs, notes
 
 
-def _copy_metadata(file: GGUFFile, writer: GGUFWriter, kind: BlockType) -> None:
+def _facts(file: GGUFFile, has_imatrix: bool) -> Facts:
+    arch = file.get("general.architecture", str)
+    heads, kv_heads = (_number(file, f"{arch}.attention.{key}") for key in ("head_count", "head_count_kv"))
+    return Facts(
+        arch=arch,
+        n_layers=_number(file, f"{arch}.block_count"),
+        n_heads=heads,
+        n_kv_heads=kv_heads or heads,
+        n_experts=_number(file, f"{arch}.expert_count"),
+        tied=HEAD not in file.tensors,
+        has_imatrix=has_imatrix,
+        layers=layers_with(list(file.tensors)),
+    )
+
+
+def _number(file: GGUFFile, key: str) -> int:
+    """An integer, the largest one where each layer has its own, 0 where there is none."""
+    value = file.get(key, (int, list[int]), 0)
+    return int(np.max(value, initial=0))
+
+
+def _why(wanted: BlockType, kind: BlockType, k: int) -> str:
+    what = "stays F16" if kind is F16 else f"becomes {kind.name}"
+    return f"{what}, a row of {k} weights is no multiple of the {wanted.name} block of {wanted.block_size}"
+
+
+def _importance(imatrix: Imatrix | None, info: TensorInfo, notes: list[tuple[str, str]]) -> np.ndarray | None:
+    if imatrix is None:
+        return None
+    found = imatrix.importance(info.name, prod(info.shape[:-2]), info.shape[-1])
+    if found is None:
+        notes.append((info.name, "has no entry in the importance matrix, all its columns count the same"))
+    return found
+
+
+# ---- data ------------------------------------------------------------------------------------------------------------
+
+
+def _copy_metadata(file: GGUFFile, writer: GGUFWriter, mix: Mix, imatrix: Imatrix | None) -> None:
     for key, (value_type, item_type) in file.metadata.types.items():
-        if key not in _REPLACED:
+        if key not in _REPLACED and not key.startswith("quantize.imatrix."):
             writer.add(key, file.metadata[key], value_type if item_type is None else item_type)
     writer.add("general.quantization_version", QUANTIZATION_VERSION, "u32")
-    writer.add("general.file_type", FILE_TYPES[kind.name], "u32")
+    writer.add("general.file_type", mix.file_type, "u32")
+    if imatrix is not None:
+        if imatrix.datasets:
+            writer.add("quantize.imatrix.dataset", imatrix.datasets[0])
+        writer.add("quantize.imatrix.entries_count", len(imatrix.entries), "u32")
+        writer.add("quantize.imatrix.chunks_count", imatrix.n_chunks, "u32")
 
 
-def _convert(file: GGUFFile, job: _Job, meter: Meter) -> Iterator[Any]:
+def _convert(file: GGUFFile, job: _Job, meter: Meter, errors: _Errors | None) -> Iterator[Any]:
     """The bytes of the new tensor, stretch by stretch."""
     if job.type is job.info.type:
         return _copied(file, job.info, meter)
-    return packed_rows(
-        Weight(job.info.name, job.info.shape, _rows_of(file, job.info), source=file.path), job.type, meter
-    )
+    return _packed(file, job, meter, errors)
+
+
+def _packed(file: GGUFFile, job: _Job, meter: Meter, errors: _Errors | None) -> Iterator[np.ndarray]:
+    """uint8 (rows, bytes of a row); each stretch lies within one matrix, so that it has one importance."""
+    shape, rows = job.info.shape, _rows_of(file, job.info)
+    k, n_rows = shape[-1], prod(shape[:-1])
+    matrix = n_rows if job.importance is None else shape[-2]
+    step = max(1, CHUNK // k)
+    for first in range(0, n_rows, matrix):
+        weights = None if job.importance is None else job.importance[first // matrix]
+        for start in range(first, first + matrix, step):
+            x = rows(start, min(start + step, first + matrix))
+            check_range(x, job.type, job.info.name, file.path)
+            data = pack(x, job.type, weights)
+            if errors is not None:
+                errors.add(job, x, data)
+            yield data
+            meter.advance(data.nbytes)
 
 
 def _copied(file: GGUFFile, info: TensorInfo, meter: Meter) -> Iterator[np.ndarray]:

@@ -17,7 +17,7 @@ FLOORS = [
     {"machine", "results", "builtin", "clib", "ops"},
     {"plan", "quants", "sampling", "template", "worker"},
     {"gguf"},
-    {"config", "kv", "tokenizers", "weights"},
+    {"config", "imatrix", "kv", "tokenizers", "weights"},
     {"rope"},
     {"backends", "convert", "models"},  # models never import backends, and the other way round
     {"generate", "quantize"},

@@ -60,7 +60,7 @@ class GGUFWriter:
     (nothing half-written stays), InvalidArgumentError when it is used wrongly.
     """
 
-    def __init__(self, path: str | os.PathLike[str], arch: str) -> None:
+    def __init__(self, path: str | os.PathLike[str], arch: str | None) -> None:
         self._out = AtomicFile(path)
         self.path = self._out.path
         self._metadata: dict[str, bytes] = {}
@@ -68,7 +68,8 @@ class GGUFWriter:
         self._order: list[_Tensor] = []
         self._written = 0
         self._started = self._done = False
-        self.add("general.architecture", arch)
+        if arch is not None:  # None: not a model (an importance matrix)
+            self.add("general.architecture", arch)
 
     # ---- metadata and tensor descriptions ------------------------------------------------------------------------
 
