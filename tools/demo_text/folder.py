@@ -46,7 +46,9 @@ def write_folder(target: Path, model: Llama, vocabulary: Vocabulary) -> None:
         write_json(draft / "config.json", config(model.shape, vocabulary))
         write_json(draft / "tokenizer_config.json", tokenizer_config())
         stops = [vocabulary.end, vocabulary.eos]
-        write_json(draft / "generation_config.json", {"bos_token_id": vocabulary.bos, "eos_token_id": stops})
+        chosen = {"do_sample": True, "temperature": 0.3}  # a small model is wrong more often when it is adventurous
+        ids = {"bos_token_id": vocabulary.bos, "eos_token_id": stops}
+        write_json(draft / "generation_config.json", ids | chosen)
         for file in draft.iterdir():
             os.replace(file, target / file.name)
     finally:
