@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -122,6 +122,12 @@ class Metadata(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(self._values)
+
+    def drop(self, keys: Iterable[str]) -> None:
+        """Forget keys that say nothing about the model."""
+        for key in keys:
+            for table in (self._values, self.types, self.offsets):
+                table.pop(key, None)
 
     def length(self, key: str) -> int:
         """Number of items of an array, without decoding it."""

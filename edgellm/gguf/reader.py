@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..blocks import BlockType
-from ..errors import MissingTensorError, ModelFormatError, UnsupportedFeatureError, UnsupportedQuantError, one_line
+from ..errors import MissingTensorError, ModelFormatError, UnsupportedQuantError, one_line
 from .constants import (
     DEFAULT_ALIGNMENT,
     HEADER_BYTES,
@@ -39,17 +39,26 @@ _LOOKALIKES = (
 def open_gguf(path: str | os.PathLike[str], strict: bool = False) -> GGUFFile:
     """Open and check a GGUF file; nothing of the data is read, it is mapped.
 
-    `strict` also refuses bytes after the last tensor (otherwise a warning). Raises ModelFileNotFoundError, or
-    ModelFormatError with the rule that is broken (formats/container.md), or one of its subclasses.
+    A part of a model in several files opens all of them (rule K13). `strict` also refuses bytes after the last tensor
+    (otherwise a warning). Raises ModelFileNotFoundError, or ModelFormatError with the rule that is broken
+    (formats/container.md), or one of its subclasses.
     """
-    return GGUFFile(path, strict=strict)
+    from .split import is_part, open_parts
+
+    file = GGUFFile(path, strict=strict)
+    try:
+        return open_parts(file, strict) if is_part(file) else file
+    except BaseException:
+        file.close()
+        raise
 
 
 class GGUFFile:
     """An open GGUF file; a context manager.
 
     `path`, `version`; `metadata`: mapping of key -> value (see `Metadata`); `tensors`: dict of name -> TensorInfo in
-    file order; `alignment` in bytes; `n_bytes`: size of the file; `warnings`: list of str.
+    file order; `alignment` in bytes; `n_bytes`: size of the file; `warnings`: list of str. One part of a split model is
+    a file like any other here; `open_gguf` puts the parts together.
     """
 
     def __init__(self, path: str | os.PathLike[str], strict: bool = False) -> None:
@@ -70,7 +79,6 @@ class GGUFFile:
         self.metadata.read(cursor, n_keys)
         self.warnings = self.metadata.warnings
         self.alignment = _read_alignment(cursor, self.metadata)
-        _check_split(self.metadata, n_tensors, self.path)
         entries = read_entries(cursor, n_tensors, self.alignment)
         header_end = cursor.pos
         self.tensors, data_end = place(cursor, entries, self.alignment)
@@ -112,15 +120,16 @@ class GGUFFile:
         another type; each names what is expected and what is there.
         """
         info = self._info(name)
+        path, offset = self.place_of(name)
         if info.shape != tuple(shape):
             raise ModelFormatError(
-                f"tensor {name} does not fit the model's metadata", path=self.path, offset=info.offset,
+                f"tensor {name} does not fit the model's metadata", path=path, offset=offset,
                 field=f"shape of {name}", value=info.shape, limit=tuple(shape), rule="T13",
             )  # fmt: skip
         names = None if types is None else [t if isinstance(t, str) else t.name for t in types]
         if names is not None and info.type.name not in names:
             raise UnsupportedQuantError(
-                f"tensor {name} has a type that cannot be used here", path=self.path, offset=info.offset,
+                f"tensor {name} has a type that cannot be used here", path=path, offset=offset,
                 field=f"type of {name}", value=info.type.name, limit=" or ".join(names), rule="T8",
             )  # fmt: skip
         self._bound.add(name)
@@ -147,7 +156,16 @@ class GGUFFile:
             )
         return info
 
+    def place_of(self, name: str) -> tuple[str, int]:
+        """(path, byte offset) of a tensor: in the file that holds it, where a model has several."""
+        return self.path, self._info(name).offset
+
     # ---- the file ------------------------------------------------------------------------------------------------
+
+    @property
+    def paths(self) -> list[str]:
+        """All files of the model."""
+        return [self.path]
 
     def advise_dont_need(self, offset: int, n: int) -> None:
         """Give the mapped pages of `n` bytes from `offset` (of the file) back, where the system can.
@@ -213,21 +231,3 @@ def _read_alignment(cursor: Cursor, metadata: Metadata) -> int:
             limit=f"uint32, a power of two from {MIN_ALIGNMENT} to {MAX_ALIGNMENT}", rule="K9",
         )  # fmt: skip
     return value
-
-
-def _check_split(metadata: Metadata, n_tensors: int, path: str) -> None:
-    """Rule K13: the keys of a split file agree with each other; a model in several files is refused by name for now."""
-    count = metadata.get_typed("split.count", int, 1)
-    number = metadata.get_typed("split.no", int, 0)
-    total = metadata.get_typed("split.tensors.count", int, n_tensors)
-    if count < 0 or not 0 <= number < max(count, 1) or total < n_tensors or (count <= 1 and total != n_tensors):
-        raise ModelFormatError(
-            "the keys of a split file contradict each other", path=path, offset=metadata.offsets.get("split.count"),
-            field="split.no, split.count, split.tensors.count", value=(number, count, total),
-            limit=f"no < count, {n_tensors} tensors here", rule="K13",
-        )  # fmt: skip
-    if count > 1:
-        raise UnsupportedFeatureError(
-            f"this is part {number + 1} of a model in {count} files; merge them with llama-gguf-split --merge",
-            path=path, offset=metadata.offsets["split.count"], field="split.count", value=count, limit=1, rule="K13",
-        )  # fmt: skip
