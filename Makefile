@@ -14,9 +14,9 @@ help:
 
 $(VENV)/installed: pyproject.toml setup.py $(wildcard native/*.[ch] native/*.py native/kernels/*.[ch])
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	@$(PY) -m pip install --quiet --disable-pip-version-check --upgrade pip
+	@$(PY) -m pip install -qq --disable-pip-version-check --upgrade pip
 	@echo "edgellm: installing into $(VENV) (a minute or two the first time)" >&2
-	@$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@$(PY) -m pip install -qq --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
 chat: $(VENV)/installed
