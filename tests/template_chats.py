@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+# ruff: noqa: E501 (a template reads best on one line)
 from datetime import datetime
 from typing import Any
 

@@ -24,7 +24,7 @@ ROLES = frozenset(
 
 # What a render may use (`budget`): this much whatever it was given, and more for each character and message. The square
 # is for templates that go over all messages for each message.
-MIN_STEPS, STEPS_PER_CHAR, STEPS_PER_PAIR = 100_000, 16, 32
+MIN_STEPS, STEPS_PER_CHAR, STEPS_PER_PAIR = 60_000, 16, 32
 MIN_CHARS, CHARS_PER_CHAR = 2**22, 64
 
 

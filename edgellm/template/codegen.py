@@ -16,6 +16,8 @@ from jinja2.exceptions import TemplateAssertionError
 
 ROUNDS = "edgellm rounds"  # no name in a template: the filter that every `for` and every `*args` of a template gets around its iterable
 
+MAX_LOOPS = 20  # within each other; Python takes no more
+
 _REFUSED = {
     nodes.Include: "include", nodes.Import: "import", nodes.FromImport: "import", nodes.Extends: "extends",
     nodes.ScopedEvalContextModifier: "autoescape", nodes.EvalContextModifier: "autoescape",
@@ -29,6 +31,16 @@ def check_tree(tree: nodes.Template) -> None:
         found = tree.find(kind)
         if found is not None:
             raise TemplateAssertionError(f"'{name}' is not allowed in a chat template", found.lineno)
+    _check_loops(tree, 0)
+
+
+def _check_loops(node: nodes.Node, depth: int) -> None:
+    if isinstance(node, nodes.For):
+        depth += 1
+        if depth > MAX_LOOPS:
+            raise TemplateAssertionError(f"loops are nested more than {MAX_LOOPS} deep", node.lineno)
+    for child in node.iter_child_nodes():
+        _check_loops(child, depth)
 
 
 def count_rounds(tree: nodes.Template) -> None:

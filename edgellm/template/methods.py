@@ -18,7 +18,9 @@ from edgellm.template.marked import MarkedText
 _NO_METHODS = frozenset(["encode", "translate", "maketrans", "format", "format_map"])  # the last two are done elsewhere
 TEXT_METHODS = frozenset(name for name in dir(str) if not name.startswith("_")) - _NO_METHODS
 _FALLS_APART = frozenset(["split", "rsplit", "splitlines"])
-_TAKES_TEXT = frozenset(["join", "replace"])  # methods whose result may hold marks of an argument
+# Methods of MarkedText to use also for data: those that put marked arguments into their result, and those that would
+# give back their marked argument where data has the same text.
+_TAKES_TEXT = frozenset(["join", "partition", "replace", "rpartition"])
 _OTHER = {
     list: frozenset(["copy", "count", "index"]),
     tuple: frozenset(["count", "index"]),
@@ -78,7 +80,7 @@ def pay_replace(text: str, args: tuple[Any, ...]) -> None:
         return  # str says what is wrong
     n = str.count(text, args[0])
     current().text(n * size_of(args[1]))
-    current().step(n)
+    current().step(3 * n)
 
 
 def _pay_join(owner: str, args: tuple[Any, ...]) -> tuple[Any, ...]:

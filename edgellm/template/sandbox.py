@@ -39,7 +39,7 @@ from edgellm.template.marked import MarkedText, concat, format_marked
 from edgellm.template.methods import PayingFormatter, call_method, pay_format
 
 MAX_SOURCE = 2**18  # characters of a template
-MAX_TOKENS = 30_000  # words and signs of a template
+MAX_TOKENS = 15_000  # words and signs of a template
 
 _COMPARE: dict[str, Callable[[Any, Any], Any]] = {
     "eq": operator.eq, "ne": operator.ne, "lt": operator.lt, "lteq": operator.le, "gt": operator.gt,
@@ -199,7 +199,9 @@ def _limited(tokens: Iterator[Any]) -> Iterator[Any]:
 
 def _pay_sequence(value: Any, times: int) -> None:
     """For `times` copies of a text or list."""
-    if isinstance(value, str):
+    if isinstance(value, MarkedText) and value.is_template():
+        current().text(len(value) * times)  # stays one span
+    elif isinstance(value, str):
         current().text(size_of(value) * times)
     elif isinstance(value, (list, tuple)):
         pay_list(len(value) * times)
