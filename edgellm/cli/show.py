@@ -72,6 +72,7 @@ def _summary(file: Any) -> dict[str, Any]:
         "gguf_version": file.version,
         "parameters": weights,
         "file_bytes": file.n_bytes,
+        "parts": len(file.paths),
         "tensor_bytes": n_bytes,
         "bits_per_weight": round(8 * n_bytes / weights, 2) if weights else 0.0,
         "types": dict(types.most_common()),
@@ -96,10 +97,14 @@ def _metadata(file: Any) -> dict[str, Any]:
 
 
 def _tensors(file: Any) -> list[dict[str, Any]]:
-    return [
-        {"name": t.name, "shape": list(t.shape), "type": t.type.name, "bytes": t.n_bytes, "offset": t.offset}
-        for t in file.tensors.values()
-    ]
+    import os
+
+    rows = []
+    for t in file.tensors.values():
+        path, offset = file.place_of(t.name)
+        row = {"name": t.name, "shape": list(t.shape), "type": t.type.name, "bytes": t.n_bytes, "offset": offset}
+        rows.append(row if len(file.paths) == 1 else row | {"file": os.path.basename(path)})
+    return rows
 
 
 def _template(file: Any) -> str | None:
@@ -141,7 +146,7 @@ def _print_summary(s: dict[str, Any]) -> None:
 
     family = s["architecture"] + ("" if s["supported"] else "  (this family is not supported)")
     pairs = [
-        ("file", one_line(s["file"], 400)),
+        ("file", one_line(s["file"], 400) + (f"  (1 of {s['parts']} files)" if s["parts"] > 1 else "")),
         ("name", one_line(s["name"]) or "-"),
         ("family", one_line(family)),
         ("parameters", count_text(s["parameters"])),

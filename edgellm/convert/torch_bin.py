@@ -1,7 +1,7 @@
 """Reader for PyTorch checkpoints (`pytorch_model.bin`): the zip format of PyTorch 1.6 and later. NumPy only.
 
 The file is an archive of `NAME/data.pkl`, a pickled table of tensors, and `NAME/data/KEY`, their storages. Nothing in
-it is ever run: `stored_zip` checks the archive, `torch_pickle` reads the table. A file is checked whole before the first
+it is ever run: `stored_zip` checks the archive, `torch_pickle` reads the table. A file is checked whole before a
 tensor can be read (rules Z1 to Z9, formats/checkpoints.md), and one that is refused is not tried in another way.
 """
 
