@@ -172,6 +172,41 @@ class SpmHandle:
         return ids[: n[0]].tolist()
 
 
+class BpeHandle:
+    """A BPE vocabulary in C. `pieces` (n) texts, `kinds` (n,) uint8 enum el_piece_kind, `merges` (n_merges, 3) int32."""
+
+    def __init__(
+        self, pieces: Sequence[bytes], kinds: np.ndarray, merges: np.ndarray, byte_ids: Sequence[int], unk_id: int,
+        whole_words: int, characters: bool,
+    ) -> None:  # fmt: skip
+        self._ffi, self._lib = library()
+        offsets = np.zeros(len(pieces) + 1, dtype=np.int64)
+        np.cumsum([len(data) for data in pieces], out=offsets[1:])
+        text = self._ffi.from_buffer("uint8_t[]", b"".join(pieces))
+        ends = self._ffi.from_buffer("int64_t[]", offsets)
+        kinds_in = self._ffi.from_buffer("uint8_t[]", np.ascontiguousarray(kinds, dtype=np.uint8))
+        table = np.ascontiguousarray(merges, dtype=np.int32)
+        rows = self._ffi.from_buffer("int32_t[]", table)
+        out, ids = self._ffi.new("el_bpe **"), self._ffi.new("int32_t[256]", list(byte_ids))
+        rc = self._lib.el_bpe_new(
+            out, text, ends, kinds_in, len(pieces), rows, len(table), ids, unk_id, whole_words, characters
+        )
+        check(rc, "reading the vocabulary")
+        self._bpe = self._ffi.gc(out[0], self._lib.el_bpe_free)
+
+    def encode(self, data: bytes, word_ends: np.ndarray) -> list[int] | None:
+        """Ids of UTF-8 text whose words end at `word_ends` (int64); None: a byte has no piece and no unknown token."""
+        ids = np.empty(len(data), dtype=np.int32)
+        n = self._ffi.new("int64_t *")
+        source, target = self._ffi.from_buffer("uint8_t[]", data), self._ffi.from_buffer("int32_t[]", ids)
+        ends = self._ffi.from_buffer("int64_t[]", word_ends)
+        rc = self._lib.el_bpe_encode(self._bpe, source, len(data), ends, len(word_ends), target, len(ids), n)
+        if rc == EL_E_UNSUPPORTED:
+            return None
+        check(rc, f"tokenising {len(data)} bytes")
+        return ids[: n[0]].tolist()
+
+
 class SampleCall:
     """el_sample with parameters (`params`: the fields of el_sampling) and scratch memory, for one thread at a time."""
 

@@ -176,6 +176,21 @@ void el_spm_free(el_spm *spm);
 int el_spm_encode(const el_spm *spm, const uint8_t *text, int64_t n_bytes, int32_t *ids, int64_t capacity,
                   int64_t *n_ids);
 
+/* BPE by merge rank, for texts that were cut into words before. */
+typedef struct el_bpe el_bpe; /* merges in a hash table, piece texts in another; read-only after el_bpe_new */
+enum el_whole_words { EL_WHOLE_NONE = 0, EL_WHOLE_ALL = 1, EL_WHOLE_LINE_FEEDS = 2 }; /* words looked up before any merge */
+/* pieces as in el_spm_new (of EL_PIECE_NEVER the text is not looked at); merges (n_merges, 3): ids of left, right and
+ * result by rank, or -1 for a merge that is never done; byte_ids (256); unk_id -1: none; characters: 1 when words start as
+ * characters, 0: as bytes. Everything is copied. */
+int el_bpe_new(el_bpe **out, const uint8_t *text, const int64_t *offsets, const uint8_t *kinds, int64_t n_pieces,
+               const int32_t *merges, int64_t n_merges, const int32_t *byte_ids, int32_t unk_id, int32_t whole_words,
+               int32_t characters);
+void el_bpe_free(el_bpe *bpe);
+/* word_ends (n_words): ascending, the last is n_bytes. ids (capacity >= n_bytes) gets the tokens, *n_ids their number.
+ * EL_E_UNSUPPORTED: a byte has no piece and there is no unknown token. Any number of threads may call this. */
+int el_bpe_encode(const el_bpe *bpe, const uint8_t *text, int64_t n_bytes, const int64_t *word_ends, int64_t n_words,
+                  int32_t *ids, int64_t capacity, int64_t *n_ids);
+
 /* The sampler: penalties, top-k, typical, top-p, min-p, temperature, one draw. All sums are in double and in index order. */
 typedef struct {
     double temperature;       /* 0: the largest logit, the lowest id of equals */

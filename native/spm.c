@@ -8,10 +8,7 @@
  * A merge can never cross a place where no piece has these two bytes on the two sides of a character boundary. Text is
  * cut at such places first (at most words, in practice), which changes no result and keeps the queue in cache.
  */
-#include "edgellm.h"
-
-#include <stdlib.h>
-#include <string.h>
+#include "merges.h"
 
 typedef struct {
     uint32_t tag; /* high half of the hash */
@@ -38,57 +35,18 @@ typedef struct {
     int32_t start, len; /* bytes inside the segment; len 0: merged into its left neighbour */
 } symbol;
 
-typedef struct {
-    uint64_t key; /* rank << 32 | left: the smallest is the next merge */
-    int32_t right;
-    int32_t len;  /* bytes of both symbols when the pair was found; another sum now means it is stale */
-    int32_t next; /* the pair after it in its run, or in the list of free pairs; -1: none */
-} pair;
-
-typedef struct {
-    uint64_t key;
-    int32_t at; /* index of the pair */
-} heap_item;
-
-#define N_RUNS 1024
-#define MIN_SYMBOLS_FOR_RUNS 64
-
 /* What one call needs; grows to the longest segment and is freed at its end. */
 typedef struct {
     const el_spm *spm;
     const uint8_t *text; /* the segment */
     symbol *symbols;
     int64_t symbol_room;
-    pair *pairs;
-    int64_t n_pairs, pair_room;
-    int32_t free_pair;
-    heap_item *heap;
-    int64_t n_heap, heap_room;
-    int use_runs;
-    int32_t tails[N_RUNS]; /* last pair of each run, -1: the run is empty */
+    merge_queue queue;
     int32_t *splits; /* (n_unused) bytes of the left half of the newest pair that made this unused piece, 0: none */
     int32_t *ids;
     int64_t n_ids;
     int after_unknown; /* the last token is the unknown one: a run of unknown characters is one token */
 } work;
-
-static uint64_t hash_bytes(const uint8_t *p, int64_t n)
-{
-    uint64_t h = (uint64_t)n * 0x9E3779B97F4A7C15u, v;
-    for (; n >= 8; n -= 8, p += 8) {
-        memcpy(&v, p, 8);
-        h = (h ^ v) * 0xD6E8FEB86659FD93u;
-        h ^= h >> 32;
-    }
-    if (n > 0) {
-        v = 0;
-        memcpy(&v, p, (size_t)n);
-        h = (h ^ v) * 0xD6E8FEB86659FD93u;
-        h ^= h >> 32;
-    }
-    h *= 0xD6E8FEB86659FD93u;
-    return h ^ (h >> 29);
-}
 
 /* The piece with this text that merges may make, or -1. */
 static int32_t find_piece(const el_spm *s, const uint8_t *p, int64_t n)
@@ -103,11 +61,6 @@ static int32_t find_piece(const el_spm *s, const uint8_t *p, int64_t n)
             memcmp(s->text + start, p, (size_t)n) == 0)
             return e->id;
     }
-}
-
-static int64_t char_bytes(uint8_t lead)
-{
-    return lead < 0xC0 ? 1 : lead < 0xE0 ? 2 : lead < 0xF0 ? 3 : 4;
 }
 
 /* Larger scores give smaller ranks; the order of floats is the order of their bits once negatives are turned over. */
@@ -211,91 +164,6 @@ void el_spm_free(el_spm *s)
     free(s);
 }
 
-/* ---- the queue of candidate pairs ------------------------------------------------------------------------------
- *
- * Pairs are found from left to right, and most have a score that many others have too. So a new pair usually belongs
- * behind the newest pair of the same score: such pairs form a run, a sorted list, and only the first pair of each run
- * is in the heap. The heap stays small, and ten million equal letters cost ten million steps, not ten million heap
- * operations. A pair that fits behind no run goes into the heap by itself; the order of the queue never depends on the runs. */
-
-static void sift_down(heap_item *heap, int64_t n, int64_t at)
-{
-    heap_item moved = heap[at];
-    for (int64_t child = 2 * at + 1; child < n; child = 2 * at + 1) {
-        if (child + 1 < n && heap[child + 1].key < heap[child].key) child++;
-        if (heap[child].key >= moved.key) break;
-        heap[at] = heap[child];
-        at = child;
-    }
-    heap[at] = moved;
-}
-
-static void sift_up(heap_item *heap, int64_t at)
-{
-    heap_item moved = heap[at];
-    while (at > 0 && heap[(at - 1) / 2].key > moved.key) {
-        heap[at] = heap[(at - 1) / 2];
-        at = (at - 1) / 2;
-    }
-    heap[at] = moved;
-}
-
-/* `items` with room for one more of `size` bytes; NULL: no memory, `items` is as it was. */
-static void *grow(void *items, int64_t used, int64_t *room, size_t size)
-{
-    if (used < *room) return items;
-    int64_t wanted = *room < 64 ? 64 : *room + *room / 2;
-    void *grown = wanted < INT32_MAX ? realloc(items, (size_t)wanted * size) : NULL;
-    if (grown) *room = wanted;
-    return grown;
-}
-
-static int32_t *run_of(work *w, uint64_t key) { return &w->tails[(uint32_t)(key >> 32) * 0x9E3779B9u >> 22]; }
-
-static int push(work *w, uint64_t key, int32_t right, int32_t len)
-{
-    int32_t at = w->free_pair;
-    if (at >= 0) {
-        w->free_pair = w->pairs[at].next;
-    } else {
-        pair *pairs = grow(w->pairs, w->n_pairs, &w->pair_room, sizeof *pairs);
-        if (!pairs) return EL_E_NOMEM;
-        w->pairs = pairs;
-        at = (int32_t)w->n_pairs++;
-    }
-    w->pairs[at] = (pair){key, right, len, -1};
-    if (w->use_runs) {
-        int32_t *tail = run_of(w, key);
-        if (*tail >= 0 && w->pairs[*tail].key <= key) {
-            w->pairs[*tail].next = at;
-            *tail = at;
-            return EL_OK;
-        }
-        if (*tail < 0) *tail = at;
-    }
-    heap_item *heap = grow(w->heap, w->n_heap, &w->heap_room, sizeof *heap);
-    if (!heap) return EL_E_NOMEM;
-    w->heap = heap;
-    w->heap[w->n_heap] = (heap_item){key, at};
-    sift_up(w->heap, w->n_heap++);
-    return EL_OK;
-}
-
-static pair pop(work *w)
-{
-    int32_t at = w->heap[0].at;
-    pair top = w->pairs[at];
-    if (top.next >= 0)
-        w->heap[0] = (heap_item){w->pairs[top.next].key, top.next};
-    else
-        w->heap[0] = w->heap[--w->n_heap];
-    if (w->n_heap > 0) sift_down(w->heap, w->n_heap, 0);
-    if (w->use_runs && *run_of(w, top.key) == at) *run_of(w, top.key) = -1;
-    w->pairs[at].next = w->free_pair;
-    w->free_pair = at;
-    return top;
-}
-
 /* Adds the pair (left, right) when its text is a piece. */
 static int propose(work *w, int32_t left, int32_t right)
 {
@@ -305,7 +173,7 @@ static int propose(work *w, int32_t left, int32_t right)
     int32_t id = find_piece(w->spm, w->text + l->start, len);
     if (id < 0) return EL_OK;
     if (w->spm->unused_index[id] >= 0) w->splits[w->spm->unused_index[id]] = l->len;
-    return push(w, (uint64_t)w->spm->ranks[id] << 32 | (uint32_t)left, right, len);
+    return push(&w->queue, (uint64_t)w->spm->ranks[id] << 32 | (uint32_t)left, right, len);
 }
 
 /* Cuts the segment (n bytes) into one symbol per character. */
@@ -336,14 +204,11 @@ static int split_characters(work *w, int64_t n, int32_t *n_symbols)
 
 static int merge(work *w, int32_t n_symbols)
 {
-    w->n_heap = w->n_pairs = 0;
-    w->free_pair = -1;
-    w->use_runs = n_symbols >= MIN_SYMBOLS_FOR_RUNS;
-    if (w->use_runs) memset(w->tails, 0xFF, sizeof w->tails);
+    queue_clear(&w->queue, n_symbols);
     int status = EL_OK;
     for (int32_t i = 0; i + 1 < n_symbols && status == EL_OK; i++) status = propose(w, i, i + 1);
-    while (w->n_heap > 0 && status == EL_OK) {
-        pair top = pop(w);
+    while (w->queue.n_heap > 0 && status == EL_OK) {
+        pair top = pop(&w->queue);
         int32_t left = (int32_t)(top.key & 0xFFFFFFFFu);
         symbol *l = &w->symbols[left], *r = &w->symbols[top.right];
         if (l->len == 0 || r->len == 0 || l->len + r->len != top.len) continue;
@@ -387,8 +252,8 @@ static int emit(work *w, int32_t start, int32_t len)
             id = -1; /* an unused piece of one character is as good as none */
         }
         if (split > 0) {
-            w->pairs[waiting].right = start + split;
-            w->pairs[waiting++].len = len - split;
+            w->queue.pairs[waiting].right = start + split;
+            w->queue.pairs[waiting++].len = len - split;
             len = split;
             continue;
         }
@@ -400,19 +265,19 @@ static int emit(work *w, int32_t start, int32_t len)
             if (status != EL_OK) return status;
         }
         if (waiting == 0) return EL_OK;
-        start = w->pairs[--waiting].right;
-        len = w->pairs[waiting].len;
+        start = w->queue.pairs[--waiting].right;
+        len = w->queue.pairs[waiting].len;
     }
 }
 
 /* The waiting list of emit() may need as many places as the longest piece has bytes. */
 static int reserve_waiting(work *w)
 {
-    if (w->spm->n_unused == 0 || w->pair_room >= w->spm->max_piece) return EL_OK;
-    pair *grown = realloc(w->pairs, (size_t)w->spm->max_piece * sizeof *grown);
+    if (w->spm->n_unused == 0 || w->queue.pair_room >= w->spm->max_piece) return EL_OK;
+    pair *grown = realloc(w->queue.pairs, (size_t)w->spm->max_piece * sizeof *grown);
     if (!grown) return EL_E_NOMEM;
-    w->pairs = grown;
-    w->pair_room = w->spm->max_piece;
+    w->queue.pairs = grown;
+    w->queue.pair_room = w->spm->max_piece;
     return EL_OK;
 }
 
@@ -460,8 +325,7 @@ int el_spm_encode(const el_spm *spm, const uint8_t *text, int64_t n_bytes, int32
     }
     if (status == EL_OK) *n_ids = w.n_ids;
     free(w.symbols);
-    free(w.pairs);
-    free(w.heap);
+    queue_free(&w.queue);
     free(w.splits);
     return status;
 }

@@ -21,8 +21,13 @@ MAX_TEXT_BYTES = 2**31 - 1
 # enum el_piece_kind of native/edgellm.h
 TEXT_PIECE, UNUSED_PIECE, NEVER_PIECE = 0, 1, 2
 
-DEFAULT_FLAGS = {"add_bos_token": True, "add_eos_token": False, "add_space_prefix": True}
-DEFAULT_SPECIAL = {"bos": 1, "eos": 2, "unknown": 0}
+
+def defaults(vocab: Vocab) -> tuple[dict[str, int], dict[str, bool]]:
+    """Special ids and flags where the file says nothing."""
+    usual = {"bos": 1, "eos": 2, "unknown": 0}
+    special = {name: i for name, i in usual.items() if i < vocab.n_vocab and vocab.types[i] in (CONTROL, UNKNOWN)}
+    return special, {"add_bos_token": True, "add_eos_token": False, "add_space_prefix": True}
+
 
 
 def byte_values(vocab: Vocab) -> dict[int, int]:

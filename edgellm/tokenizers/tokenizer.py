@@ -29,9 +29,13 @@ from edgellm.tokenizers.vocab import (
 )
 
 # tokenizer.ggml.model -> (module, class, what people call it)
-KINDS = {"llama": ("edgellm.tokenizers.spm", "SpmModel", "SentencePiece BPE")}
+KINDS = {
+    "llama": ("edgellm.tokenizers.spm", "SpmModel", "SentencePiece BPE"),
+    "gpt2": ("edgellm.tokenizers.bpe", "BpeModel", "byte-level BPE"),
+    "gemma4": ("edgellm.tokenizers.bpe", "BpeModel", "BPE with byte pieces"),
+}
 # Kinds that exist but are not built yet, so that the message can say what the file has.
-OTHER_KINDS = {"gpt2": "byte-level BPE", "bert": "WordPiece", "t5": "Unigram", "rwkv": "RWKV", "plamo2": "PLaMo 2"}
+OTHER_KINDS = {"bert": "WordPiece", "t5": "Unigram", "rwkv": "RWKV", "plamo2": "PLaMo 2"}
 
 # Some models strip the white space after their special pieces, and GGUF has no key for it: what llama.cpp does by name.
 STRIPPING_MODELS = ("phi-3", "phi3")
@@ -236,16 +240,16 @@ def _with_defaults(vocab: Vocab, model_class: Any) -> Vocab:
     from dataclasses import replace
 
     module = importlib.import_module(model_class.__module__)
-    n, types = vocab.n_vocab, vocab.types.copy()
-    defaults = {name: i for name, i in module.DEFAULT_SPECIAL.items() if i < n and types[i] in (CONTROL, UNKNOWN)}
-    special = {**defaults, **vocab.special}
+    types = vocab.types.copy()
+    default_special, default_flags = module.defaults(vocab)
+    special = {**default_special, **vocab.special}
     ends = _turn_ends(vocab)
     ends += [special[name] for name in ("bos", "eos", "eot", "eom") if name in special]
     for i in ends:
         if types[i] not in (BYTE, UNKNOWN):
             types[i] = CONTROL
     types.setflags(write=False)
-    return replace(vocab, types=types, special=special, flags={**module.DEFAULT_FLAGS, **vocab.flags})
+    return replace(vocab, types=types, special=special, flags={**default_flags, **vocab.flags})
 
 
 def _turn_ends(vocab: Vocab) -> list[int]:

@@ -72,6 +72,10 @@ class Vocab:
     def n_vocab(self) -> int:
         return len(self.pieces)
 
+    def is_text(self, token: int) -> bool:
+        """True for pieces that merges make from text (not for special, byte and user-defined ones)."""
+        return self.types[token] in (NORMAL, UNUSED)
+
     def refuse(self, message: str, *, key: str, value: Any = None, limit: Any = None, rule: str) -> TokenizerError:
         """The error for a bad key of this vocabulary."""
         return TokenizerError(message, path=self.path, field=PREFIX + key, value=value, limit=limit, rule=rule)

@@ -1,0 +1,266 @@
+"""BPE by merge rank: byte-level (`tokenizer.ggml.model = "gpt2"`) and on characters with byte pieces ("gemma4").
+
+Sennrich et al. 2016; Radford et al. 2019 (GPT-2) for bytes as the alphabet. Text is cut into words by the rule that
+`tokenizer.ggml.pre` names (pretokenizers.py); inside a word the neighbours with the lowest rank are merged, the
+leftmost of equals first, until no merge is left. The loop is native/bpe.c; `merge_symbols` here is its twin in Python.
+"""
+
+from __future__ import annotations
+
+import heapq
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from edgellm.errors import BackendError, TokenizerError, one_line
+from edgellm.tokenizers import patterns
+from edgellm.tokenizers.pretokenizers import ALL_WORDS, LINE_FEEDS, NO_WORDS, RULES, Rule
+from edgellm.tokenizers.spm import MAX_TEXT_BYTES, NEVER_PIECE, SPACE, TEXT_PIECE, byte_values
+from edgellm.tokenizers.vocab import BYTE, CONTROL, UNKNOWN, Vocab
+
+CHARACTERS = "gemma4"  # the kind whose words start as characters, not as bytes
+MAX_WORDS_IN_CACHE = 20_000
+
+
+def defaults(vocab: Vocab) -> tuple[dict[str, int], dict[str, bool]]:
+    """Special ids and flags where the file says nothing."""
+    rule = rule_of(vocab)
+    return {}, {"add_bos_token": rule.add_bos, "add_eos_token": False, "add_space_prefix": False}
+
+
+def rule_of(vocab: Vocab) -> Rule:
+    """The pre-tokenizer rule of a vocabulary. Rule V7: an unknown name is refused, never guessed."""
+    name = CHARACTERS if vocab.kind == CHARACTERS else vocab.pre
+    if name not in RULES:
+        known = ", ".join(RULES)
+        raise vocab.refuse(
+            f"pre-tokenizer '{one_line(name)}' is not supported; supported: {known}", key="pre", value=name, rule="V7"
+        )
+    return RULES[name]
+
+
+@lru_cache(maxsize=1)
+def byte_alphabet() -> dict[str, int]:
+    """Character -> byte: bytes that print stand for themselves, the others for U+0100 onwards (GPT-2)."""
+    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [b for b in range(256) if b not in plain]
+    return {chr(b): b for b in plain} | {chr(256 + i): b for i, b in enumerate(others)}
+
+
+def piece_to_bytes(piece: str) -> bytes | None:
+    """The bytes that a piece of the byte alphabet stands for; None: it has other characters too."""
+    alphabet = byte_alphabet()
+    try:
+        return bytes([alphabet[c] for c in piece])
+    except KeyError:
+        return None
+
+
+class BpeModel:
+    """Turns text into ids, and ids into bytes, for one checked vocabulary.
+
+    `native` False uses the Python loop; None takes the compiled one when it is there.
+    """
+
+    def __init__(self, vocab: Vocab, native: bool | None = None) -> None:
+        self.vocab, self.rule = vocab, rule_of(vocab)
+        self.characters = vocab.kind == CHARACTERS
+        self.bytes_of = byte_values(vocab)
+        self.texts = self._texts()
+        self.byte_ids = self._byte_ids()
+        self.unk_id = vocab.special.get("unknown", -1)
+        self.merges = _merge_table(vocab)  # (n_merges, 3) left, right, result
+        self._patterns = patterns.compiled(self.rule.expressions)
+        self._native = self._native_handle() if native is not False else None
+        if native and self._native is None:
+            raise BackendError("the compiled library is not there")
+        self._ranks: dict[tuple[int, int], int] | None = None
+        self._ids: dict[bytes, int] | None = None
+        self._cache: dict[bytes, list[int]] = {}
+
+    def _texts(self) -> list[bytes | None]:
+        """(n_pieces) what text a piece is made from; None: text never becomes this piece by merges."""
+        hidden = set(np.flatnonzero(np.isin(self.vocab.types, (CONTROL, UNKNOWN, BYTE))).tolist())
+        spell = str.encode if self.characters else piece_to_bytes
+        return [None if i in hidden else spell(piece) for i, piece in enumerate(self.vocab.pieces)]
+
+    def _byte_ids(self) -> list[int]:
+        ids = [-1] * 256
+        if self.characters:
+            for i, value in self.bytes_of.items():
+                ids[value] = i
+            return ids
+        for c, value in byte_alphabet().items():
+            i = self.vocab.ids.get(c, -1)
+            ids[value] = i if i >= 0 and self.texts[i] is not None else -1
+        return ids
+
+    def _native_handle(self) -> Any:
+        from edgellm import clib
+
+        if not clib.available():
+            return None
+        kinds = np.array([NEVER_PIECE if text is None else TEXT_PIECE for text in self.texts], np.uint8)
+        return clib.BpeHandle(
+            [text or b"?" for text in self.texts], kinds, self.merges, self.byte_ids, self.unk_id,
+            self.rule.whole_words, self.characters,
+        )  # fmt: skip
+
+    # ---- text to ids -------------------------------------------------------------------------------------------
+
+    def encode(self, text: str, space_prefix: bool) -> list[int]:
+        """Ids of a text without special pieces."""
+        if not text:
+            return []
+        if space_prefix:
+            text = " " + text
+        if self.characters:
+            text = text.replace(" ", SPACE)
+        data = text.encode()
+        if len(data) > MAX_TEXT_BYTES:
+            raise TokenizerError("this text is too long", field="text", value=len(data), limit=MAX_TEXT_BYTES)
+        ends = self.word_ends(text)
+        if self._native is not None:
+            ids = self._native.encode(data, ends)
+            if ids is None:
+                raise self._no_piece_error()
+            return ids
+        ids, start = [], 0
+        for end in ends.tolist():
+            ids += self._word(data[start:end])
+            start = end
+        return ids
+
+    def word_ends(self, text: str) -> np.ndarray:
+        """(n_words,) int64: where the words of the UTF-8 form of `text` end, in bytes."""
+        codes = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
+        ends = self._patterns.split(codes)
+        if text.isascii():
+            return ends
+        sizes = 1 + (codes > 0x7F).astype(np.int8) + (codes > 0x7FF) + (codes > 0xFFFF)
+        return np.cumsum(sizes, dtype=np.int64)[ends - 1]
+
+    def _word(self, word: bytes) -> list[int]:
+        """The twin of encode_word in native/bpe.c, with a cache."""
+        ids = self._cache.get(word)
+        if ids is None:
+            ids = self._whole(word) or merge_symbols(self._symbols(word), self._merge_ranks(), self.merges)
+            if len(self._cache) >= MAX_WORDS_IN_CACHE:
+                self._cache.clear()
+            self._cache[word] = ids
+        return ids
+
+    def _whole(self, word: bytes) -> list[int] | None:
+        how = self.rule.whole_words
+        if how == NO_WORDS or (how == LINE_FEEDS and word.strip(b"\n")):
+            return None
+        assert how in (ALL_WORDS, LINE_FEEDS)
+        found = self._piece_ids().get(word)
+        return None if found is None else [found]
+
+    def _symbols(self, word: bytes) -> list[int]:
+        """Ids that a word starts from: bytes, or characters (a character without a piece becomes its bytes)."""
+        parts = [c.encode() for c in word.decode()] if self.characters else [bytes([b]) for b in word]
+        out: list[int] = []
+        for part in parts:
+            found = self._piece_ids().get(part) if self.characters else None
+            for i in [self.byte_ids[b] for b in part] if found is None else [found]:
+                if i < 0 and self.unk_id < 0:
+                    raise self._no_piece_error()
+                out.append(i if i >= 0 else self.unk_id)
+        return out
+
+    def _piece_ids(self) -> dict[bytes, int]:
+        if self._ids is None:
+            self._ids = {text: i for i, text in enumerate(self.texts) if text is not None}
+        return self._ids
+
+    def _merge_ranks(self) -> dict[tuple[int, int], int]:
+        if self._ranks is None:
+            pairs = self.merges[:, :2].tolist()
+            self._ranks = {(left, right): rank for rank, (left, right) in enumerate(pairs) if left >= 0}
+        return self._ranks
+
+    def _no_piece_error(self) -> TokenizerError:
+        return self.vocab.refuse(
+            "a byte of this text has no piece, and the vocabulary has no unknown token", key="tokens", rule="V3"
+        )
+
+    # ---- ids to text -------------------------------------------------------------------------------------------
+
+    def piece_bytes(self, token: int) -> bytes:
+        """What a text, byte or user-defined piece stands for."""
+        value = self.bytes_of.get(token)
+        if value is not None:
+            return bytes([value])
+        piece = self.vocab.pieces[token]
+        if self.characters:
+            return piece.replace(SPACE, " ").encode()
+        if self.vocab.is_text(token):
+            found = self.texts[token]
+            if found is not None:
+                return found
+        return piece.encode()
+
+
+def merge_symbols(symbols: list[int], ranks: dict[tuple[int, int], int], merges: np.ndarray) -> list[int]:
+    """The merge loop in Python, O(n log n): the twin of merge_word in native/bpe.c."""
+    ids = list(symbols)
+    n = len(ids)
+    before, after = list(range(-1, n - 1)), list(range(1, n + 1))
+    heap: list[tuple[int, int]] = []  # (rank, left)
+
+    def propose(left: int) -> None:
+        if left >= 0 and after[left] < n:
+            rank = ranks.get((ids[left], ids[after[left]]))
+            if rank is not None:
+                heapq.heappush(heap, (rank, left))
+
+    for i in range(n - 1):
+        propose(i)
+    while heap:
+        rank, left = heapq.heappop(heap)
+        right = after[left]
+        if ids[left] < 0 or right >= n or ranks.get((ids[left], ids[right])) != rank:
+            continue
+        ids[left], ids[right] = int(merges[rank, 2]), -1
+        after[left] = after[right]
+        if after[left] < n:
+            before[after[left]] = left
+        propose(before[left])
+        propose(left)
+    return [i for i in ids if i >= 0]
+
+
+def _merge_table(vocab: Vocab) -> np.ndarray:
+    """(n_merges, 3) int32: ids of left, right and result, by rank (rule V4). A merge that could only make a control
+    piece is never done: its row is -1."""
+    merges = vocab.merges
+    if merges is None:
+        raise vocab.refuse("a BPE vocabulary needs merges: this key is missing", key="merges", rule="K11")
+    get = vocab.ids.get
+    rows = np.empty((len(merges), 3), np.int32)
+    for rank, merge in enumerate(merges):
+        cut = merge.find(" ", 1)
+        left, right = merge[:cut], merge[cut + 1 :]
+        row = (get(left, -1), get(right, -1), get(left + right, -1))
+        if cut < 0 or min(row) < 0:
+            raise _bad_merge(vocab, rank, merge, cut, left, right)
+        rows[rank] = row
+    keys = rows[:, 0].astype(np.int64) << 32 | rows[:, 1]
+    first = np.unique(keys, return_index=True)[1]
+    if len(first) != len(keys):
+        again = np.setdiff1d(np.arange(len(keys)), first)[0]
+        raise vocab.refuse(f"merge {again} is there twice", key="merges", value=merges[again], rule="V4")
+    rows[np.isin(vocab.types, (CONTROL, UNKNOWN))[rows].any(axis=1)] = -1
+    return rows
+
+
+def _bad_merge(vocab: Vocab, rank: int, merge: str, cut: int, left: str, right: str) -> TokenizerError:
+    if cut < 0 or not right:
+        what = "is no pair of pieces with one space between them"
+    else:
+        missing = next(text for text in (left, right, left + right) if text not in vocab.ids)
+        what = f"names '{one_line(missing, 60)}', which is no piece"
+    return vocab.refuse(f"merge {rank} {what}", key="merges", value=merge, rule="V4")
