@@ -15,12 +15,20 @@ from edgellm.cli.common import print_json, print_report, stage_bar
 @click.option("--outtype", metavar="TYPE", default="f16", show_default=True,
               help="Type of the weight matrices: f32, f16, bf16, q8_0, q4_0.")
 @click.option("--tokenizer", metavar="FILE", help="Tokenizer file of a llama2.c checkpoint (tok512.bin).")
+@click.option("--lora", metavar="DIR", help="Folder of a LoRA adapter (PEFT) to merge into the model.")
 @click.option("--no-overwrite", is_flag=True, help="Refuse to replace an existing file.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def command(
-    source: str, out: str | None, outtype: str, tokenizer: str | None, no_overwrite: bool, as_json: bool
+    source: str,
+    out: str | None,
+    outtype: str,
+    tokenizer: str | None,
+    lora: str | None,
+    no_overwrite: bool,
+    as_json: bool,
 ) -> None:
-    """Turn SRC into a GGUF file: a Hugging Face folder (config.json, safetensors, tokenizer) or a llama2.c .bin.
+    """Turn SRC into a GGUF file: a Hugging Face folder (config.json, safetensors or PyTorch .bin, tokenizer) or a
+    llama2.c .bin.
 
     Works tensor by tensor, so it needs far less memory than the model. Where it fails, no file is left behind.
     """
@@ -30,7 +38,7 @@ def command(
         stem, extension = os.path.splitext(os.path.normpath(source))
         out = f"{stem if extension == '.bin' else stem + extension}-{outtype.lower()}.gguf"
     with stage_bar() as report:
-        done = convert(source, out, outtype.lower(), tokenizer, progress=report, overwrite=not no_overwrite)
+        done = convert(source, out, outtype.lower(), tokenizer, report, not no_overwrite, lora)
     if as_json:
         from dataclasses import asdict
 

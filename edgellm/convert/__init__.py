@@ -22,10 +22,12 @@ def convert(
     tokenizer: str | os.PathLike[str] | None = None,
     progress: ProgressCallback | None = None,
     overwrite: bool = True,
+    lora: str | os.PathLike[str] | None = None,
 ) -> ConvertReport:
     """Write `src` as the GGUF file `out`.
 
-    `src`: a Hugging Face folder (`config.json`, safetensors, tokenizer) or a llama2.c `.bin`, which needs `tokenizer`,
+    `src`: a Hugging Face folder (`config.json`, safetensors or PyTorch `.bin`, tokenizer), into which the LoRA adapter
+    of the folder `lora` is merged where one is given; or a llama2.c `.bin`, which needs `tokenizer`,
     its tokenizer file. `outtype`: f32, f16, bf16, q8_0 or q4_0, the type of the matrices; vectors stay F32.
     `progress(stage, done, total, unit)` is called after every stretch; it may return False to stop.
 
@@ -42,8 +44,10 @@ def convert(
 
         if tokenizer is not None:
             raise InvalidArgumentError("a tokenizer file goes with a llama2.c checkpoint; a folder brings its own")
-        with hf.open_folder(path) as folder:
+        with hf.open_folder(path, lora) as folder:
             return write_model(hf.read(folder), out, kind, progress, overwrite)
+    if lora is not None:
+        raise InvalidArgumentError("an adapter goes with a Hugging Face folder, not with a file")
     return _convert_file(path, out, kind, tokenizer, progress, overwrite)
 
 

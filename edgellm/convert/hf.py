@@ -15,6 +15,7 @@ from . import hf_names
 from .checkpoint import Checkpoint
 from .hf_config import HFConfig, Key, model_keys, read_config
 from .hf_tokenizer import tokenizer_keys
+from .lora import MergedCheckpoint, open_checkpoint
 from .pipeline import Conversion, size_label
 from .strict_json import read_object
 
@@ -23,21 +24,26 @@ MAX_TEMPLATE = 1 << 20  # bytes
 
 @dataclass(frozen=True)
 class Folder:
-    """An opened folder: its checked config.json and its checked, mapped tensors."""
+    """An opened folder: its checked config.json and its checked, mapped tensors, with an adapter merged in or not."""
 
     path: str
     config: HFConfig
-    checkpoint: Checkpoint
+    checkpoint: Checkpoint | MergedCheckpoint
 
 
 @contextmanager
-def open_folder(path: str) -> Iterator[Folder]:
-    """Check config.json and all shards. Raises as `read_config` and `Checkpoint` do."""
+def open_folder(path: str, lora: str | os.PathLike[str] | None = None) -> Iterator[Folder]:
+    """Check config.json, all shards and the adapter. Raises as `read_config`, `Checkpoint` and `MergedCheckpoint`."""
     config_path = os.path.join(path, "config.json")
     if not os.path.lexists(config_path):
         raise ConvertError("no config.json in this folder; give a Hugging Face model folder", path=path)
     config = read_config(read_object(config_path), config_path)
-    with Checkpoint(path) as checkpoint:
+    with open_checkpoint(path, lora) as checkpoint:
+        if isinstance(checkpoint, MergedCheckpoint) and config.tied and checkpoint.changes("lm_head.weight"):
+            raise ConvertError(
+                "the adapter changes the output head, which config.json ties to the embedding table", path=lora,
+                field="lm_head",
+            )  # fmt: skip
         yield Folder(path, config, checkpoint)
 
 
@@ -47,6 +53,8 @@ def read(folder: Folder) -> Conversion:
     weights, notes = hf_names.weights(c, folder.checkpoint)
     keys, more, files = tokenizer_keys(folder.path, c)
     notes = [*c.notes, *notes, *more]
+    if isinstance(folder.checkpoint, MergedCheckpoint):
+        notes, files = [*folder.checkpoint.notes, *notes], [*files, *folder.checkpoint.sources]
     general: list[Key] = [
         ("general.type", "model", "str"),
         ("general.name", _name(folder), "str"),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import ConvertError, ModelFormatError, one_line
-from .checkpoint import Checkpoint
+from .checkpoint import Tensors
 from .hf_config import HFConfig, long_rope_divisors, rope_divisors
 from .hf_families import EXPERT_NAMES, expert_dim, n_experts
 from .pipeline import Weight, constant
@@ -107,7 +107,7 @@ def interleave(n_heads: int, head_dim: int) -> np.ndarray:
     return (np.arange(n_heads)[:, None] * head_dim + one).reshape(-1)
 
 
-def weights(c: HFConfig, checkpoint: Checkpoint) -> tuple[list[Weight], list[str]]:
+def weights(c: HFConfig, checkpoint: Tensors) -> tuple[list[Weight], list[str]]:
     """The tensors of the output, each checked against config.json, and remarks.
 
     Raises MissingTensorError, ModelFormatError (a shape that differs) or ConvertError (a tensor nobody asked for).
@@ -134,7 +134,7 @@ def weights(c: HFConfig, checkpoint: Checkpoint) -> tuple[list[Weight], list[str
     return out, notes
 
 
-def _weight(c: HFConfig, t: Tensor, checkpoint: Checkpoint) -> Weight:
+def _weight(c: HFConfig, t: Tensor, checkpoint: Tensors) -> Weight:
     sources = (t.source, *t.stack)
     for source in sources:
         _check_shape(source, t.shape[1:] if t.stack else t.shape, checkpoint)
@@ -165,7 +165,7 @@ def _weight(c: HFConfig, t: Tensor, checkpoint: Checkpoint) -> Weight:
     return Weight(t.name, t.shape, rotated_rows, step=head_dim, source=path)
 
 
-def _check_shape(source: str, shape: tuple[int, ...], checkpoint: Checkpoint) -> None:
+def _check_shape(source: str, shape: tuple[int, ...], checkpoint: Tensors) -> None:
     entry = checkpoint[source]
     if entry.shape != shape:
         raise ModelFormatError(
