@@ -25,7 +25,12 @@ _MAX_SHOWN = 60  # characters of a long value
 def command(
     model: str | None, tensors: bool, template: bool, tokenizer: bool, plan: bool, full: bool, as_json: bool
 ) -> None:
-    """Show what the file MODEL holds: a summary and its metadata, or the part that is asked for."""
+    """Show what MODEL holds: a summary and its metadata, or the part that is asked for.
+
+    MODEL is a GGUF file (or one of its parts), or what `edgellm convert` reads: a Hugging Face folder, a LoRA adapter,
+    a .safetensors file or a PyTorch .bin file. Nothing in it is run.
+    """
+    from edgellm.cli.show_checkpoint import checkpoint_parts, is_checkpoint
     from edgellm.gguf import open_gguf
 
     if model is None:
@@ -39,11 +44,14 @@ def command(
         "plan": (lambda file: _plan(file, full)) if plan else None,
     }
     wanted = {name: part for name, part in parts.items() if part is not None}
-    with open_gguf(model) as file:
-        if not wanted:
-            wanted = {"summary": _summary, "metadata": _metadata}
-        values = {name: part(file) for name, part in wanted.items()}
-        warnings = list(file.warnings)
+    if is_checkpoint(model):
+        values, warnings = checkpoint_parts(model, list(wanted) or ["summary", "metadata"]), []
+    else:
+        with open_gguf(model) as file:
+            if not wanted:
+                wanted = {"summary": _summary, "metadata": _metadata}
+            values = {name: part(file) for name, part in wanted.items()}
+            warnings = list(file.warnings)
     if as_json:
         print_json(values | {"warnings": warnings})
         return
@@ -144,10 +152,10 @@ def _rows(pairs: list[tuple[str, Any]]) -> None:
 def _print_summary(s: dict[str, Any]) -> None:
     from edgellm.errors import one_line
 
-    family = s["architecture"] + ("" if s["supported"] else "  (this family is not supported)")
+    family = (s["architecture"] or "-") + ("" if s["supported"] else "  (this family is not supported)")
     pairs = [
         ("file", one_line(s["file"], 400) + (f"  (1 of {s['parts']} files)" if s["parts"] > 1 else "")),
-        ("name", one_line(s["name"]) or "-"),
+        ("kind" if "kind" in s else "name", one_line(s.get("kind") or s["name"]) or "-"),
         ("family", one_line(family)),
         ("parameters", count_text(s["parameters"])),
         ("size", f"{size_text(s['file_bytes'])}, {s['bits_per_weight']} bits per weight"),

@@ -113,6 +113,10 @@ class Checkpoint:
         """The shard that holds a tensor, for error messages."""
         return self._home[name].path
 
+    def file_of(self, name: str) -> Shard:
+        """The opened file that holds a tensor."""
+        return self._home[name]
+
     @property
     def paths(self) -> list[str]:
         """The files that hold the tensors."""

@@ -110,7 +110,7 @@ def _sampling_keys(folder: str, notes: list[str]) -> list[Key]:
 
 def _template_keys(folder: str) -> list[Key]:
     """The chat template: a file of its own, or a field of tokenizer_config.json (one text, or named ones)."""
-    named = _templates(folder)
+    named = templates(folder)
     keys: list[Key] = []
     if "default" in named:
         keys.append(("tokenizer.chat_template", named.pop("default"), "str"))
@@ -120,7 +120,8 @@ def _template_keys(folder: str) -> list[Key]:
     return keys
 
 
-def _templates(folder: str) -> dict[str, str]:
+def templates(folder: str) -> dict[str, str]:
+    """Name -> text of the chat templates of a folder; the usual one is "default"."""
     found: dict[str, str] = {}
     for name, field in (("tokenizer_config.json", "chat_template"), ("chat_template.json", "chat_template")):
         path = os.path.join(folder, name)

@@ -1,6 +1,6 @@
 """LoRA adapters of the PEFT library, merged into a base checkpoint while that is read.
 
-LoRA (Hu et al. 2021, https://arxiv.org/abs/2106.09685) changes a matrix W to W + s B A: A (r, columns), B (rows, r), and
+LoRA (Hu et al. 2021, https://arxiv.org/abs/2106.09685) changes a matrix W to W + s B A: A (r, columns), B (rows, r),
 s = alpha / r, or alpha / sqrt(r) for rsLoRA (https://arxiv.org/abs/2312.03732). The folder is what PEFT's
 `save_pretrained` writes (https://huggingface.co/docs/peft/developer_guides/checkpoint): `adapter_config.json`, and
 `adapter_model.safetensors` or `.bin`. What cannot be merged exactly is refused by name.
