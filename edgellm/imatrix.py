@@ -24,6 +24,7 @@ from .gguf import GGUFWriter, open_gguf
 from .gguf.output import AtomicFile
 
 _MAX_NAME = 1 << 12  # bytes
+_CALL = 512  # inputs that a call of the older form stands for, which counts calls; llama.cpp's default chunk
 _SUMS, _COUNTS = ".in_sum2", ".counts"
 
 
@@ -33,6 +34,14 @@ class Entry:
 
     sums: np.ndarray
     counts: np.ndarray
+
+    def shaped(self, n_matrices: int, k: int) -> Entry | None:
+        """As (n_matrices, k): the older form keeps a stack of matrices as one row. None where the sizes differ."""
+        if self.sums.shape == (n_matrices, k):
+            return self
+        if len(self.sums) > 1 or self.sums.size != n_matrices * k:
+            return None
+        return Entry(self.sums.reshape(n_matrices, k), np.repeat(self.counts, n_matrices))
 
 
 @dataclass
@@ -57,12 +66,13 @@ class Imatrix:
 
         Raises InvalidArgumentError when the entry has another shape: the file belongs to another model.
         """
-        entry = self.entries.get(name)
-        if entry is None:
+        found = self.entries.get(name)
+        if found is None:
             return None
-        if entry.sums.shape != (n_matrices, k):
+        entry = found.shaped(n_matrices, k)
+        if entry is None:
             raise InvalidArgumentError(
-                f"the importance matrix has {entry.sums.shape} numbers for {name}, the model needs "
+                f"the importance matrix has {found.sums.shape} numbers for {name}, the model needs "
                 f"({n_matrices}, {k}); it was made for another model"
             )
         counts = entry.counts[:, None]
@@ -71,11 +81,11 @@ class Imatrix:
     def merge(self, other: Imatrix) -> None:
         """Add what `other` has seen. Raises InvalidArgumentError when the two belong to different models."""
         for name, entry in other.entries.items():
-            own = self.entries.setdefault(name, Entry(np.zeros_like(entry.sums), np.zeros_like(entry.counts)))
-            if own.sums.shape != entry.sums.shape:
+            own = self.entries.get(name, Entry(np.zeros_like(entry.sums), np.zeros_like(entry.counts)))
+            more, own = entry.shaped(*own.sums.shape) or entry, own.shaped(*entry.sums.shape) or own
+            if own.sums.shape != more.sums.shape:
                 raise InvalidArgumentError(f"importance matrices of different models: the shapes of {name} differ")
-            own.sums += entry.sums
-            own.counts += entry.counts
+            self.entries[name] = Entry(own.sums + more.sums, own.counts + more.counts)
         self.n_chunks += other.n_chunks
         self.datasets += [d for d in other.datasets if d not in self.datasets]
 
@@ -193,7 +203,7 @@ def _read_dat(path: str) -> Imatrix:
         calls = reader.number(f"calls of {one_line(name)}", 0, (1 << 31) - 1)
         n = reader.number(f"values of {one_line(name)}", 1, (len(reader.data) - reader.at) // 4)
         values = np.frombuffer(reader.take(4 * n, name), "<f4").astype(np.float64)
-        out.entries[name] = _entry(values[None], np.array([max(calls, 1)], dtype=np.float64), name, path)
+        out.entries[name] = _entry(values[None] * _CALL, np.array([max(calls, 1) * _CALL], np.float64), name, path)
     if reader.at < len(reader.data):
         out.n_chunks = reader.number("number of chunks", 0, (1 << 31) - 1)
         out.datasets = [d for d in [reader.text("data set")] if d]
