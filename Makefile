@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PY     := $(BIN)/python
 
-.PHONY: help chat test native lint gen-check native-suite asan mingw clean
+.PHONY: help chat test native lint gen-check native-suite asan mingw peer-check compare convert-memory clean
 
 help:
 	@echo "make chat     install into $(VENV) and talk to the built-in model"
@@ -58,6 +58,17 @@ asan:
 	@mkdir -p build
 	$(CC) $(SUITE_FLAGS) -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all $(SUITE) -o build/kernel-suite-asan -lm
 	build/kernel-suite-asan
+
+# Slow comparisons with other programs; their last results are in docs/. PEER_PYTHON: an environment with llama-cpp-python.
+PEER_PYTHON ?= python3
+peer-check:
+	$(PY) tools/peer_check.py --peer-python $(PEER_PYTHON)
+
+compare:
+	$(PY) tools/compare_peers.py $(MODEL) --peer-python $(PEER_PYTHON)
+
+convert-memory:
+	$(PY) tools/convert_memory.py --megabytes 2048
 
 clean:
 	rm -rf build dist *.egg-info edgellm/*.so
