@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgellm import clib
+from edgellm import blocks, clib
 from edgellm.backends.lowering import lower
 from edgellm.errors import Cancelled, InvalidArgumentError, NonFiniteError
 from edgellm.gguf import open_gguf
@@ -27,7 +27,8 @@ if clib.available():
     from edgellm.backends.native import NativeBackend
 from edgellm.backends.reference import ReferenceBackend  # noqa: E402
 
-TYPES = ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"]
+TYPES = [block.name for block in blocks.ALL]
+BLOCKS_OF_256 = [block.name for block in blocks.ALL if block.block_size == 256]
 
 
 @contextmanager
@@ -63,7 +64,8 @@ def some_ids(n: int, n_vocab: int) -> list[int]:
 @pytest.mark.parametrize("kind", TYPES)
 @pytest.mark.parametrize("tied", [False, True])
 def test_close_to_reference(tmp_path: Path, kind: str, tied: bool) -> None:
-    path = tiny_llama_gguf(tmp_path / "m.gguf", type=kind, dim=64, ffn=96, tied=tied, biases=True)
+    sizes = {"dim": 256, "ffn": 256} if kind in BLOCKS_OF_256 else {"dim": 64, "ffn": 96}
+    path = tiny_llama_gguf(tmp_path / "m.gguf", type=kind, tied=tied, biases=True, **sizes)
     with opened(path) as (plan, weights):
         native, reference = NativeBackend(plan, weights, n_threads=2), ReferenceBackend(plan, weights)
         ids = some_ids(40, plan.n_vocab)
@@ -72,10 +74,11 @@ def test_close_to_reference(tmp_path: Path, kind: str, tied: bool) -> None:
         assert error <= (1e-11 if kind in ("F32", "F16", "BF16") else 3e-3)
 
 
-@pytest.mark.parametrize("kind", ["F32", "Q4_0", "Q8_0", "Q5_1"])
+@pytest.mark.parametrize("kind", ["F32", "Q4_0", "Q8_0", "Q5_1", "Q2_K", "Q4_K", "Q5_K", "Q6_K"])
 @pytest.mark.parametrize("kv_type", ["f32", "f16"])
 def test_same_bits_for_threads_batches_panels_and_fusing(tmp_path: Path, kind: str, kv_type: str) -> None:
-    path = tiny_llama_gguf(tmp_path / "m.gguf", type=kind, dim=96, n_heads=6, n_kv_heads=2, ffn=160, n_ctx=2048)
+    sizes = {"dim": 256, "n_heads": 8, "ffn": 512} if kind in BLOCKS_OF_256 else {"dim": 96, "n_heads": 6, "ffn": 160}
+    path = tiny_llama_gguf(tmp_path / "m.gguf", type=kind, n_kv_heads=2, n_ctx=2048, **sizes)
     with opened(path) as (plan, weights):
         ids = some_ids(150, plan.n_vocab)
         first = NativeBackend(plan, weights, n_threads=1)

@@ -40,7 +40,7 @@ def opened(path: Path) -> Iterator[tuple[Plan, Weights]]:
 
 
 def tiny(tmp_path: Path, type: str = "F32", **options) -> Path:
-    dim = 256 if type == "Q6_K" else 96
+    dim = 256 if BY_NAME[type].block_size == 256 else 96
     options = {"dim": dim, "n_heads": 4, "n_kv_heads": 2, "ffn": 256, "n_ctx": 2048, "biases": True} | options
     return tiny_llama_gguf(tmp_path / "m.gguf", type=type, **options)
 

@@ -11,6 +11,7 @@ import numba
 import numpy as np
 import pytest
 
+from edgellm import blocks
 from edgellm.backends.numba_kernels import attention, linear, pool, vector
 from edgellm.backends.numba_kernels.intrinsics import at, f16_to_f32, f32_to_f16, put
 from edgellm.backends.numba_kernels.jit import INT, Kernel, f32s, kernel, u16s
@@ -140,7 +141,7 @@ def test_linear(type: BlockType, n_cols: int) -> None:
 
 def test_extreme_codes() -> None:
     """The largest integers that a block can sum to, in the widest format: nothing wraps."""
-    type = linear.Q6_K
+    type = blocks.Q6_K
     block = np.zeros(1, type.dtype)
     block["scales"], block["d"], block["ql"], block["qh"] = -128, 1, 0, 0  # codes -32: each product is 4096
     q, d, s = np.full(256, 127, np.int8), np.ones(1, np.float32), np.zeros(16, np.int32)

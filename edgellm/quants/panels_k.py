@@ -88,7 +88,7 @@ def _pairs(raw: np.ndarray) -> np.ndarray:
 
 
 def _fold(high: np.ndarray, lines: int) -> np.ndarray:
-    """Upper bits (tiles, 4, 16 quads, 16, 4) -> (tiles, 4, lines, 16, 4): a byte takes 16 / lines quads, low bits first."""
+    """Upper bits (tiles, 4, 16 quads, 16, 4) -> (tiles, 4, lines, 16, 4): 16 / lines quads a byte, low bits first."""
     per_line = 16 // lines
     planes = high.reshape(*high.shape[:2], lines, per_line, ROWS, 4)
     shifts = (np.arange(per_line, dtype=np.uint8) * np.uint8(8 // per_line))[:, None, None]

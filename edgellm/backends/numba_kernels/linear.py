@@ -13,8 +13,9 @@ import numpy as np
 from numba import types
 from numba.extending import register_jitable
 
-from ...blocks import BF16, F16, Q4_0, Q4_1, Q5_0, Q5_1, Q6_K, Q8_0, BlockType
-from ...blocks import F32 as F32_TYPE
+from ... import blocks
+from ...blocks import BlockType
+from . import unpack
 from .intrinsics import (
     at,
     bf16_at,
@@ -34,7 +35,7 @@ from .intrinsics import (
     u16_at,
 )
 from .jit import INT, Kernel, f32s, i8s, i32s, ro_u8s, variant
-from .unpack import unpack_q4_0, unpack_q4_1, unpack_q5_0, unpack_q5_1, unpack_q6_k, unpack_q8_0
+from .unpack import lows_q2_k, unpack_q4_0
 
 _TILE_BYTES = 1 << 15  # unpacked rows that meet a column while it is in the first-level cache
 
@@ -52,15 +53,38 @@ def _sums_of_32(codes, i, q, j, n_blocks, sums, first):
 
 @register_jitable
 def _sums_of_256(codes, i, q, j, n_blocks, sums, first):
-    """As `_sums_of_32` for Q6_K; rounded to float32 as that is how the sum enters the row's total."""
+    """As `_sums_of_32` for blocks of 256; rounded to float32 as that is how the sum enters the row's total."""
     for b in range(n_blocks):
         put(sums, first + b, np.float32(dot256(codes, i + b * 256, q, j + b * 256)))
+
+
+@register_jitable
+def _low_sum(lows, i, s, j):
+    """The exact sum of 16 minimums times the activations' sums, as float32."""
+    total = np.int32(0)
+    for g in range(16):
+        total += np.int32(at(lows, i + g)) * at(s, j + g)
+    return np.float32(total)
+
+
+@register_jitable
+def _byte_at(w, offset):
+    return np.uint16(at(w, offset))
+
+
+@register_jitable
+def _e8m0(e):
+    """Half of the power of two that an e8m0 byte stands for; 0 and 1 are subnormal."""
+    bits = np.int32(0x200000) << np.int32(e) if e < 2 else (np.int32(e) - np.int32(1)) << np.int32(23)
+    return bits_float(np.int32(bits))
 
 
 # What `variant` replaces in the templates below; the values here are those of Q4_0.
 BLOCK, BYTES, PER_SUM = 32, 18, 32  # weights and bytes of a block, activations per integer sum
 SCALE_AT, LOW_AT = 0, -1  # bytes before the block's scale and minimum (-1: it has none)
 UNPACK, SUMS, DECODE = unpack_q4_0, _sums_of_32, f16_at  # block -> codes; sums of blocks; bytes -> a float
+RAW_SCALE, SCALE = u16_at, f16_to_f32  # bytes -> a scale as it is stored; that -> float32
+DMIN_AT, LOWS = -1, lows_q2_k  # the minimums' common scale (-1: the format has none); block -> 16 minimums
 CODES, TILE_WEIGHTS = np.int8, _TILE_BYTES  # type of unpacked codes, and how many are unpacked at a time
 
 # ---- activations -----------------------------------------------------------------------------------------------------
@@ -105,7 +129,8 @@ def _linear_quantised(w, k, first, last, q, d, s, n_cols, bias, residual, y, n_r
     codes = np.zeros(tile * k, CODES)  # (tile, k)
     halves = np.zeros(tile * n_blocks, np.uint16)  # (tile, n_blocks) scales as they are stored
     scale = np.zeros(tile * n_blocks, np.float32)
-    low = np.zeros(tile * n_blocks if LOW_AT >= 0 else 1, np.float32)
+    low = np.zeros(tile * n_blocks if LOW_AT >= 0 or DMIN_AT >= 0 else 1, np.float32)
+    lows = np.zeros(tile * n_blocks * 16 if DMIN_AT >= 0 else 1, np.int16)  # (tile, n_blocks, 16)
     sums = np.empty(4 * n_blocks, np.float32)  # (4, n_blocks)
     for start in range(first, last, tile):
         if is_set(cancel):
@@ -114,11 +139,14 @@ def _linear_quantised(w, k, first, last, q, d, s, n_cols, bias, residual, y, n_r
         for b in range(n * n_blocks):
             offset = (start * n_blocks + b) * BYTES
             UNPACK(w, offset, codes, b * BLOCK)
-            put(halves, b, u16_at(w, offset + SCALE_AT))
+            put(halves, b, RAW_SCALE(w, offset + SCALE_AT))
             if LOW_AT >= 0:
                 put(low, b, f16_at(w, offset + LOW_AT))
+            if DMIN_AT >= 0:
+                put(low, b, -f16_at(w, offset + DMIN_AT))
+                LOWS(w, offset, lows, b * 16)
         for b in range(n * n_blocks):  # by itself, so that many are converted at once
-            put(scale, b, f16_to_f32(at(halves, b)))
+            put(scale, b, SCALE(at(halves, b)))
         for m in range(n_cols):
             for i in range(0, n, 4):  # rows beyond n hold leftovers; their totals are not written
                 for row in range(4):
@@ -136,6 +164,12 @@ def _linear_quantised(w, k, first, last, q, d, s, n_cols, bias, residual, y, n_r
                         sx = np.float32(at(s, m * n_blocks + b))
                         t0, t1 = fma(at(low, b0) * dx, sx, t0), fma(at(low, b1) * dx, sx, t1)
                         t2, t3 = fma(at(low, b2) * dx, sx, t2), fma(at(low, b3) * dx, sx, t3)
+                    if DMIN_AT >= 0:
+                        j = (m * n_blocks + b) * 16
+                        t0 = fma(at(low, b0) * dx, _low_sum(lows, b0 * 16, s, j), t0)
+                        t1 = fma(at(low, b1) * dx, _low_sum(lows, b1 * 16, s, j), t1)
+                        t2 = fma(at(low, b2) * dx, _low_sum(lows, b2 * 16, s, j), t2)
+                        t3 = fma(at(low, b3) * dx, _low_sum(lows, b3 * 16, s, j), t3)
                 for row, total in enumerate((t0, t1, t2, t3)):
                     if i + row < n:
                         _finish(total, start + i + row, m, bias, residual, y, n_rows)
@@ -181,18 +215,23 @@ def _field(type: BlockType, name: str) -> int:
     return int(type.dtype.fields[name][1]) if name in type.dtype.fields else -1
 
 
-def _quantised(type: BlockType, unpack: Any, sums: Any, codes: Any) -> Kernel:
-    function = variant(
-        _linear_quantised,
-        BLOCK=type.block_size,
-        BYTES=type.type_size,
-        SCALE_AT=_field(type, "d"),
-        LOW_AT=_field(type, "m"),
-        UNPACK=unpack,
-        SUMS=sums,
-        CODES=codes,
-        TILE_WEIGHTS=_TILE_BYTES // np.dtype(codes).itemsize,
-    )
+def _quantised(type: BlockType, lows: Any = lows_q2_k, **other: Any) -> Kernel:
+    """`other` replaces more of the template's names."""
+    of_256 = type.block_size == 256
+    codes = np.int16 if of_256 else np.int8
+    values = {
+        "BLOCK": type.block_size,
+        "BYTES": type.type_size,
+        "SCALE_AT": _field(type, "d"),
+        "LOW_AT": _field(type, "m"),
+        "DMIN_AT": _field(type, "dmin"),
+        "UNPACK": getattr(unpack, f"unpack_{type.name.lower()}"),
+        "LOWS": lows,
+        "SUMS": _sums_of_256 if of_256 else _sums_of_32,
+        "CODES": codes,
+        "TILE_WEIGHTS": _TILE_BYTES // np.dtype(codes).itemsize,
+    }
+    function = variant(_linear_quantised, **{**values, **other})
     return Kernel(function, _quantised_signature, f"linear_{type.name.lower()}")
 
 
@@ -202,13 +241,12 @@ def _float(type: BlockType, decode: Any) -> Kernel:
 
 
 LINEAR: dict[int, Kernel] = {
-    F32_TYPE.id: _float(F32_TYPE, f32_at),
-    F16.id: _float(F16, f16_at),
-    BF16.id: _float(BF16, bf16_at),
-    Q4_0.id: _quantised(Q4_0, unpack_q4_0, _sums_of_32, np.int8),
-    Q4_1.id: _quantised(Q4_1, unpack_q4_1, _sums_of_32, np.int8),
-    Q5_0.id: _quantised(Q5_0, unpack_q5_0, _sums_of_32, np.int8),
-    Q5_1.id: _quantised(Q5_1, unpack_q5_1, _sums_of_32, np.int8),
-    Q8_0.id: _quantised(Q8_0, unpack_q8_0, _sums_of_32, np.int8),
-    Q6_K.id: _quantised(Q6_K, unpack_q6_k, _sums_of_256, np.int16),
+    blocks.F32.id: _float(blocks.F32, f32_at),
+    blocks.F16.id: _float(blocks.F16, f16_at),
+    blocks.BF16.id: _float(blocks.BF16, bf16_at),
+    blocks.Q2_K.id: _quantised(blocks.Q2_K),
+    blocks.Q4_K.id: _quantised(blocks.Q4_K, unpack.lows_of_32),
+    blocks.Q5_K.id: _quantised(blocks.Q5_K, unpack.lows_of_32),
+    blocks.MXFP4.id: _quantised(blocks.MXFP4, SCALE_AT=0, RAW_SCALE=_byte_at, SCALE=_e8m0),
 }
+LINEAR.update((type.id, _quantised(type)) for type in blocks.ALL if type.id not in LINEAR)
