@@ -256,7 +256,7 @@ def bpe_keys(folder: Path, table: Any, **changes: Any) -> dict[str, Any]:
 
 def test_byte_level_bpe_pieces_types_and_merges(tmp_path: Path) -> None:
     keys = bpe_keys(tmp_path, bpe_json())
-    assert (keys["model"], keys["pre"]) == ("gpt2", "llama-bpe")
+    assert (keys["model"], keys["pre"]) == ("gpt2", "smaug-bpe")  # the rule of Llama 3 without whole words
     assert keys["tokens"] == ["a", "b", "c", "ab", "abc", "<|end|>", "word", "[PAD7]"]
     assert keys["token_type"].tolist() == [NORMAL] * 5 + [CONTROL, USER_DEFINED, UNUSED]
     assert keys["merges"] == ["a b", "ab c"]
@@ -265,13 +265,58 @@ def test_byte_level_bpe_pieces_types_and_merges(tmp_path: Path) -> None:
     assert "scores" not in keys
 
 
-def test_split_rules_are_known_by_name_or_reported(tmp_path: Path) -> None:
-    assert bpe_keys(tmp_path / "a", bpe_json(LLAMA3_RULE.replace("{1,3}", "")))["pre"] == "qwen2"
-    level = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
-    assert bpe_keys(tmp_path / "b", bpe_json(pre_tokenizer=level))["pre"] == "gpt-2"
-    keys = bpe_keys(tmp_path / "c", bpe_json(r"\w+"))
-    assert keys["pre"] == "unknown"
-    assert any("split rule" in note for note in keys["notes"])
+LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
+DIGITS = {"type": "Digits", "individual_digits": True}
+THREE = {"type": "Split", "pattern": {"Regex": "[0-9][0-9][0-9]"}, "behavior": "Isolated", "invert": False}
+
+
+@pytest.mark.parametrize(
+    "changes, name",
+    [
+        ({"rule": LLAMA3_RULE.replace("{1,3}", "")}, "qwen2"),
+        ({"rule": LLAMA3_RULE.replace("\\r", "\r").replace("\\n", "\n")}, "smaug-bpe"),  # the same, spelled otherwise
+        ({"model": {"ignore_merges": True}}, "llama-bpe"),
+        ({"pre_tokenizer": LEVEL}, "gpt-2"),
+        ({"pre_tokenizer": {"type": "Sequence", "pretokenizers": [DIGITS, LEVEL]}}, "starcoder"),
+        (
+            {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [
+                {"type": "Punctuation", "behavior": "Contiguous"}, LEVEL, THREE]}},
+            "falcon",
+        ),
+    ],
+)  # fmt: skip
+def test_split_rules_are_known_by_what_they_do(tmp_path: Path, changes: dict[str, Any], name: str) -> None:
+    assert bpe_keys(tmp_path, bpe_json(**changes))["pre"] == name
+
+
+@pytest.mark.parametrize(
+    "changes, match",
+    [
+        ({"rule": r"\w+"}, r"not supported: the escape.*V7"),
+        ({"rule": r"(?<=a)b"}, "the group"),
+        ({"rule": r"a++"}, "the repeat"),
+        ({"rule": "[a"}, "ends too early"),
+        ({"rule": "(a"}, "without"),
+        ({"rule": r"[z-a]"}, "backwards"),
+        ({"rule": r"\p{Greek}"}, "property"),
+        ({"rule": "(" * 50 + ")" * 50}, "groups inside"),
+        ({"rule": "a" * 20_000}, "characters"),
+        ({"rule": r"\p{L}+"}, "no name in GGUF .rule V7.*the rules of gpt-2"),
+        ({"pre_tokenizer": {"type": "Sequence", "pretokenizers": [LEVEL, {"type": "Metaspace"}]}}, "step.*Metaspace"),
+        ({"pre_tokenizer": LEVEL | {"add_prefix_space": True}}, "step"),
+        ({"pre_tokenizer": LEVEL, "model": {"ignore_merges": True}}, "no name in GGUF"),
+        ({"normalizer": {"type": "Lowercase"}}, "normaliser.*Lowercase"),
+        ({"model": {"end_of_word_suffix": "</w>"}}, "end_of_word_suffix"),
+    ],
+)
+def test_split_rules_without_a_name_are_refused(tmp_path: Path, changes: dict[str, Any], match: str) -> None:
+    with pytest.raises(TokenizerError, match=match):
+        bpe_keys(tmp_path, bpe_json(**changes))
+    assert not (tmp_path / "o.gguf").exists()
+
+
+def test_nfc_is_reported(tmp_path: Path) -> None:
+    assert any("NFC" in note for note in bpe_keys(tmp_path, bpe_json(normalizer={"type": "NFC"}))["notes"])
 
 
 def test_a_first_token_of_the_post_processor_is_seen(tmp_path: Path) -> None:

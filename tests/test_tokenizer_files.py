@@ -63,7 +63,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "merge to unknown piece": ({"model": "gpt2", "pre": "gpt-2", "merges": ["he he"]}, "hehe.*no piece.*V4"),
     "merge twice": ({"model": "gpt2", "pre": "gpt-2", "merges": ["h e", "h e"]}, "twice.*V4"),
     "merges are numbers": ({"model": "gpt2", "pre": "gpt-2", "merges": np.zeros(2, np.int32)}, "V5.*merges"),
-    "WordPiece": ({"model": "bert"}, "WordPiece"),
+    "RWKV": ({"model": "rwkv"}, "RWKV.*not supported; supported: llama.*V7"),
     "Unigram": ({"model": "t5"}, "Unigram"),
     "unheard of": ({"model": "x\n" * 500}, "not supported"),
 }

@@ -107,6 +107,18 @@ def test_vectors_of_llama_cpp(shared_data: Path, name: str, native: bool) -> Non
         assert t.decode(ids) == text
 
 
+def test_wordpiece_vectors(shared_data: Path) -> None:
+    path = shared_data / "vocab" / "ggml-vocab-bert-bge.gguf"
+    t = Tokenizer(_vocab(path))
+    cases = Path(f"{path}.inp").read_bytes().decode("utf-8").split("\n__ggml_vocab_test__\n")
+    want = [[int(i) for i in line.split()] for line in Path(f"{path}.out").read_text().split("\n")]
+    assert len(cases) >= 46
+    for text, ids in zip(cases, want, strict=True):
+        assert t.encode(text, add_special=False) == ids, repr(text)
+        assert t.encode(text) == [t.id_of("[CLS]"), *ids, t.id_of("[SEP]")]
+        assert t.encode(t.decode(ids), add_special=False, parse_special=True) == ids
+
+
 @pytest.mark.parametrize("name", ["llama-spm", "phi-3", *BPE])
 def test_special_pieces_of_real_vocabularies_stay_text(shared_data: Path, name: str) -> None:
     t = Tokenizer(_vocab(shared_data / "vocab" / f"ggml-vocab-{name}.gguf"))

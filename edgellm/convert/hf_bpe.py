@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from ..errors import TokenizerError, one_line
+from ..tokenizers.pattern_syntax import PatternError, parse
+from ..tokenizers.pretokenizers import ALL_WORDS, DIGIT, DIGITS, GPT2, NO_WORDS, PUNCTUATION, RULES
 from .hf_vocabulary import Vocabulary, looks_special
 from .pieces import CONTROL, NORMAL, UNUSED, USER_DEFINED
 from .strict_json import read_object
 
-UNKNOWN_PRE = "unknown"  # no reader knows this rule, so text is refused instead of cut wrongly; ids still work
 
-
-def from_tokenizer_json(path: str, n_vocab: int, pre_names: Mapping[str, str]) -> Vocabulary:
-    """`pre_names`: split rule -> its name in GGUF. Raises TokenizerError for other kinds of tokenizer."""
+def from_tokenizer_json(path: str, n_vocab: int) -> Vocabulary:
+    """Raises TokenizerError for other kinds of tokenizer, and for a split rule that has no name in GGUF."""
     table = read_object(path)
     model = table.get("model")
     kind = model.get("type") if isinstance(model, dict) else None
@@ -32,9 +31,9 @@ def from_tokenizer_json(path: str, n_vocab: int, pre_names: Mapping[str, str]) -
             raise TokenizerError("an added token has no content", path=path, field="added_tokens", value=row)
         _place(v, i, text, CONTROL if row.get("special") or looks_special(text) else USER_DEFINED, path)
     v.merges = _merges(model, path)
-    v.pre = _pre_name(table, pre_names)
-    if v.pre == UNKNOWN_PRE:
-        v.notes.append("the split rule of tokenizer.json is not known: the file works with token ids, not with text")
+    v.pre = _pre_name(table, path)
+    _refuse_more(table, path)
+    v.notes += _not_kept(table)
     v.flags = {"add_bos_token": _adds_first(table), "add_eos_token": False}
     return v
 
@@ -82,17 +81,80 @@ def _is_byte_level(table: dict[str, Any]) -> bool:
     return any(step.get("type") == "ByteLevel" for step in _parts(table))
 
 
-def _pre_name(table: dict[str, Any], pre_names: Mapping[str, str]) -> str:
-    steps = _parts(table)
-    kinds = [step.get("type") for step in steps]
-    if kinds == ["ByteLevel"] and steps[0].get("use_regex", True) and not steps[0].get("add_prefix_space"):
-        return "gpt-2"
-    if kinds == ["Split", "ByteLevel"] and steps[0].get("behavior") == "Isolated" and not steps[0].get("invert"):
-        pattern = steps[0].get("pattern")
-        rule = pattern.get("Regex") if isinstance(pattern, dict) else None
-        if isinstance(rule, str) and not steps[1].get("use_regex") and not steps[1].get("add_prefix_space"):
-            return pre_names.get(rule, UNKNOWN_PRE)
-    return UNKNOWN_PRE
+def _pre_name(table: dict[str, Any], path: str) -> str:
+    """The GGUF name of the rule by which this file cuts text, found by what it does, not by any name."""
+    wanted = [_expression(step, path) for step in _parts(table)]
+    wanted = tuple(parse(text) for text in wanted if text)
+    whole = ALL_WORDS if table["model"].get("ignore_merges") else NO_WORDS
+    for name, rule in RULES.items():
+        if rule.whole_words == whole and tuple(map(parse, rule.expressions)) == wanted:
+            return name
+    raise TokenizerError(
+        "the rule by which this tokenizer cuts text into words has no name in GGUF", path=path, field="pre_tokenizer",
+        value=table.get("pre_tokenizer"), limit=f"the rules of {', '.join(RULES)}", rule="V7",
+    )  # fmt: skip
+
+
+def _expression(step: dict[str, Any], path: str) -> str | None:
+    """One step of the pre-tokenizer as a regular expression whose matches become words; None: it cuts nothing."""
+    kind, pattern = step.get("type"), step.get("pattern")
+    text = None
+    if kind == "ByteLevel" and not step.get("add_prefix_space"):
+        text = GPT2 if step.get("use_regex", True) else ""
+    elif kind == "Digits":
+        text = DIGIT if step.get("individual_digits") else DIGITS
+    elif kind == "Punctuation" and step.get("behavior") == "Contiguous":
+        text = PUNCTUATION
+    elif kind == "Split" and isinstance(pattern, dict) and isinstance(pattern.get("Regex"), str):
+        kept = step.get("behavior") == "Isolated" and not step.get("invert")
+        turned = step.get("behavior") == "Removed" and step.get("invert")  # as good when the rule leaves nothing out
+        text = pattern["Regex"] if kept or turned else None
+    if text is None:
+        raise TokenizerError(
+            "a step of the pre-tokenizer is not supported", path=path, field="pre_tokenizer", value=step, rule="V7"
+        )
+    try:
+        parse(text)
+    except PatternError as error:
+        raise TokenizerError(
+            f"a split rule is not supported: {error}", path=path, field="pre_tokenizer", value=text, rule="V7"
+        ) from None
+    return text or None
+
+
+def _refuse_more(table: dict[str, Any], path: str) -> None:
+    """Refuses what would change tokens and has no place in GGUF."""
+    for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
+        if table["model"].get(name):
+            raise TokenizerError(
+                "this setting of BPE is not supported", path=path, field=f"model.{name}", value=table["model"][name]
+            )
+    kind = _normalizer(table)
+    if kind not in (None, "NFC"):
+        raise TokenizerError(
+            "this normaliser is not supported", path=path, field="normalizer", value=kind, limit="none or NFC"
+        )
+
+
+def _normalizer(table: dict[str, Any]) -> Any:
+    """The kind of the normaliser, None where there is none; a sequence of one is that one."""
+    step = table.get("normalizer")
+    if isinstance(step, dict) and step.get("type") == "Sequence" and isinstance(step.get("normalizers"), list):
+        if len(step["normalizers"]) > 1:
+            return "Sequence"
+        step = step["normalizers"][0] if step["normalizers"] else None
+    return step.get("type", "unknown") if isinstance(step, dict) else step
+
+
+def _not_kept(table: dict[str, Any]) -> list[str]:
+    """Remarks on what GGUF has no room for."""
+    notes = []
+    if _normalizer(table) == "NFC":
+        notes.append("text is not put into Unicode form NFC before it is cut: decoding gives back what was encoded")
+    strips = [row["content"] for row in table.get("added_tokens") or [] if row.get("lstrip") or row.get("rstrip")]
+    if strips:
+        notes.append(f"white space beside these added tokens is kept: {one_line(', '.join(strips), 120)}")
+    return notes
 
 
 def _adds_first(table: dict[str, Any]) -> bool:

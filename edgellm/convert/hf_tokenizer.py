@@ -17,13 +17,6 @@ _PAD_SCORE, _ADDED_SCORE = -10000.0, -1000.0
 # Pieces by which a turn ends: the first of generation_config's further end tokens that reads so becomes `eot`.
 _TURN_ENDS = ("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "</s>")
 
-_SPLIT_LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-# split rule of tokenizer.json -> tokenizer.ggml.pre
-_PRE_NAMES = {_SPLIT_LLAMA3: "llama-bpe", _SPLIT_LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}"): "qwen2"}
-
 
 def tokenizer_keys(folder: str, c: HFConfig) -> tuple[list[Key], list[str], list[str]]:
     """The keys, remarks, and the files that were read. Raises TokenizerError, ConvertError or ModelFormatError."""
@@ -33,7 +26,7 @@ def tokenizer_keys(folder: str, c: HFConfig) -> tuple[list[Key], list[str], list
     if os.path.lexists(sp_path):
         path, v = sp_path, _from_sentencepiece(sp_path, c.n_vocab)
     elif os.path.lexists(json_path):
-        path, v = json_path, from_tokenizer_json(json_path, c.n_vocab, _PRE_NAMES)
+        path, v = json_path, from_tokenizer_json(json_path, c.n_vocab)
     else:
         raise ConvertError("the folder has no tokenizer.model and no tokenizer.json", path=folder)
     _add_tokens(v, folder, settings)

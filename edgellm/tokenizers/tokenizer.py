@@ -33,9 +33,10 @@ KINDS = {
     "llama": ("edgellm.tokenizers.spm", "SpmModel", "SentencePiece BPE"),
     "gpt2": ("edgellm.tokenizers.bpe", "BpeModel", "byte-level BPE"),
     "gemma4": ("edgellm.tokenizers.bpe", "BpeModel", "BPE with byte pieces"),
+    "bert": ("edgellm.tokenizers.wordpiece", "WordPieceModel", "WordPiece"),
 }
 # Kinds that exist but are not built yet, so that the message can say what the file has.
-OTHER_KINDS = {"bert": "WordPiece", "t5": "Unigram", "rwkv": "RWKV", "plamo2": "PLaMo 2"}
+OTHER_KINDS = {"t5": "Unigram", "rwkv": "RWKV", "plamo2": "PLaMo 2"}
 
 # Some models strip the white space after their special pieces, and GGUF has no key for it: what llama.cpp does by name.
 STRIPPING_MODELS = ("phi-3", "phi3")
@@ -70,6 +71,10 @@ class Tokenizer:
         self.unk_id = vocab.special.get("unknown")
         self.add_bos = vocab.flags.get("add_bos_token", False) and self.bos_id is not None
         self.add_eos = vocab.flags.get("add_eos_token", False) and self.eos_id is not None
+        sep_id = vocab.special.get("seperator")  # GGUF spells it so; BERT ends a text with it
+        self._last = [sep_id] if vocab.flags.get("add_sep_token", False) and sep_id is not None else []
+        if self.add_eos:
+            self._last = [self.eos_id]
         self.add_space_prefix = vocab.flags.get("add_space_prefix", False)
         self.eog_ids = _end_ids(vocab)
         self.control_ids = frozenset(np.flatnonzero(vocab.types == CONTROL).tolist())
@@ -133,9 +138,7 @@ class Tokenizer:
                 at = _SPACES.match(text, end).end()
         if at < len(text):
             ids += self._model.encode(text[at:], self.add_space_prefix)
-        if add_special and self.add_eos:
-            ids.append(self.eos_id)
-        return ids
+        return ids + self._last if add_special else ids
 
     @cached_property
     def _special(self) -> SpecialPieces:

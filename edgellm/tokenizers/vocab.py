@@ -129,7 +129,10 @@ class _Reader:
         return array.astype(dtype) if kinds == "f" else array
 
     def flags(self) -> dict[str, bool]:
-        names = ("add_bos_token", "add_eos_token", "add_sep_token", "add_space_prefix", "remove_extra_whitespaces")
+        names = (
+            "add_bos_token", "add_eos_token", "add_sep_token", "add_space_prefix", "remove_extra_whitespaces",
+            "normalizer.lowercase", "normalizer.strip_accents", "escape_whitespaces", "treat_whitespace_as_suffix",
+        )  # fmt: skip
         found = {name: self.metadata[PREFIX + name] for name in names if PREFIX + name in self.metadata}
         for name, value in found.items():
             if not isinstance(value, (bool, np.bool_)):
