@@ -123,13 +123,13 @@ def to_bytes(x: np.ndarray, dtype: str) -> bytes:
     return x.astype({"F16": "<f2", "F32": "<f4", "F64": "<f8", "I64": "<i8", "BOOL": "?"}[dtype]).tobytes()
 
 
-def torch_bytes(tensors: dict[str, np.ndarray], dtype: str = "F32", **options: Any) -> bytes:
+def torch_bytes(tensors: dict[str, np.ndarray], dtype: str = "F32", top: str = "archive", **options: Any) -> bytes:
     """A checkpoint of contiguous tensors as torch.save writes a state_dict."""
     table, storages = collections.OrderedDict(), {}
     for i, (name, x) in enumerate(tensors.items()):
         table[name] = view(Storage(str(i), x.size, dtype), x.shape, contiguous(x.shape))
         storages[str(i)] = to_bytes(x, dtype)
-    return archive(torch_members(table, storages), **options)
+    return archive(torch_members(table, storages, top), **options)
 
 
 def write_torch(path: Path, tensors: dict[str, np.ndarray], dtype: str = "F32", **options: Any) -> int:

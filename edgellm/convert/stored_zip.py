@@ -87,7 +87,7 @@ class _Directory:
         if flags & _ENCRYPTED:
             self.fail("Z3", "a member is encrypted", field, at, flags)
         if method != 0:
-            self.fail("Z3", "a member is compressed; PyTorch never does that", f"{field}, method", at, method, 0)
+            self.fail("Z3", "a member is compressed, which checkpoints never are", f"{field}, method", at, method, 0)
         extra = self.buf[start + n_name : start + n_name + n_extra]
         size, packed, local, disk = self._zip64(extra, (size, packed, local, disk), field, at)
         if size != packed or disk:

@@ -123,7 +123,7 @@ class TorchFile:
         self._file.check_unchanged()
         k = e.shape[-1] if e.shape else 1
         steps = tuple(s * dtype.itemsize if n > 1 else 0 for n, s in zip(e.shape, e.strides, strict=True))
-        if prod(e.shape) == 0:
+        if prod(e.shape) == 0 or start == stop:
             return np.zeros((stop - start, k), dtype=np.float32)
         x = np.ndarray(e.shape, dtype, self._file.buffer, e.offset, steps)  # mapped
         if x.flags.c_contiguous or x.ndim < 2:
