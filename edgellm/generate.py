@@ -96,13 +96,13 @@ class Engine:
         assert logits is not None
         return logits[-1]
 
-    def logits(self, ids: SequenceOf[int], job: Job) -> np.ndarray:
-        """Logits (n, vocab) float32 of every position, on an empty cache."""
+    def logits(self, ids: SequenceOf[int], job: Job, first: int = 0) -> np.ndarray:
+        """Logits (n - first, vocab) float32 of every position from `first` on, on an empty cache."""
         self.rewind(0)
         rows = []
         for start in range(0, len(ids), PREFILL_CHUNK):
             chunk = ids[start : start + PREFILL_CHUNK]
-            rows.append(np.array(self.forward(chunk, range(len(chunk)), job.flag)))
+            rows.append(np.array(self.forward(chunk, range(max(0, first - start), len(chunk)), job.flag)))
         return np.concatenate(rows)
 
     def close(self) -> None:

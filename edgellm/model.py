@@ -297,13 +297,15 @@ class Model:
 
     # ---- numbers
 
-    def logits(self, ids: Sequence[int]) -> np.ndarray:
-        """Logits float32 (n, n_vocab) of each position of `ids`. Raises as `generate`."""
+    def logits(self, ids: Sequence[int], first: int = 0) -> np.ndarray:
+        """Logits float32 (n - first, n_vocab) of each position of `ids` from `first` on. Raises as `generate`."""
         self._check_open()
         checked = _ids(ids)
         self._check_ids(checked)
         engine = self._loaded.engine
-        return self._worker.call(lambda job: engine.logits(checked, job))
+        if not 0 <= first < len(checked):
+            raise InvalidArgumentError(f"first is {first}; there are positions 0 to {len(checked) - 1}")
+        return self._worker.call(lambda job: engine.logits(checked, job, first))
 
     def _check_ids(self, ids: list[int]) -> None:
         if not ids:
