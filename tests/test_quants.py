@@ -250,8 +250,10 @@ def slow_tile(kind: BlockType, blocks: list[bytes]) -> bytes:
 
 
 def test_golden_panels() -> None:
-    cases = json.loads((GOLDEN / "panels.json").read_text())["panels"]
-    assert [(c["type"], c["k"]) for c in cases] == [("Q4_0", 64), ("Q4_0", 96), ("Q8_0", 64), ("Q8_0", 96)]
+    files = [GOLDEN / "panels.json", GOLDEN / "panels_k.json"]
+    cases = [case for file in files for case in json.loads(file.read_text())["panels"]]
+    sizes = [("Q4_0", 64), ("Q4_0", 96), ("Q8_0", 64), ("Q8_0", 96), ("Q4_K", 256), ("Q5_K", 256), ("Q6_K", 256)]
+    assert [(c["type"], c["k"]) for c in cases] == sizes
     for case in cases:
         rows = [bytes.fromhex(row) for row in case["blocks"]]
         want = bytes.fromhex("".join(case["panels"]))
