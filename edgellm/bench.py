@@ -52,16 +52,22 @@ class BenchResult:
 
 
 def pass_bytes(plan: Plan, weights: Weights, n_tokens: int, n_outputs: int = 1) -> int:
-    """Tensor bytes of the source file that one pass over `n_tokens` reads, with logits for `n_outputs` tokens."""
+    """Tensor bytes of the source file that one pass over `n_tokens` reads, with logits for `n_outputs` tokens.
+
+    Of experts it is as many as the tokens could choose at most.
+    """
     from edgellm.ops import Op
 
     looked_up = {name for step in plan.steps if step.op is Op.EMBED for name in step.weights}
     multiplied = {name for step in plan.steps if step.op is not Op.EMBED for name in step.weights}
     heads = {name for step in plan.steps if plan.logits in step.outputs for name in step.weights}
+    chosen = {n: s.params["n_used"] for s in plan.steps if s.op is Op.EXPERTS for n in s.weights}
     total = 0
     for name in looked_up | multiplied:
         rows, row = _rows(weights, name)
-        if name in multiplied and (n_outputs or name not in heads):  # the head runs only where logits are wanted
+        if name in chosen:  # a row is one expert
+            total += min(rows, n_tokens * chosen[name]) * row
+        elif name in multiplied and (n_outputs or name not in heads):  # the head runs only where logits are wanted
             total += rows * row
         elif name in looked_up:
             total += min(rows, n_tokens) * row

@@ -230,6 +230,29 @@ def test_a_number_that_is_none_is_traced_to_its_step(tmp_path: Path, backend: st
     assert error.value.step == ("blk.1.ffn_gate_inp" if "inp" in name else "blk.1.ffn_experts")
 
 
+def test_bench_counts_the_experts_that_a_token_can_choose(tmp_path: Path) -> None:
+    from edgellm.bench import pass_bytes
+
+    with opened(tiny_family_gguf(tmp_path / "m.gguf", "mixtral", n_layers=1)) as (plan, weights):
+        one = sum(weights.span(w)[1] for s in plan.steps if s.op is Op.EXPERTS for w in s.weights) // 4
+        table = weights.span("token_embd.weight")[1]
+        others = weights.n_bytes - table - 4 * one
+        assert [pass_bytes(plan, weights, n) for n in (1, 2, 3)] == [others + table + k * one for k in (2, 4, 4)]
+
+
+def test_softcap_near_zero_and_far_away() -> None:
+    from edgellm.backends.numba_kernels import vector  # the bits of the native kernel, see above
+
+    x = np.concatenate([np.logspace(-6, 3, 4001), [0.0, 0.625 * 30, np.inf, np.nan]]).astype(np.float32)
+    x = np.concatenate([x, -x])
+    y = np.empty_like(x)
+    vector.softcap(x, y, 0, x.size, 30.0)
+    wanted = 30 * np.tanh(x.astype(np.float64) / 30)
+    assert np.isnan(y[np.isnan(x)]).all()
+    known = ~np.isnan(x)
+    np.testing.assert_allclose(y[known], wanted[known], rtol=4e-7)
+
+
 # ---- files that do not fit -------------------------------------------------------------------------------------------
 
 
