@@ -4,12 +4,13 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PY     := $(BIN)/python
 
-.PHONY: help chat test native lint gen-check native-suite asan mingw peer-check compare convert-memory clean
+.PHONY: help chat test native lint gen-check native-suite asan mingw peer-check compare convert-memory parity clean
 
 help:
 	@echo "make chat     install into $(VENV) and talk to the built-in model"
 	@echo "make test     install into $(VENV) and run the tests"
 	@echo "make native   compile native/ in place (development)"
+	@echo "make parity   compare with transformers and llama.cpp (docs/parity.md)"
 	@echo "make lint     ruff, and the generated files against formats/blocks.toml"
 
 $(VENV)/installed: pyproject.toml setup.py $(wildcard native/*.[ch] native/*.py native/kernels/*.[ch])
@@ -69,6 +70,12 @@ compare:
 
 convert-memory:
 	$(PY) tools/convert_memory.py --megabytes 2048
+
+# Held to transformers and llama.cpp (docs/parity.md): here PEER_PYTHON is an environment with torch and transformers,
+# LLAMA_PYTHON one with llama-cpp-python (may be left out); PARITY holds further options, as --family qwen3.
+parity:
+	$(PY) tools/parity.py --peer-python $(PEER_PYTHON) $(if $(LLAMA_PYTHON),--llama-python $(LLAMA_PYTHON)) $(PARITY)
+	@test ! -f tools/template_parity.py || $(PY) tools/template_parity.py --peer-python $(PEER_PYTHON)
 
 clean:
 	rm -rf build dist *.egg-info edgellm/*.so
