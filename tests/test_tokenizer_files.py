@@ -64,7 +64,11 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "merge twice": ({"model": "gpt2", "pre": "gpt-2", "merges": ["h e", "h e"]}, "twice.*V4"),
     "merges are numbers": ({"model": "gpt2", "pre": "gpt-2", "merges": np.zeros(2, np.int32)}, "V5.*merges"),
     "RWKV": ({"model": "rwkv"}, "RWKV.*not supported; supported: llama.*V7"),
-    "Unigram": ({"model": "t5"}, "Unigram"),
+    "charsmap is text": ({"model": "t5", "precompiled_charsmap": np.zeros(3)}, "V8"),
+    "charsmap too short": ({"model": "t5", "precompiled_charsmap": np.zeros(3, np.uint8)}, "not possible.*V8"),
+    "charsmap without trie": ({"model": "t5", "precompiled_charsmap": np.zeros(8, np.uint8)}, "trie does not fit.*V8"),
+    "charsmap of a long trie": ({"model": "t5", "precompiled_charsmap": np.full(8, 255, np.uint8)}, "does not fit.*V8"),
+    "charsmap without end": ({"model": "t5", "precompiled_charsmap": np.array([4, *[0] * 7, 9], np.uint8)}, "no end"),
     "unheard of": ({"model": "x\n" * 500}, "not supported"),
 }
 

@@ -34,9 +34,10 @@ KINDS = {
     "gpt2": ("edgellm.tokenizers.bpe", "BpeModel", "byte-level BPE"),
     "gemma4": ("edgellm.tokenizers.bpe", "BpeModel", "BPE with byte pieces"),
     "bert": ("edgellm.tokenizers.wordpiece", "WordPieceModel", "WordPiece"),
+    "t5": ("edgellm.tokenizers.unigram", "UnigramModel", "Unigram"),
 }
 # Kinds that exist but are not built yet, so that the message can say what the file has.
-OTHER_KINDS = {"t5": "Unigram", "rwkv": "RWKV", "plamo2": "PLaMo 2"}
+OTHER_KINDS = {"rwkv": "RWKV", "plamo2": "PLaMo 2"}
 
 # Some models strip the white space after their special pieces, and GGUF has no key for it: what llama.cpp does by name.
 STRIPPING_MODELS = ("phi-3", "phi3")

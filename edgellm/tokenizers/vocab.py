@@ -65,6 +65,7 @@ class Vocab:
     flags: dict[str, bool]  # "add_bos_token", "add_space_prefix", ... as far as the file has them
     model_name: str = ""  # general.name, for rules that the format has no key for
     merges: list[str] | None = None
+    charsmap: bytes = b""  # tokenizer.ggml.precompiled_charsmap
     path: Any = None
     ids: dict[str, int] = field(default_factory=dict, repr=False)  # piece -> id
 
@@ -127,6 +128,16 @@ class _Reader:
         if len(array) != n:
             raise self.error("this array is not as long as the list of pieces", key, "V1", len(array), n)
         return array.astype(dtype) if kinds == "f" else array
+
+    def byte_string(self, key: str) -> bytes:
+        """An array of 8-bit integers as bytes; empty where the file has none."""
+        value = self.metadata.get(PREFIX + key)
+        if value is None:
+            return b""
+        array = np.asarray(value)
+        if array.dtype not in (np.int8, np.uint8) or array.ndim != 1:
+            raise self.error("this key must be an array of 8-bit integers", key, "V8", value=array.dtype)
+        return array.tobytes()
 
     def flags(self) -> dict[str, bool]:
         names = (
@@ -215,6 +226,7 @@ def read_vocab(metadata: Mapping[str, Any], path: Any = None) -> Vocab:
         flags=reader.flags(),
         model_name=name if isinstance(name, str) else "",
         merges=reader.strings("merges"),
+        charsmap=reader.byte_string("precompiled_charsmap"),
         path=path,
         ids=ids,
     )
