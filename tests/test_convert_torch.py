@@ -102,6 +102,12 @@ def test_protocols_and_both_directories(tmp_path: Path, protocol: int, zip64: bo
         assert np.array_equal(rows(file, "w"), x) and np.array_equal(rows(file, "p"), x[1:])
 
 
+def test_entries_of_files_above_4_gb(tmp_path: Path) -> None:
+    """Sizes and offsets then stand in zip64's extra field."""
+    with TorchFile(write(tmp_path, flagged(large=b""))) as file:
+        assert rows(file, "w").shape == (3, 4)
+
+
 def test_a_state_dict_with_its_metadata(tmp_path: Path) -> None:
     table = Call(Global("collections", "OrderedDict"))
     raw = pickled([table, "w", view(Storage("0", 12), (3, 4), (4, 1)), {"_metadata": {"": {"version": 1}}}])
@@ -297,6 +303,10 @@ BAD: dict[str, tuple[bytes, str]] = {
     "no table": (archive({"archive/data/0": bytes(48)}), "Z2"),
     "two folders": (renamed_member("other/data.pkl"), "Z2"),
     "big-endian": (changed(b"little", b"bigbig"), "Z2"),
+    "zip64 sizes that are missing": (flagged(large=struct.pack("<2HQ", 1, 8, 48)), "Z2"),
+    "zip64 sizes beyond the file": (flagged(large=struct.pack("<2H3Q", 1, 24, 1 << 40, 1 << 40, 0)), "Z2"),
+    "a zip64 offset that wraps": (flagged(large=struct.pack("<2H3Q", 1, 24, 48, 48, (1 << 64) - 30)), "Z2"),
+    "an extra field that is cut off": (flagged(large=struct.pack("<2H", 1, 24)), "Z2"),
     # compressed, encrypted
     "compressed": (flagged(method=8), "Z3"),
     "encrypted": (flagged(1), "Z3"),

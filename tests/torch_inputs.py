@@ -81,8 +81,12 @@ def contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def member(name: str | bytes, data: bytes, *, at: int, method: int = 0, flags: int = 0, align: int = 64,
-           local_name: bytes | None = None, packed: int | None = None) -> tuple[bytes, bytes]:  # fmt: skip
-    """(local header with data, entry of the directory) of a member that begins at `at`."""
+           local_name: bytes | None = None, packed: int | None = None, large: bytes | None = None,
+           ) -> tuple[bytes, bytes]:  # fmt: skip
+    """(local header with data, entry of the directory) of a member that begins at `at`.
+
+    `large`: write the entry as of a file above 4 GB, sizes and offset in this extra field (b"" for a right one).
+    """
     raw = name.encode() if isinstance(name, str) else name
     pad = -(at + 30 + len(raw) + 4) % align
     extra = b"FB" + struct.pack("<H", pad) + b"Z" * pad
@@ -91,6 +95,11 @@ def member(name: str | bytes, data: bytes, *, at: int, method: int = 0, flags: i
     both = (flags, method, 0, 0, 0, size, len(data), len(raw))  # without times and CRC
     head = struct.pack("<4s5H3I2H", b"PK\3\4", 0, *both, len(extra))
     entry = struct.pack("<4s6H3I5H2I", b"PK\1\2", 0, 0, *both, 0, 0, 0, 0, 0, at)
+    if large is not None:
+        far = large or struct.pack("<2H3Q", 1, 24, len(data), size, at)
+        entry = struct.pack("<4s6H3I5H2I", b"PK\1\2", 0, 0, flags, method, 0, 0, 0, 0xFFFFFFFF, 0xFFFFFFFF, len(raw),
+                            len(far), 0, 0, 0, 0, 0xFFFFFFFF)  # fmt: skip
+        raw += far
     return head + shown + extra + data, entry + raw
 
 

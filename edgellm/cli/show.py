@@ -154,7 +154,7 @@ def _print_summary(s: dict[str, Any]) -> None:
 
     family = (s["architecture"] or "-") + ("" if s["supported"] else "  (this family is not supported)")
     pairs = [
-        ("file", one_line(s["file"], 400) + (f"  (1 of {s['parts']} files)" if s["parts"] > 1 else "")),
+        ("file", one_line(s["file"], 400) + (f"  (in {s['parts']} files)" if s["parts"] > 1 else "")),
         ("kind" if "kind" in s else "name", one_line(s.get("kind") or s["name"]) or "-"),
         ("family", one_line(family)),
         ("parameters", count_text(s["parameters"])),

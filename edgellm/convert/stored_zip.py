@@ -45,7 +45,8 @@ class _Directory:
 
     def unpack(self, form: struct.Struct, at: int, end: int, field: str) -> tuple[Any, ...]:
         if not 0 <= at <= end - form.size:
-            self.fail("Z2", "the archive is cut off or its directory is damaged", field, max(at, 0))
+            where = min(max(at, 0), self.file.size)
+            self.fail("Z2", "the archive is cut off or its directory is damaged", field, where, at, end - form.size)
         return form.unpack_from(self.buf, at)
 
     def end(self) -> tuple[int, int, int]:
