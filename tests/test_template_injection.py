@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 # ruff: noqa: E501 (a template reads best on one line)
-import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from edgellm.errors import TokenizerError
 from edgellm.template import ChatTemplate
 from edgellm.tokenizers import Tokenizer
 
@@ -29,11 +27,7 @@ TEMPLATES = [
 
 
 def vocabularies(folder: Path) -> list[tuple[str, Tokenizer]]:
-    out = []
-    for path in sorted(folder.glob("*.gguf")):
-        with contextlib.suppress(TokenizerError):  # a kind that is not built yet
-            out.append((path.stem, Tokenizer.from_file(path)))
-    return out
+    return [(path.stem, Tokenizer.from_file(path)) for path in sorted(folder.glob("*.gguf"))]
 
 
 def specials(t: Tokenizer) -> dict[int, str]:
@@ -56,7 +50,7 @@ def check(t: Tokenizer, kinds: dict[int, str], templates: list[ChatTemplate], mo
     step = max(1, len(texts) // most)
     chosen, n = texts[::step], 0
     for i, fields in enumerate(attacks(chosen)):
-        for template in (templates[i % len(templates)], templates[(i + 3) % len(templates)]):
+        for template in (templates[(i + j) % len(templates)] for j in (0, 1, 3, 6)):
             parts = template.render([{"role": "user", **fields}]).parts
             got = [j for j in t.encode_parts(parts) if j in kinds]
             assert not got, (fields, [kinds[j] for j in got])
@@ -69,7 +63,7 @@ def check(t: Tokenizer, kinds: dict[int, str], templates: list[ChatTemplate], mo
 def test_special_strings_of_all_vocabularies_stay_text(shared_data: Path) -> None:
     templates = [ChatTemplate(text) for text in TEMPLATES]
     found = vocabularies(shared_data / "vocab")
-    assert len(found) >= 9
+    assert len(found) == 10
     attempts = 0
     for name, t in found:
         kinds = specials(t)

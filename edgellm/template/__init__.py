@@ -1,7 +1,7 @@
 """Chat templates: messages become the text a model was trained on, and every character knows where it came from.
 
 Templates are Jinja, as transformers runs them (`tokenizer.chat_template` of a GGUF file). They are code from strangers,
-so they run in Jinja's immutable sandbox without loaders, on a budget of steps, characters and depth. What the template itself
+so they run in Jinja's immutable sandbox without loaders, on a budget of steps, characters and depth. What the template
 wrote is marked (see `marked`), what came from messages or tools is not; `Tokenizer.encode_parts` makes control tokens
 from marked text only, so no user text can become one.
 """

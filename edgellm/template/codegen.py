@@ -14,7 +14,8 @@ from jinja2 import nodes
 from jinja2.compiler import CodeGenerator, Frame
 from jinja2.exceptions import TemplateAssertionError
 
-ROUNDS = "edgellm rounds"  # no name in a template: the filter that every `for` and every `*args` of a template gets around its iterable
+# The filter that every `for` and every `*args` of a template gets around its iterable. Templates cannot spell it.
+ROUNDS = "edgellm rounds"
 
 MAX_LOOPS = 20  # within each other; Python takes no more
 

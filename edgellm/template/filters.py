@@ -38,8 +38,10 @@ _DEEP = (
     "abs", "capitalize", "dictsort", "e", "escape", "filesizeformat", "float", "forceescape", "groupby", "lower", "max",
     "min", "sort", "string", "trim", "truncate", "unique", "upper", "urlencode", "wordcount",
 )  # fmt: skip
-_DEEP_TESTS = frozenset(["in", "lower", "upper", "==", "eq", "equalto", "!=", "ne", ">", "gt", "greaterthan", "ge", ">=",
-                         "<", "lt", "lessthan", "<=", "le"])  # fmt: skip
+_DEEP_TESTS = frozenset([
+    "in", "lower", "upper", "==", "eq", "equalto", "!=", "ne", ">", "gt", "greaterthan", "ge", ">=",
+    "<", "lt", "lessthan", "<=", "le",
+])  # fmt: skip
 MAX_DIGITS = 1000  # of a text that becomes a number
 
 

@@ -214,13 +214,13 @@ class MarkedText(str):
         return _cut(self, 0, len(str.removesuffix(self, suffix)))
 
     def expandtabs(self, tabsize: SupportsIndex = 8) -> str:
-        plain = str.expandtabs(self, tabsize)
+        plain, stop = str.expandtabs(self, tabsize), tabsize.__index__()
         made = []
         for line in self.splitlines(True):  # tab stops are counted anew in each line
             column = 0
             for i, piece in enumerate(line.split("\t")):
                 if i:
-                    made.append(" " * (tabsize.__index__() - column % tabsize.__index__()) if tabsize.__index__() else "")
+                    made.append(" " * (stop - column % stop) if stop > 0 else "")
                     column = 0
                 made.append(piece)
                 column += len(piece)

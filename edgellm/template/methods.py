@@ -30,7 +30,7 @@ _OTHER = {
 }
 
 
-def call_method(owner: Any, name: str, method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def call_method(owner: Any, name: str, method: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
     """`owner.name(*args, **kwargs)`, paid for. Raises SecurityError where templates may not call it."""
     if isinstance(owner, str):
         if name not in TEXT_METHODS:

@@ -1,6 +1,7 @@
 """What the `safe` filter makes: text that counts as HTML, so that text which is added to it is escaped.
 
-Chat templates are not HTML and nothing else is escaped in them, but some call `safe` and were trained with what it does.
+Chat templates are not HTML and nothing else is escaped in them, but some call `safe`, and what it does is in the texts
+that their models were trained on.
 """
 
 from __future__ import annotations
