@@ -111,7 +111,7 @@ class UnsupportedQuantError(ModelFormatError):
 
 
 class UnsupportedFeatureError(ModelFormatError):
-    """The file is sound but asks for something that edgellm does not do (a rope scaling, a split file)."""
+    """The file is sound but asks for something that edgellm does not do (a rope scaling, a kind of adapter)."""
 
 
 class TokenizerError(ModelFormatError):
