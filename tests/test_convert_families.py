@@ -40,7 +40,8 @@ SLIDING, FULL = "sliding_attention", "full_attention"
 @pytest.mark.parametrize(
     ("architecture", "changes", "window", "pattern"),
     [
-        ("MistralForCausalLM", {}, None, None),
+        ("MistralForCausalLM", {}, 4096, None),  # what transformers takes where config.json says nothing
+        ("MistralForCausalLM", {"sliding_window": None}, None, None),
         ("MistralForCausalLM", {"sliding_window": 16}, 16, None),
         ("MixtralForCausalLM", {"sliding_window": 16, "num_local_experts": 4}, 16, None),
         ("Qwen2ForCausalLM", {"sliding_window": 16}, None, None),
@@ -49,6 +50,8 @@ SLIDING, FULL = "sliding_attention", "full_attention"
          [False, False, False, True]),
         ("Qwen3ForCausalLM", {"sliding_window": 16, "use_sliding_window": True, "layer_types": [FULL, SLIDING] * 2}, 16,
          [False, True] * 2),
+        ("Qwen3MoeForCausalLM", {"use_sliding_window": True, "num_experts": 4, "num_experts_per_tok": 2,
+         "moe_intermediate_size": 48}, 4096, None),
         ("Gemma2ForCausalLM", {}, 4096, None),
         ("Gemma2ForCausalLM", {"layer_types": [SLIDING, FULL] * 2}, 4096, None),
         ("Gemma2ForCausalLM", {"layer_types": [FULL, SLIDING] * 2, "sliding_window": 9}, 9, [False, True] * 2),

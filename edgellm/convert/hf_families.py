@@ -200,21 +200,22 @@ _GEMMA_DEFAULTS = {
 # architectures[0] of config.json -> family. llama.cpp drops Mistral's sliding window; transformers applies it.
 FAMILIES: dict[str, Family] = {
     "LlamaForCausalLM": Family("llama", interleaved=True),
-    "MistralForCausalLM": Family("llama", interleaved=True, window_period=0),
+    "MistralForCausalLM": Family("llama", interleaved=True, window_period=0, defaults={"sliding_window": 4096}),
     "MixtralForCausalLM": Family(
         "llama", interleaved=True, window_period=0, keys=_expert_keys, experts="block_sparse_moe",
         defaults={"rms_norm_eps": 1e-5, "rope_theta": 1e6, "num_experts_per_tok": 2},
     ),
     "Qwen2ForCausalLM": Family(
-        "qwen2", qkv_bias=True, window_period=0, defaults={"use_sliding_window": False, "max_window_layers": 28}
+        "qwen2", qkv_bias=True, window_period=0,
+        defaults={"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28},
     ),
     "Qwen3ForCausalLM": Family(
         "qwen3", qk_norm="head", window_period=0,
-        defaults={"use_sliding_window": False, "head_dim": 128, "max_window_layers": 28},
+        defaults={"use_sliding_window": False, "sliding_window": 4096, "head_dim": 128, "max_window_layers": 28},
     ),
     "Qwen3MoeForCausalLM": Family(
         "qwen3moe", qk_norm="head", window_period=0, keys=_expert_keys, experts="mlp",
-        defaults={"use_sliding_window": False, "norm_topk_prob": False},
+        defaults={"use_sliding_window": False, "sliding_window": 4096, "norm_topk_prob": False},
     ),
     "Gemma2ForCausalLM": Family(
         "gemma2", keys=_gemma2_keys, window_period=2, **_GEMMA,
@@ -224,7 +225,10 @@ FAMILIES: dict[str, Family] = {
         "gemma3", {"final_logit_softcapping": ("final_logit_softcapping", "f32")}, keys=_gemma3_keys, window_period=6,
         local_rope=True, qk_norm="head", **_GEMMA, defaults={**_GEMMA_DEFAULTS, "rope_theta": 1e6},
     ),
-    "Phi3ForCausalLM": Family("phi3", fused=True, long_rope=True, window_period=0, defaults={"rms_norm_eps": 1e-5}),
+    "Phi3ForCausalLM": Family(
+        "phi3", fused=True, long_rope=True, window_period=0,
+        defaults={"rms_norm_eps": 1e-5, "original_max_position_embeddings": 4096},
+    ),
     "Olmo2ForCausalLM": Family("olmo2", norms=_POST_NORMS, qk_norm="row", defaults={"rms_norm_eps": 1e-5}),
     "GraniteForCausalLM": Family(
         "granite",
