@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PY     := $(BIN)/python
 
-.PHONY: help chat test native lint gen-check native-suite asan mingw peer-check compare convert-memory parity clean
+.PHONY: tokenizer-parity help chat test native lint gen-check native-suite asan mingw peer-check compare convert-memory parity clean
 
 help:
 	@echo "make chat     install into $(VENV) and talk to the built-in model"
@@ -79,3 +79,7 @@ parity:
 
 clean:
 	rm -rf build dist *.egg-info edgellm/*.so
+
+# All tokenizers against tokenizers, sentencepiece and llama.cpp (those that PY has), and 10 MB of one letter.
+tokenizer-parity:
+	$(PY) tools/tokenizer_parity.py

@@ -173,7 +173,7 @@ class SpmHandle:
 
 
 class BpeHandle:
-    """A BPE vocabulary in C. `pieces` (n) texts, `kinds` (n,) uint8 enum el_piece_kind, `merges` (n_merges, 3) int32."""
+    """A BPE vocabulary in C. `pieces` (n), `kinds` (n,) uint8 enum el_piece_kind, `merges` (n_merges, 3) int32."""
 
     def __init__(
         self, pieces: Sequence[bytes], kinds: np.ndarray, merges: np.ndarray, byte_ids: Sequence[int], unk_id: int,
@@ -194,15 +194,13 @@ class BpeHandle:
         check(rc, "reading the vocabulary")
         self._bpe = self._ffi.gc(out[0], self._lib.el_bpe_free)
 
-    def encode(self, data: bytes, word_ends: np.ndarray) -> list[int] | None:
-        """Ids of UTF-8 text whose words end at `word_ends` (int64); None: a byte has no piece and no unknown token."""
+    def encode(self, data: bytes, word_ends: np.ndarray) -> list[int]:
+        """Ids of UTF-8 text whose words end at `word_ends` (n_words,) int64, in bytes."""
         ids = np.empty(len(data), dtype=np.int32)
         n = self._ffi.new("int64_t *")
         source, target = self._ffi.from_buffer("uint8_t[]", data), self._ffi.from_buffer("int32_t[]", ids)
         ends = self._ffi.from_buffer("int64_t[]", word_ends)
         rc = self._lib.el_bpe_encode(self._bpe, source, len(data), ends, len(word_ends), target, len(ids), n)
-        if rc == EL_E_UNSUPPORTED:
-            return None
         check(rc, f"tokenising {len(data)} bytes")
         return ids[: n[0]].tolist()
 

@@ -190,13 +190,13 @@ void el_bpe_free(el_bpe *b)
 
 /* ---- one word ---------------------------------------------------------------------------------------------------- */
 
-static int add_symbol(bpe_work *w, int32_t *count, int32_t id, int32_t len)
+/* A byte without a piece is the unknown token, or left out where there is none (as in Hugging Face's tokenizers). */
+static void add_symbol(bpe_work *w, int32_t *count, int32_t id, int32_t len)
 {
     if (id < 0) id = w->bpe->unk_id;
-    if (id < 0) return EL_E_UNSUPPORTED;
+    if (id < 0) return;
     w->symbols[*count] = (bpe_symbol){*count - 1, *count + 1, id, len};
     ++*count;
-    return EL_OK;
 }
 
 /* A word (n bytes) as bytes, or as characters where those without a piece become their bytes. */
@@ -210,21 +210,19 @@ static int first_symbols(bpe_work *w, const uint8_t *p, int64_t n, int32_t *coun
         w->symbols = grown;
         w->symbol_room = room;
     }
-    int status = EL_OK;
-    for (int64_t at = 0; at < n && status == EL_OK;) {
+    for (int64_t at = 0; at < n;) {
         int64_t len = b->characters ? char_bytes(p[at]) : 1;
         if (len > n - at) len = n - at;
         int32_t id = b->characters ? find_piece(b, p + at, len) : -1;
         if (id >= 0) {
-            status = add_symbol(w, count, id, (int32_t)len);
+            add_symbol(w, count, id, (int32_t)len);
         } else {
-            for (int64_t i = 0; i < len && status == EL_OK; i++)
-                status = add_symbol(w, count, b->byte_ids[p[at + i]], 1);
+            for (int64_t i = 0; i < len; i++) add_symbol(w, count, b->byte_ids[p[at + i]], 1);
         }
         at += len;
     }
-    if (status == EL_OK) w->symbols[*count - 1].next = -1;
-    return status;
+    if (*count > 0) w->symbols[*count - 1].next = -1;
+    return EL_OK;
 }
 
 static int propose(bpe_work *w, int32_t left, int32_t right)
@@ -240,7 +238,7 @@ static int merge_word(bpe_work *w, const uint8_t *p, int64_t n)
 {
     int32_t n_symbols = 0;
     int status = first_symbols(w, p, n, &n_symbols);
-    if (status != EL_OK) return status;
+    if (status != EL_OK || n_symbols == 0) return status;
     queue_clear(&w->queue, n_symbols);
     for (int32_t i = 0; i + 1 < n_symbols && status == EL_OK; i++) status = propose(w, i, i + 1);
     while (w->queue.n_heap > 0 && status == EL_OK) {

@@ -187,7 +187,7 @@ int el_bpe_new(el_bpe **out, const uint8_t *text, const int64_t *offsets, const 
                int32_t characters);
 void el_bpe_free(el_bpe *bpe);
 /* word_ends (n_words): ascending, the last is n_bytes. ids (capacity >= n_bytes) gets the tokens, *n_ids their number.
- * EL_E_UNSUPPORTED: a byte has no piece and there is no unknown token. Any number of threads may call this. */
+ * A byte without a piece is the unknown token, or left out where there is none. Any number of threads may call this. */
 int el_bpe_encode(const el_bpe *bpe, const uint8_t *text, int64_t n_bytes, const int64_t *word_ends, int64_t n_words,
                   int32_t *ids, int64_t capacity, int64_t *n_ids);
 

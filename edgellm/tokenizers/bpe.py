@@ -122,10 +122,7 @@ class BpeModel:
             raise TokenizerError("this text is too long", field="text", value=len(data), limit=MAX_TEXT_BYTES)
         ends = self.word_ends(text)
         if self._native is not None:
-            ids = self._native.encode(data, ends)
-            if ids is None:
-                raise self._no_piece_error()
-            return ids
+            return self._native.encode(data, ends)
         ids, start = [], 0
         for end in ends.tolist():
             ids += self._word(data[start:end])
@@ -160,16 +157,17 @@ class BpeModel:
         return None if found is None else [found]
 
     def _symbols(self, word: bytes) -> list[int]:
-        """Ids that a word starts from: bytes, or characters (a character without a piece becomes its bytes)."""
+        """Ids that a word starts from: bytes, or characters (a character without a piece becomes its bytes).
+
+        A byte without a piece is the unknown token, or left out where there is none (as in tokenizers and llama.cpp).
+        """
         parts = [c.encode() for c in word.decode()] if self.characters else [bytes([b]) for b in word]
         out: list[int] = []
         for part in parts:
             found = self._piece_ids().get(part) if self.characters else None
             for i in [self.byte_ids[b] for b in part] if found is None else [found]:
-                if i < 0 and self.unk_id < 0:
-                    raise self._no_piece_error()
                 out.append(i if i >= 0 else self.unk_id)
-        return out
+        return [i for i in out if i >= 0]
 
     def _piece_ids(self) -> dict[bytes, int]:
         if self._ids is None:
@@ -181,11 +179,6 @@ class BpeModel:
             pairs = self.merges[:, :2].tolist()
             self._ranks = {(left, right): rank for rank, (left, right) in enumerate(pairs) if left >= 0}
         return self._ranks
-
-    def _no_piece_error(self) -> TokenizerError:
-        return self.vocab.refuse(
-            "a byte of this text has no piece, and the vocabulary has no unknown token", key="tokens", rule="V3"
-        )
 
     # ---- ids to text -------------------------------------------------------------------------------------------
 
