@@ -125,7 +125,8 @@ def test_one_call_per_pass_and_every_worker_works(tmp_path: Path) -> None:
         backend = NativeBackend(plan, weights, n_threads=3)
         before = clib.pool_chunks() + [0] * 3
         ids = some_ids(64, plan.n_vocab)
-        for _ in range(200):  # a helper may need a moment to start
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:  # on a busy machine a helper starts late, and may be put aside for a while
             run(backend, plan, ids)
             after = clib.pool_chunks() + [0] * 3
             if all(after[i] > before[i] for i in range(3)):
