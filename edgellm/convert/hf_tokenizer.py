@@ -136,8 +136,8 @@ def _special_ids(v: Vocabulary, c: HFConfig, folder: str, settings: dict[str, An
         configured = _id_list(c.raw.get(f"{name}_token_id"), len(v.pieces), c.path, f"{name}_token_id")
         if isinstance(text, str) and text in ids:
             found[role] = ids[text]
-        elif configured:
-            found[role] = configured[0]
+        elif configured and (role == "eos" or v.types[configured[0]] in (CONTROL, UNKNOWN)):
+            found[role] = configured[0]  # the default ids of a config often name ordinary pieces
         elif role in v.special:
             found[role] = v.special[role]
     ends = _generation_ends(folder, len(v.pieces))

@@ -248,7 +248,7 @@ def _with_defaults(vocab: Vocab, model_class: Any) -> Vocab:
     default_special, default_flags = module.defaults(vocab)
     special = {**default_special, **vocab.special}
     ends = _turn_ends(vocab)
-    ends += [special[name] for name in ("bos", "eos", "eot", "eom") if name in special]
+    ends += [special[name] for name in ("eos", "eot", "eom") if name in special]
     for i in ends:
         if types[i] not in (BYTE, UNKNOWN):
             types[i] = CONTROL
