@@ -49,7 +49,7 @@ def library() -> tuple[Any, Any]:
     """(ffi, lib) of the compiled library. Raises BackendError when it was not built."""
     module = _module()
     if module is None:
-        raise BackendError("the compiled library was not built; install edgellm with a C compiler or use backend='numba'")
+        raise BackendError("the compiled library was not built; install with a C compiler, or use backend='numba'")
     return module.ffi, module.lib
 
 

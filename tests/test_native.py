@@ -1,4 +1,4 @@
-"""The native backend: same bits whatever the threads, fusing, packing and batch width; one call per pass; honest errors."""
+"""The native backend: same bits whatever the threads, fusing, packing and width; one call per pass; honest errors."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import tiny_llama_gguf
 
 from edgellm import blocks, clib
 from edgellm.backends.lowering import lower
@@ -19,8 +20,6 @@ from edgellm.gguf import open_gguf
 from edgellm.kv import PagePool, Sequence
 from edgellm.models import build_plan, read_config
 from edgellm.weights import Weights
-
-from helpers import tiny_llama_gguf
 
 pytestmark = pytest.mark.skipif(not clib.available(), reason="the compiled library was not built")
 if clib.available():

@@ -70,8 +70,8 @@ class BlockType:
 
     `block_size` weights are stored in `type_size` bytes; `dtype` is the NumPy structured dtype of one block (bf16 as
     raw uint16). `activation` is "f32", "q8_32" or "q8_256". `has_panel` tells whether the type has a panel layout
-    (formats/panels.md), `panel_tile` and `panel_half` are the bytes of its tiles (0 without one); a full tile covers 64 k, or
-    one block of 256.
+    (formats/panels.md), `panel_tile` and `panel_half` are the bytes of its tiles (0 without one); a full tile covers
+    64 k, or one block of 256.
     """
 
     name: str
