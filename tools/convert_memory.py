@@ -30,7 +30,11 @@ if outtype.startswith("quantize:"):
     quantize(source, out, outtype.split(":")[1])
 else:
     convert(source, out, outtype)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+try:  # a new program starts with its parent's maximum in ru_maxrss, not in this file
+    with open("/proc/self/status") as status:
+        print(next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM")))
+except OSError:
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
 """
 
 

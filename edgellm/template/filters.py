@@ -106,7 +106,9 @@ def pay_items(value: Any) -> None:
 
 def listed(value: Any) -> Any:
     """Items that come one by one as a list, so that they can be weighed before they are used."""
-    return list(value) if isinstance(value, Rounds) else value
+    if isinstance(value, range):
+        current().step(len(value))  # each of them is compared or looked into in Python
+    return list(value) if isinstance(value, (Rounds, range)) else value
 
 
 def _counted(result: Any) -> Any:
