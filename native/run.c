@@ -210,7 +210,7 @@ int el_forward(el_plan *p, el_pass *pass) {
     pass->bad_step = -1;
     el_run run = {p, pass, el_pool_begin(pass->n_threads)};
     if (run.n_threads < 1) return EL_E_SYSTEM;
-    int rc = ensure_scratch(p, run.n_threads);
+    int rc = ensure_scratch(p, el_pool_workers());
     if (!rc) fill_ropes(p, pass);
     for (int64_t i = pass->first_step; !rc && i < pass->last_step; i++) rc = run_step(&run, &p->steps[i]);
     if (!rc && pass->check_finite && pass->last_step > pass->first_step &&

@@ -203,6 +203,8 @@ int el_pool_begin(int n_threads) {
     return n_threads;
 }
 
+int el_pool_workers(void) { return pool.started + 1; }
+
 void el_pool_run(el_chunk_fn fn, void *ctx, int64_t n_chunks, const int32_t *cancel) {
     if (n_chunks <= 0) return;
     if (n_chunks == 1 || atomic_load_explicit(&pool.active, memory_order_relaxed) == 1) {

@@ -205,7 +205,9 @@ def test_cancel_stops_a_prefill_soon_and_the_next_pass_is_right(tmp_path: Path) 
 def test_passes_of_two_models_from_two_threads(tmp_path: Path) -> None:
     paths = [tiny_llama_gguf(tmp_path / f"{k}.gguf", type=k, seed=i) for i, k in enumerate(("Q4_0", "F32"))]
     with opened(paths[0]) as (plan_a, weights_a), opened(paths[1]) as (plan_b, weights_b):
-        models = [(NativeBackend(p, w, n_threads=2), p) for p, w in ((plan_a, weights_a), (plan_b, weights_b))]
+        # of different widths: helpers of the wide one may meet chunks of the narrow one
+        sizes = ((plan_a, weights_a, 4), (plan_b, weights_b, 2))
+        models = [(NativeBackend(p, w, n_threads=n), p) for p, w, n in sizes]
         ids = some_ids(30, plan_a.n_vocab)
         want = [run(b, p, ids) for b, p in models]
         wrong: list[int] = []
