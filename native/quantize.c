@@ -1,4 +1,4 @@
-/* quantize.c: float32 to any block format that C can write, with and without importance of the columns. */
+/* quantize.c: float32 to any block format, with and without importance of the columns. */
 #include "quantize.h"
 
 static uint16_t to_bf16(float f) { /* to nearest even; a NaN stays one and becomes quiet */
@@ -17,10 +17,11 @@ static const float all_equal[256] = {
 typedef struct {
     int block, bytes;                                          /* weights and bytes of a block; 0: not in the table */
     void (*plain)(const float *x, void *block);                /* NULL: the search, with equal importance */
-    void (*search)(const float *x, const float *w, void *block);
+    void (*search)(const float *x, const float *w, void *block); /* NULL: no scale to choose, importance is not asked */
 } writer;
 
 #define BOTH(n) {QK, sizeof(el_block_##n), el_plain_##n, el_search_##n}
+#define PLAIN(length, n) {length, sizeof(el_block_##n), el_plain_##n, NULL}
 #define SEARCHED(length, n) {length, sizeof(el_block_##n), NULL, el_search_##n}
 static const writer writers[EL_TYPE_LIMIT] = {
     [EL_TYPE_Q4_0] = BOTH(q4_0),
@@ -35,6 +36,9 @@ static const writer writers[EL_TYPE_LIMIT] = {
     [EL_TYPE_Q6_K] = SEARCHED(256, q6_k),
     [EL_TYPE_IQ4_NL] = SEARCHED(QK, iq4_nl),
     [EL_TYPE_IQ4_XS] = SEARCHED(256, iq4_xs),
+    [EL_TYPE_TQ1_0] = PLAIN(256, tq1_0),
+    [EL_TYPE_TQ2_0] = PLAIN(256, tq2_0),
+    [EL_TYPE_MXFP4] = PLAIN(QK, mxfp4),
 };
 
 int64_t el_count_of(int type, int64_t rows, int64_t k) {
@@ -66,7 +70,7 @@ int el_quantize_weighted(int type, const float *src, const float *importance, vo
     for (int64_t i = 0; i < n / to->block; i++) {
         const float *x = src + i * to->block;
         void *block = (char *)dst + i * to->bytes;
-        if (!importance && to->plain) to->plain(x, block);
+        if (!to->search || (!importance && to->plain)) to->plain(x, block);
         else to->search(x, importance ? importance + i % per_row * to->block : all_equal, block);
     }
     return EL_OK;

@@ -311,7 +311,7 @@ def test_sizes_that_do_not_fit_are_refused():
     assert lib.el_pack_panels(TypeId.Q4_0, pointer(data), pointer(data), 32, 64, 0, 40) == lib.EL_E_ARGUMENT
     assert lib.el_pack_panels(TypeId.Q4_0, pointer(data), pointer(data), 32, 64, 0, 17) == lib.EL_E_ARGUMENT
     assert lib.el_quantize(TypeId.Q8_0, floats(data), pointer(data), 2**40, 2**40) == lib.EL_E_ARGUMENT
-    assert lib.el_quantize(TypeId.TQ1_0, floats(data), pointer(data), 1, 256) == lib.EL_E_UNSUPPORTED
+    assert lib.el_quantize(TypeId.TQ1_0, floats(data), pointer(data), 1, 255) == lib.EL_E_ARGUMENT
     assert lib.el_dequantize(TypeId.Q8_0, pointer(data), floats(data), 1, 33) == lib.EL_E_ARGUMENT
     assert lib.el_panel_row(TypeId.Q8_0, pointer(data), 16, 32, 16, floats(data)) == lib.EL_E_ARGUMENT
     x = np.zeros(64, dtype=np.float32)

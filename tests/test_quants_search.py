@@ -102,6 +102,29 @@ def test_c_gives_the_bytes_of_numpy_whatever_the_sizes(name: str, seed: int, siz
     assert (by_c(x, BY_NAME[name]) == quants.quantize(x, name)).all()
 
 
+UNSEARCHED = [b.name for b in ALL if b.name not in SEARCH]
+
+
+def powers_of_two() -> np.ndarray:
+    """(n, K): the largest number of each block lies just below, on and just above a power of two, 1e-38 to 1e38."""
+    tops = (np.exp2(np.arange(-126.0, 127)).astype(np.float32).view(np.uint32)[:, None] + np.arange(-9, 9) * 5).ravel()
+    x = np.random.default_rng(15).uniform(-1, 1, (len(tops), K)).astype(np.float32)
+    x[:, ::256] = 1.0
+    return x * tops.astype(np.uint32).view(np.float32)[:, None]
+
+
+@needs_native
+@pytest.mark.parametrize("name", UNSEARCHED)
+def test_c_gives_the_bytes_of_numpy_where_nothing_is_searched(name: str) -> None:
+    gauss, heavy, importance = sample()
+    ties = np.random.default_rng(16).integers(-8, 9, (64, K)).astype(np.float32) / 4
+    plain = np.concatenate([hard_cases(), gauss, heavy, ties, np.sign(ties), np.abs(heavy) * np.float32(1e-30)])
+    for x in (plain, powers_of_two()):
+        want = quants.quantize(x, name)
+        assert (by_c(x, BY_NAME[name]) == want).all()
+        assert (by_c(x, BY_NAME[name], importance) == want).all()
+
+
 @needs_native
 @pytest.mark.parametrize("name", [b.name for b in ALL])
 def test_c_reads_the_bits_of_numpy(name: str) -> None:
@@ -165,7 +188,7 @@ def test_c_refuses_bad_importance() -> None:
 
 
 @needs_native
-@pytest.mark.parametrize("name", SEARCH)
+@pytest.mark.parametrize("name", [b.name for b in ALL])
 def test_numbers_that_are_not_finite_do_no_harm(name: str) -> None:
     """Converters refuse them; the library must still return, and leave other rows alone."""
     x = np.random.default_rng(14).standard_normal((3, K)).astype(np.float32)

@@ -8,11 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from .. import quants
-from ..blocks import ALL, BF16, F16, F32, MXFP4, TQ1_0, TQ2_0, BlockType
+from ..blocks import BF16, F16, F32, BlockType
 from ..errors import ConvertError, one_line
 
 F16_MAX = 65504.0
-_COMPILED = tuple(t for t in ALL if t not in (F32, F16, TQ1_0, TQ2_0, MXFP4))  # what native/quantize.c does
 _PART = 1 << 16  # weights that are worth a thread
 
 
@@ -27,7 +26,7 @@ def pack(x: np.ndarray, kind: BlockType, importance: np.ndarray | None = None) -
         return x.astype(np.float16).view(np.uint8)
     from .. import clib
 
-    if kind not in _COMPILED or not clib.available():
+    if not clib.available():
         return quants.quantize(x, kind, importance)
     if importance is not None:
         importance = quants.check_importance(importance, x.shape[-1])

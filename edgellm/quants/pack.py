@@ -116,9 +116,10 @@ def _to_tq2_0(x: np.ndarray, b: np.ndarray) -> None:
 
 def _to_mxfp4(x: np.ndarray, b: np.ndarray) -> None:
     """The exponent puts the largest magnitude into the top binade of e2m1; each weight takes the nearest value, the
-    first of equally near ones."""
+    first of equally near ones. The logarithm is rounded to float32, as the reference has it."""
     d = np.abs(x).max(axis=1)
-    b["e"] = np.where(d > 0, np.floor(np.log2(d)) + np.float32(125), 0).astype(np.uint8)
+    log = np.log2(d.astype(np.float64)).astype(np.float32)
+    b["e"] = np.where(d > 0, (np.floor(log) + np.float32(125)).clip(0, 254), 0).astype(np.uint8)
     values = e8m0_half(b["e"])[:, None] * MXFP4_VALUES.astype(np.float32)  # (n, 16)
     b["qs"] = _put_nibbles(np.abs(values[:, None, :] - x[:, :, None]).argmin(axis=2).astype(np.uint8))
 
