@@ -15,13 +15,13 @@ import numpy as np
 
 from . import quants
 from .blocks import BF16, F16, F32, BlockType
-from .convert.mix import HEAD, QUANTIZATION_VERSION, stays_f32
-from .convert.mixes import Facts, Mix, Overrides, find_mix, fitting_type, layers_with, mixed_type, parse_overrides
+from .convert.choice import NUMBERS, Wish, choose, imatrix_keys, parse_wish
+from .convert.mixes import QUANTIZATION_VERSION, stays_f32
 from .convert.pack import check_range, pack
 from .convert.pipeline import CHUNK, Meter, ProgressCallback, check_output, join_notes
-from .errors import ConvertError, InvalidArgumentError
+from .errors import ConvertError
 from .gguf import GGUFFile, GGUFWriter, TensorInfo, open_gguf
-from .imatrix import Imatrix, read_imatrix
+from .imatrix import Imatrix
 
 __all__ = ["KindReport", "QuantizeReport", "quantize"]
 
@@ -135,17 +135,15 @@ def quantize(
     output is then not there (an old one stays as it was).
     """
     start = time.perf_counter()
-    mix = find_mix(type)
-    overrides = parse_overrides(tensor_types, output_tensor_type, token_embedding_type, pure)
-    weigh = imatrix if imatrix is None or isinstance(imatrix, Imatrix) else read_imatrix(imatrix)
+    wish = parse_wish(type, imatrix, tensor_types, output_tensor_type, token_embedding_type, pure)
     with open_gguf(src) as file:
         path = check_output(out, file.paths, overwrite)
         if not file.tensors:
             raise ConvertError("the file holds no tensors (a vocabulary only), there is nothing to do", path=file.path)
-        jobs, notes = _plan(file, mix, overrides, weigh, allow_requantize)
+        jobs, notes = _plan(file, wish, allow_requantize)
         errors = _Errors() if measure else None
         with GGUFWriter(path, file.get("general.architecture", str)) as writer:
-            _copy_metadata(file, writer, mix, weigh)
+            _copy_metadata(file, writer, wish)
             total = sum(writer.add_tensor_info(job.info.name, job.info.shape, job.type) for job in jobs)
             meter = Meter(progress, "quantising", total)
             for job in jobs:
@@ -153,7 +151,7 @@ def quantize(
         before = file.n_bytes
     return QuantizeReport(
         path=path,
-        type=mix.name,
+        type=wish.mix.name,
         bytes_before=before,
         bytes_after=os.path.getsize(path),
         bits_per_weight=8 * total / sum(prod(job.info.shape) for job in jobs),
@@ -168,45 +166,24 @@ def quantize(
 # ---- which tensor gets what ------------------------------------------------------------------------------------------
 
 
-def _plan(
-    file: GGUFFile, mix: Mix, overrides: Overrides, imatrix: Imatrix | None, allow_requantize: bool
-) -> tuple[list[_Job], list[tuple[str, str]]]:
+def _plan(file: GGUFFile, wish: Wish, allow_requantize: bool) -> tuple[list[_Job], list[tuple[str, str]]]:
     """The new type of every tensor, and remarks (name, text)."""
-    facts = _facts(file, imatrix is not None)
-    jobs, notes = [], []
+    arch = file.get("general.architecture", str)
+    numbers = {key: _number(file, f"{arch}.{key}") for key in NUMBERS}
+    choices, notes = choose(wish, {info.name: info.shape for info in file.tensors.values()}, arch, numbers)
+    jobs = []
     for info in file.tensors.values():
+        chosen = choices[info.name]
         if stays_f32(info.name, info.shape):
             jobs.append(_Job(info, info.type))
             continue
-        wanted = overrides.type_of(info.name, facts.tied)
-        if wanted is None:
-            wanted = mix.base if overrides.pure else mixed_type(mix, info.name, info.shape, facts)
-        kind = fitting_type(wanted, info.shape[-1])
-        notes += [(info.name, _why(wanted, kind, info.shape[-1]))] if kind is not wanted else []
-        if info.type not in (*_PLAIN, kind) and not allow_requantize:
+        if info.type not in (*_PLAIN, chosen.type) and not allow_requantize:
             raise ConvertError(
                 "this file is quantised already; quantise the original one, its weights are better",
                 path=file.path, field=f"type of {info.name}", value=info.type.name, limit="F32, F16 or BF16",
             )  # fmt: skip
-        jobs.append(_Job(info, kind, _importance(imatrix, info, notes) if kind.block_size > 1 else None))
-    if imatrix is not None and all(job.importance is None for job in jobs) and mix.base.block_size > 1:
-        raise InvalidArgumentError("the importance matrix has none of this model's tensors; it is for another model")
+        jobs.append(_Job(info, chosen.type, chosen.importance))
     return jobs, notes
-
-
-def _facts(file: GGUFFile, has_imatrix: bool) -> Facts:
-    arch = file.get("general.architecture", str)
-    heads, kv_heads = (_number(file, f"{arch}.attention.{key}") for key in ("head_count", "head_count_kv"))
-    return Facts(
-        arch=arch,
-        n_layers=_number(file, f"{arch}.block_count"),
-        n_heads=heads,
-        n_kv_heads=kv_heads or heads,
-        n_experts=_number(file, f"{arch}.expert_count"),
-        tied=HEAD not in file.tensors,
-        has_imatrix=has_imatrix,
-        layers=layers_with(list(file.tensors)),
-    )
 
 
 def _number(file: GGUFFile, key: str) -> int:
@@ -215,34 +192,17 @@ def _number(file: GGUFFile, key: str) -> int:
     return int(np.max(value, initial=0))
 
 
-def _why(wanted: BlockType, kind: BlockType, k: int) -> str:
-    what = "stays F16" if kind is F16 else f"becomes {kind.name}"
-    return f"{what}, a row of {k} weights is no multiple of the {wanted.name} block of {wanted.block_size}"
-
-
-def _importance(imatrix: Imatrix | None, info: TensorInfo, notes: list[tuple[str, str]]) -> np.ndarray | None:
-    if imatrix is None:
-        return None
-    found = imatrix.importance(info.name, prod(info.shape[:-2]), info.shape[-1])
-    if found is None:
-        notes.append((info.name, "has no entry in the importance matrix, all its columns count the same"))
-    return found
-
-
 # ---- data ------------------------------------------------------------------------------------------------------------
 
 
-def _copy_metadata(file: GGUFFile, writer: GGUFWriter, mix: Mix, imatrix: Imatrix | None) -> None:
+def _copy_metadata(file: GGUFFile, writer: GGUFWriter, wish: Wish) -> None:
     for key, (value_type, item_type) in file.metadata.types.items():
         if key not in _REPLACED and not key.startswith("quantize.imatrix."):
             writer.add(key, file.metadata[key], value_type if item_type is None else item_type)
     writer.add("general.quantization_version", QUANTIZATION_VERSION, "u32")
-    writer.add("general.file_type", mix.file_type, "u32")
-    if imatrix is not None:
-        if imatrix.datasets:
-            writer.add("quantize.imatrix.dataset", imatrix.datasets[0])
-        writer.add("quantize.imatrix.entries_count", len(imatrix.entries), "u32")
-        writer.add("quantize.imatrix.chunks_count", imatrix.n_chunks, "u32")
+    writer.add("general.file_type", wish.mix.file_type, "u32")
+    for key, value, kind in imatrix_keys(wish.imatrix):
+        writer.add(key, value, kind)
 
 
 def _convert(file: GGUFFile, job: _Job, meter: Meter, errors: _Errors | None) -> Iterator[Any]:

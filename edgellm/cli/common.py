@@ -89,6 +89,22 @@ def generate_options(function: _F) -> _F:
     )  # fmt: skip
 
 
+def quantize_options(function: _F) -> _F:
+    """Which tensor gets which type; names of arguments of `edgellm.quantize.quantize` and `edgellm.convert.convert`."""
+    return _apply(
+        [
+            click.option("--imatrix", metavar="FILE",
+                         help="Importance matrix: errors in columns with large inputs count more."),
+            click.option("--tensor-type", "tensor_types", multiple=True, metavar="REGEX=TYPE",
+                         help="Type of tensors in whose name REGEX is found; the first that fits wins."),
+            click.option("--output-tensor-type", metavar="TYPE", help="Type of output.weight."),
+            click.option("--token-embedding-type", metavar="TYPE", help="Type of token_embd.weight."),
+            click.option("--pure", is_flag=True, help="The base type for every matrix, no mix."),
+        ],
+        function,
+    )  # fmt: skip
+
+
 SAMPLING_NAMES = (
     "temperature", "top_k", "top_p", "min_p", "typical_p", "repeat_penalty", "repeat_last_n", "presence_penalty",
     "frequency_penalty", "seed",

@@ -6,19 +6,14 @@ from typing import Any
 
 import click
 
-from edgellm.cli.common import print_json, print_report, stage_bar
+from edgellm.cli.common import print_json, print_report, quantize_options, stage_bar
 
 
 @click.command("quantize")
 @click.argument("source", metavar="IN.gguf")
 @click.argument("out", metavar="OUT.gguf")
 @click.argument("type_name", metavar="TYPE")
-@click.option("--imatrix", metavar="FILE", help="Importance matrix: errors in columns with large inputs count more.")
-@click.option("--tensor-type", "tensor_types", multiple=True, metavar="REGEX=TYPE",
-              help="Type of tensors in whose name REGEX is found; the first that fits wins.")  # fmt: skip
-@click.option("--output-tensor-type", metavar="TYPE", help="Type of output.weight.")
-@click.option("--token-embedding-type", metavar="TYPE", help="Type of token_embd.weight.")
-@click.option("--pure", is_flag=True, help="The base type for every matrix, no mix.")
+@quantize_options
 @click.option("--report", "measure", is_flag=True, help="Measure the errors, print size and error by kind of tensor.")
 @click.option("--allow-requantize", is_flag=True, help="Quantise a file that is quantised already; errors add up.")
 @click.option("--no-overwrite", is_flag=True, help="Refuse to replace an existing file.")

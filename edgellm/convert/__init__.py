@@ -7,9 +7,11 @@ output appears under its name only when it is complete.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 from ..errors import ConvertError, InvalidArgumentError, ModelFileNotFoundError
-from .mix import OUTTYPES, find_type
+from ..imatrix import Imatrix
+from .choice import parse_wish
 from .pipeline import ConvertReport, ProgressCallback, check_output, write_model
 
 __all__ = ["ConvertReport", "ProgressCallback", "convert"]
@@ -23,18 +25,26 @@ def convert(
     progress: ProgressCallback | None = None,
     overwrite: bool = True,
     lora: str | os.PathLike[str] | None = None,
+    *,
+    imatrix: str | os.PathLike[str] | Imatrix | None = None,
+    tensor_types: Sequence[str | tuple[str, str]] = (),
+    output_tensor_type: str | None = None,
+    token_embedding_type: str | None = None,
+    pure: bool = False,
 ) -> ConvertReport:
     """Write `src` as the GGUF file `out`.
 
     `src`: a Hugging Face folder (`config.json`, safetensors or PyTorch `.bin`, tokenizer), into which the LoRA adapter
     of the folder `lora` is merged where one is given; or a llama2.c `.bin`, which needs `tokenizer`,
-    its tokenizer file. `outtype`: f32, f16, bf16, q8_0 or q4_0, the type of the matrices; vectors stay F32.
+    its tokenizer file. `outtype`: the type of the matrices, or a mix of types: all names of `edgellm.quantize`, and its
+    options `imatrix`, `tensor_types`, `output_tensor_type`, `token_embedding_type` and `pure`. The file has the bytes
+    that quantising an F32 file would give; no such file is made. Vectors stay F32.
     `progress(stage, done, total, unit)` is called after every stretch; it may return False to stop.
 
     Raises ModelFileNotFoundError, ModelFormatError, UnsupportedArchitectureError, TokenizerError, ConvertError,
     InvalidArgumentError, OutputError, Cancelled. The output is then not there (an old one stays as it was).
     """
-    kind = find_type(outtype, OUTTYPES, "output type")
+    wish = parse_wish(outtype, imatrix, tensor_types, output_tensor_type, token_embedding_type, pure)
     path = os.fspath(src)
     if isinstance(path, bytes):
         path = os.fsdecode(path)
@@ -45,13 +55,13 @@ def convert(
         if tokenizer is not None:
             raise InvalidArgumentError("a tokenizer file goes with a llama2.c checkpoint; a folder brings its own")
         with hf.open_folder(path, lora) as folder:
-            return write_model(hf.read(folder), out, kind, progress, overwrite)
+            return write_model(hf.read(folder), out, wish, progress, overwrite)
     if lora is not None:
         raise InvalidArgumentError("an adapter goes with a Hugging Face folder, not with a file")
-    return _convert_file(path, out, kind, tokenizer, progress, overwrite)
+    return _convert_file(path, out, wish, tokenizer, progress, overwrite)
 
 
-def _convert_file(path, out, kind, tokenizer, progress, overwrite) -> ConvertReport:  # type: ignore[no-untyped-def]
+def _convert_file(path, out, wish, tokenizer, progress, overwrite) -> ConvertReport:  # type: ignore[no-untyped-def]
     from . import llama2c
 
     if not os.path.lexists(path):
@@ -63,7 +73,7 @@ def _convert_file(path, out, kind, tokenizer, progress, overwrite) -> ConvertRep
         raise InvalidArgumentError(f"{path}: a llama2.c checkpoint needs its tokenizer file too (--tokenizer tok.bin)")
     checkpoint = llama2c.Checkpoint(path)
     try:
-        return write_model(llama2c.read(checkpoint, tokenizer), out, kind, progress, overwrite)
+        return write_model(llama2c.read(checkpoint, tokenizer), out, wish, progress, overwrite)
     finally:
         checkpoint.close()
 

@@ -34,7 +34,9 @@ from ..blocks import (
     BlockType,
 )
 from ..errors import InvalidArgumentError, one_line
-from .mix import EMBEDDING, HEAD
+
+HEAD, EMBEDDING = "output.weight", "token_embd.weight"
+QUANTIZATION_VERSION = 2  # general.quantization_version: ggml's block formats since 2023-05
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,11 @@ def find_mix(name: str) -> Mix:
     if found is None:
         raise InvalidArgumentError(f"unknown type '{one_line(name)}'; choose one of {', '.join(MIXES)}")
     return found
+
+
+def stays_f32(name: str, shape: Sequence[int]) -> bool:
+    """Small tensors whose precision costs nothing: vectors, norms, biases, routers of experts."""
+    return len(shape) < 2 or name.endswith(("_norm.weight", ".bias", "_gate_inp.weight")) or name.startswith("rope_f")
 
 
 @dataclass(frozen=True)

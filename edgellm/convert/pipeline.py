@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from ..blocks import BlockType
 from ..errors import Cancelled, InvalidArgumentError, OutputError
 from ..gguf import GGUFWriter
-from .mix import FILE_TYPES, HEAD, QUANTIZATION_VERSION, choose_type
+from .choice import NUMBERS, Choice, Wish, choose, imatrix_keys
+from .mixes import QUANTIZATION_VERSION
 from .pack import check_range, pack
 
 # progress(stage, done, total, unit); returning False stops the work with `Cancelled`
@@ -102,34 +102,31 @@ def check_output(out: str | os.PathLike[str], sources: Sequence[str], overwrite:
 def write_model(
     conversion: Conversion,
     out: str | os.PathLike[str],
-    outtype: BlockType,
+    wish: Wish,
     progress: ProgressCallback | None = None,
     overwrite: bool = True,
 ) -> ConvertReport:
     """Write the GGUF file. Nothing half-written stays, whatever goes wrong.
 
-    Raises ConvertError (weights that the type cannot hold), OutputError, Cancelled.
+    Raises ConvertError (weights that the type cannot hold), InvalidArgumentError (an importance matrix of another
+    model), OutputError, Cancelled.
     """
     start = time.perf_counter()
     path = check_output(out, conversion.sources, overwrite)
-    kept, types = [], []
-    tied = not any(w.name == HEAD for w in conversion.weights)
+    shapes = {w.name: w.shape for w in conversion.weights}
+    choices, kept = choose(wish, shapes, conversion.arch, _numbers(conversion))
+    types = [choices[w.name].type for w in conversion.weights]
     with GGUFWriter(path, conversion.arch) as writer:
-        _add_metadata(writer, conversion, outtype)
-        total = 0
-        for weight in conversion.weights:
-            kind, note = choose_type(weight.name, weight.shape, outtype, tied)
-            types.append(kind)
-            kept += [(weight.name, note)] if note else []
-            total += writer.add_tensor_info(weight.name, weight.shape, kind)
+        _add_metadata(writer, conversion, wish)
+        total = sum(writer.add_tensor_info(name, shape, choices[name].type) for name, shape in shapes.items())
         meter = Meter(progress, "converting", total)
-        for weight, kind in zip(conversion.weights, types, strict=True):
-            writer.write_tensor(weight.name, packed_rows(weight, kind, meter))
+        for weight in conversion.weights:
+            writer.write_tensor(weight.name, packed_rows(weight, choices[weight.name], meter))
     n_params = sum(prod(w.shape) for w in conversion.weights)
     return ConvertReport(
         path=path,
         arch=conversion.arch,
-        outtype=outtype.name,
+        outtype=wish.mix.name,
         n_tensors=len(types),
         n_params=n_params,
         file_bytes=os.path.getsize(path),
@@ -140,26 +137,37 @@ def write_model(
     )
 
 
-def _add_metadata(writer: GGUFWriter, conversion: Conversion, outtype: BlockType) -> None:
+def _numbers(conversion: Conversion) -> dict[str, int]:
+    """What `choose` asks of the metadata."""
+    wanted = {f"{conversion.arch}.{key}": key for key in NUMBERS}
+    found = [(wanted[key], value) for key, value, _ in conversion.model_keys if key in wanted]
+    return {key: int(np.max(value, initial=0)) for key, value in found}
+
+
+def _add_metadata(writer: GGUFWriter, conversion: Conversion, wish: Wish) -> None:
     for key, value, kind in conversion.model_keys:
         writer.add(key, value, kind)
-    writer.add("general.file_type", FILE_TYPES[outtype.name], "u32")
+    writer.add("general.file_type", wish.mix.file_type, "u32")
     writer.add("general.quantization_version", QUANTIZATION_VERSION, "u32")
-    for key, value, kind in conversion.tokenizer_keys:
+    for key, value, kind in [*conversion.tokenizer_keys, *imatrix_keys(wish.imatrix)]:
         writer.add(key, value, kind)
 
 
-def packed_rows(weight: Weight, kind: BlockType, meter: Meter) -> Iterator[np.ndarray]:
-    """The bytes of a tensor, stretch by stretch: uint8 (rows, bytes of a row)."""
-    n_rows, k = prod(weight.shape[:-1]), weight.shape[-1]
+def packed_rows(weight: Weight, choice: Choice, meter: Meter) -> Iterator[np.ndarray]:
+    """The bytes of a tensor, stretch by stretch: uint8 (rows, bytes of a row); a stretch lies within one matrix where
+    each matrix has an importance of its own."""
+    n_rows, k, kind = prod(weight.shape[:-1]), weight.shape[-1], choice.type
+    matrix = n_rows if choice.importance is None else weight.shape[-2]
     step = max(1, CHUNK // (k * weight.step)) * weight.step
-    for start in range(0, n_rows, step):
-        x = weight.rows(start, min(start + step, n_rows))
-        check_range(x, kind, weight.name, weight.source)
-        data = pack(x, kind)
-        del x
-        yield data
-        meter.advance(data.nbytes)
+    for first in range(0, n_rows, matrix):
+        importance = None if choice.importance is None else choice.importance[first // matrix]
+        for start in range(first, first + matrix, step):
+            x = weight.rows(start, min(start + step, first + matrix))
+            check_range(x, kind, weight.name, weight.source)
+            data = pack(x, kind, importance)
+            del x
+            yield data
+            meter.advance(data.nbytes)
 
 
 def join_notes(notes: Sequence[tuple[str, str]]) -> list[str]:
