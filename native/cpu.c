@@ -37,7 +37,16 @@ uint32_t el_cpu_features(void) {
     if (f16c) bits |= EL_CPU_F16C;
     if (last >= 7) {
         cpuid(7, 0, r);
-        if (bit(r[EBX], 5)) bits |= EL_CPU_AVX2;
+        uint32_t deepest = r[EAX], ebx = r[EBX], ecx = r[ECX];
+        if (bit(ebx, 5)) bits |= EL_CPU_AVX2;
+        if ((xcr0() & 0xe6u) == 0xe6u && bit(ebx, 16) && bit(ebx, 17) && bit(ebx, 30) && bit(ebx, 31)) { /* F DQ BW VL; ZMM, k */
+            bits |= EL_CPU_AVX512;
+            if (bit(ecx, 11)) bits |= EL_CPU_AVX512VNNI;
+        }
+        if (deepest >= 1) {
+            cpuid(7, 1, r);
+            if (bit(r[EAX], 4)) bits |= EL_CPU_AVXVNNI;
+        }
     }
     return bits;
 }

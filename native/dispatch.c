@@ -8,7 +8,8 @@
 #include "selftest.h"
 
 /* Lowest first. A new instruction set: its table here, its bits in cpu.c, nothing else. */
-static const el_kernels *const levels[] = {&el_kernels_portable, &el_kernels_avx2};
+static const el_kernels *const levels[] = {&el_kernels_portable, &el_kernels_avx2, &el_kernels_avxvnni,
+                                          &el_kernels_avx512};
 #define N_LEVELS ((int)(sizeof levels / sizeof *levels))
 
 el_kernels el_k;

@@ -66,11 +66,20 @@ typedef struct {
     void (*exp_sum)(float *x, int64_t n, float max, float *sum);
 } el_kernels;
 
-enum el_cpu_bits { EL_CPU_AVX2 = 1, EL_CPU_FMA = 2, EL_CPU_F16C = 4 };
+enum el_cpu_bits {
+    EL_CPU_AVX2 = 1,
+    EL_CPU_FMA = 2,
+    EL_CPU_F16C = 4,
+    EL_CPU_AVXVNNI = 8,
+    EL_CPU_AVX512 = 16, /* F, BW, DQ and VL */
+    EL_CPU_AVX512VNNI = 32
+};
 uint32_t el_cpu_features(void); /* CPU bits that the operating system also saves and restores */
 
 extern const el_kernels el_kernels_portable;
 extern const el_kernels el_kernels_avx2; /* all NULL where it was not compiled */
+extern const el_kernels el_kernels_avxvnni;
+extern const el_kernels el_kernels_avx512;
 
 extern el_kernels el_k; /* the merged table in use */
 extern const char *el_linear_level[2][EL_TYPE_LIMIT];
