@@ -4,16 +4,29 @@
  * (maximum, sum, weighted values); partial results are merged in ascending order. Whether one worker walks
  * all splits or each split is a chunk of its own, the same sums are added in the same order: the result
  * has the same bits for every thread count and every batch size.
+ *
+ * A block is some neighbouring tokens at one KV head. Its rows are the query heads of these tokens that share the KV
+ * head, token after token, and each page is read once for all of them.
  */
+#include <stdatomic.h>
+
 #include "plan.h"
 
-enum { SPLIT_TOKENS = EL_SPLIT_PAGES * EL_PAGE_TOKENS };
+enum {
+    SPLIT_TOKENS = EL_SPLIT_PAGES * EL_PAGE_TOKENS,
+    BLOCK_ROWS = 48,                  /* rows of a block, about: their scores of a split stay in L2 */
+    ITEMS_PER_WORKER = 8,             /* fewer blocks than this for each worker: splits become items */
+    MAX_PARTIAL_BYTES = 64 << 20      /* that the splits' results may take */
+};
 
-/* One partial result is [maximum][sum][values (head_dim)] per head of a group. */
-static int64_t partial_floats(int64_t n_group, int64_t head_dim) { return n_group * (head_dim + 2); }
+/* One partial result is [maximum (rows)][sum (rows)][values (rows, head_dim)]. */
+static int64_t partial_floats(int64_t n_rows, int64_t head_dim) { return n_rows * (head_dim + 2); }
 
-int64_t el_attention_scratch(int64_t n_group, int64_t head_dim) {
-    return EL_SPLIT_PAGES * n_group * EL_PAGE_TOKENS + 2 * partial_floats(n_group, head_dim) + 64;
+static int64_t block_tokens(int64_t n_group) { return n_group < BLOCK_ROWS ? BLOCK_ROWS / n_group : 1; }
+
+int64_t el_attention_scratch(int64_t n_group, int64_t head_dim, int64_t max_tokens) {
+    int64_t tokens = block_tokens(n_group), rows = (tokens < max_tokens ? tokens : max_tokens) * n_group;
+    return EL_SPLIT_PAGES * rows * EL_PAGE_TOKENS + 2 * partial_floats(rows, head_dim) + rows * head_dim;
 }
 
 typedef struct {
@@ -21,54 +34,138 @@ typedef struct {
     const el_step *step;
     int64_t layer, n_heads, n_kv_heads, head_dim, n_group, window;
     int64_t page_half; /* bytes of one head's K (or V) in a page */
+    int type;          /* enum el_kv_type */
     float scale, softcap;
-    int64_t n_splits;  /* 0: each item walks its own splits; else splits are items */
+    int64_t block;     /* tokens of a block */
+    int64_t n_blocks;
+    int64_t n_splits;  /* as items: splits of each block, from first_split on */
     int64_t first_split;
+    _Atomic int32_t *left; /* (blocks) splits that are not done yet */
 } attention_job;
 
-static char *page_of(const attention_job *job, int64_t block) {
+/* One block at work: tokens [t0, t0 + n) of the pass. */
+typedef struct {
+    const attention_job *job;
+    int64_t head, t0, n, rows;
+    float *q;      /* (rows, head_dim) */
+    float *scores; /* (8 pages, rows, 64) */
+} block;
+
+static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
+static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
+
+static char *k_page(const attention_job *job, int64_t page, int64_t head) {
     const el_kv *kv = job->run->pass->kv;
-    return (char *)kv->base + (int64_t)kv->table[job->layer * kv->table_stride + block] * kv->page_bytes;
+    char *base = (char *)kv->base + (int64_t)kv->table[job->layer * kv->table_stride + page] * kv->page_bytes;
+    return base + head * 2 * job->page_half;
 }
-static char *k_page(const attention_job *job, int64_t block, int64_t head) {
-    return page_of(job, block) + head * 2 * job->page_half;
-}
-static char *v_page(const attention_job *job, int64_t block, int64_t head) {
-    return k_page(job, block, head) + job->page_half;
+static char *v_page(const attention_job *job, int64_t page, int64_t head) {
+    return k_page(job, page, head) + job->page_half;
 }
 
 int64_t el_kv_page_bytes(int kv_type, int64_t n_kv_heads, int64_t head_dim) {
     if (n_kv_heads < 1 || n_kv_heads > 4096 || head_dim < 1 || head_dim > EL_MAX_HEAD_DIM) return -1;
-    if (kv_type != EL_KV_F32 && kv_type != EL_KV_F16) return -1;
-    return 2 * n_kv_heads * head_dim * EL_PAGE_TOKENS * (kv_type == EL_KV_F32 ? 4 : 2);
+    int64_t half = el_kv_half_bytes(kv_type, head_dim);
+    return half < 0 ? -1 : 2 * n_kv_heads * half;
+}
+
+/* Positions that a token of the pass sees: [first_seen, last_seen]. */
+static int64_t last_seen(const attention_job *job, int64_t token) { return job->run->pass->position + token; }
+static int64_t first_seen(const attention_job *job, int64_t token) {
+    int64_t last = last_seen(job, token);
+    return job->window > 0 && last >= job->window ? last - job->window + 1 : 0;
 }
 
 /* ---- writing the new tokens ------------------------------------------------------------------------ */
 
-static void store_token(void *ctx, int64_t token, int worker) {
+/* item = (page, KV head): the new tokens of one page, so that no two workers write to one cache line */
+static void store_item(void *ctx, int64_t item, int worker) {
     (void)worker;
     const attention_job *job = ctx;
     const el_plan *plan = job->run->plan;
-    int64_t position = job->run->pass->position + token;
-    int64_t block = position / EL_PAGE_TOKENS, t = position % EL_PAGE_TOKENS, d_head = job->head_dim;
-    const float *k = plan->data[job->step->in[1]] + token * job->n_kv_heads * d_head;
-    const float *v = plan->data[job->step->in[2]] + token * job->n_kv_heads * d_head;
-    int half = job->run->pass->kv->kv_type == EL_KV_F16;
-    for (int64_t h = 0; h < job->n_kv_heads; h++, k += d_head, v += d_head) {
-        char *kp = k_page(job, block, h), *vp = v_page(job, block, h);
-        for (int64_t d = 0; d < d_head; d++) {
-            if (half) {
-                ((uint16_t *)kp)[d * EL_PAGE_TOKENS + t] = el_f32_to_f16(k[d]);
-                ((uint16_t *)vp)[t * d_head + d] = el_f32_to_f16(v[d]);
-            } else {
-                ((float *)kp)[d * EL_PAGE_TOKENS + t] = k[d];
-                ((float *)vp)[t * d_head + d] = v[d];
-            }
-        }
+    int64_t position = job->run->pass->position, end = position + job->run->pass->n_tokens, d = job->head_dim;
+    int64_t head = item % job->n_kv_heads, page = position / EL_PAGE_TOKENS + item / job->n_kv_heads;
+    const float *k = plan->data[job->step->in[1]], *v = plan->data[job->step->in[2]]; /* (tokens, n_kv_heads, head_dim) */
+    char *kp = k_page(job, page, head), *vp = v_page(job, page, head);
+    int64_t p1 = min64(end, (page + 1) * EL_PAGE_TOKENS);
+    for (int64_t p = max64(position, page * EL_PAGE_TOKENS); p < p1; p++) {
+        int64_t row = ((p - position) * job->n_kv_heads + head) * d;
+        el_k.attn_store[job->type](k + row, v + row, d, p % EL_PAGE_TOKENS, kp, vp);
     }
 }
 
-/* ---- one split ---------------------------------------------------------------------------------------- */
+/* ---- one split of one block ---------------------------------------------------------------------------- */
+
+/* The part of [*a, *b), the block's tokens, that sees positions [p0, p1). */
+static void tokens_that_see(const block *b, int64_t p0, int64_t p1, int64_t *from, int64_t *to) {
+    const attention_job *job = b->job;
+    *from = b->t0, *to = b->t0 + b->n;
+    while (*from < *to && last_seen(job, *from) < p0) ++*from;
+    while (*to > *from && first_seen(job, *to - 1) >= p1) --*to;
+}
+
+static float *scores_of(const block *b, int64_t page, int64_t row) {
+    return b->scores + (page % EL_SPLIT_PAGES * b->rows + row) * EL_PAGE_TOKENS;
+}
+
+/* Lanes [*low, *high) of a page are seen by a token. */
+static void lanes_seen(const attention_job *job, int64_t token, int64_t page, int64_t *low, int64_t *high) {
+    *low = max64(first_seen(job, token) - page * EL_PAGE_TOKENS, 0);
+    *high = min64(last_seen(job, token) + 1 - page * EL_PAGE_TOKENS, EL_PAGE_TOKENS);
+}
+
+/* Scores of a page, what is not seen at -infinity, and the rows' maxima with them. */
+static void score_page(const block *b, int64_t page, const void *ahead, float *max) {
+    const attention_job *job = b->job;
+    int64_t G = job->n_group, from, to, low, high;
+    tokens_that_see(b, page * EL_PAGE_TOKENS, (page + 1) * EL_PAGE_TOKENS, &from, &to);
+    int64_t r0 = (from - b->t0) * G, r1 = (to - b->t0) * G;
+    float *s = scores_of(b, page, r0);
+    el_k.attn_scores[job->type](b->q + r0 * job->head_dim, r1 - r0, job->head_dim, k_page(job, page, b->head), ahead,
+                                job->scale, s);
+    if (job->softcap > 0.0f) el_k.softcap(s, s, (r1 - r0) * EL_PAGE_TOKENS, job->softcap);
+    for (int64_t r = r0; r < r1; r++, s += EL_PAGE_TOKENS) {
+        lanes_seen(job, b->t0 + r / G, page, &low, &high);
+        for (int64_t t = 0; t < low; t++) s[t] = -INFINITY;
+        for (int64_t t = high; t < EL_PAGE_TOKENS; t++) s[t] = -INFINITY;
+        max[r] = el_k.largest(s, EL_PAGE_TOKENS, max[r]);
+    }
+}
+
+static void weigh_page(const block *b, int64_t page, const void *ahead, const float *max, float *sum, float *acc) {
+    const attention_job *job = b->job;
+    int64_t G = job->n_group, from, to, low, high, first = EL_PAGE_TOKENS, end = 0;
+    tokens_that_see(b, page * EL_PAGE_TOKENS, (page + 1) * EL_PAGE_TOKENS, &from, &to);
+    int64_t r0 = (from - b->t0) * G, r1 = (to - b->t0) * G;
+    for (int64_t r = r0; r < r1; r++) {
+        float page_sum;
+        el_k.exp_sum(scores_of(b, page, r), EL_PAGE_TOKENS, max[r], &page_sum);
+        sum[r] += page_sum;
+    }
+    for (int64_t t = from; t < to; t++) { /* lanes that nobody sees may hold anything */
+        lanes_seen(job, t, page, &low, &high);
+        first = min64(first, low), end = max64(end, high);
+    }
+    el_k.attn_values[job->type](scores_of(b, page, r0), r1 - r0, job->head_dim, first, end, v_page(job, page, b->head),
+                                ahead, acc + r0 * job->head_dim);
+}
+
+static void split_partial(const block *b, int64_t split, float *partial) {
+    const attention_job *job = b->job;
+    float *max = partial, *sum = partial + b->rows, *acc = partial + 2 * b->rows; /* acc (rows, head_dim) */
+    int64_t p0 = max64(split * EL_SPLIT_PAGES, first_seen(job, b->t0) / EL_PAGE_TOKENS);
+    int64_t p1 = min64((split + 1) * EL_SPLIT_PAGES, last_seen(job, b->t0 + b->n - 1) / EL_PAGE_TOKENS + 1);
+    for (int64_t r = 0; r < b->rows; r++) max[r] = -INFINITY, sum[r] = 0.0f;
+    memset(acc, 0, (size_t)(b->rows * job->head_dim) * sizeof(float));
+    for (int64_t p = p0; p < p1; p++) {
+        const char *ahead = p + 1 < p1 ? k_page(job, p + 1, b->head) : v_page(job, p0, b->head);
+        score_page(b, p, ahead, max);
+    }
+    for (int64_t p = p0; p < p1; p++)
+        weigh_page(b, p, p + 1 < p1 ? v_page(job, p + 1, b->head) : NULL, max, sum, acc);
+}
+
+/* ---- merging ---------------------------------------------------------------------------------------------- */
 
 static float exp_of(float x) { /* the kernels' exp of one number */
     float sum;
@@ -76,113 +173,98 @@ static float exp_of(float x) { /* the kernels' exp of one number */
     return x;
 }
 
-static void split_partial(const attention_job *job, int64_t token, int64_t head, int64_t split, float *scores,
-                          float *partial) {
-    const el_pass *pass = job->run->pass;
-    int64_t G = job->n_group, D = job->head_dim, type = pass->kv->kv_type;
-    int64_t last = pass->position + token;                                       /* attends up to its own position */
-    int64_t first = job->window > 0 && last >= job->window ? last - job->window + 1 : 0;
-    const float *q = job->run->plan->data[job->step->in[0]] + (token * job->n_heads + head * G) * D; /* (G, D) */
-    int64_t b0 = split * EL_SPLIT_PAGES, b1 = b0 + EL_SPLIT_PAGES;
-    if (b0 < first / EL_PAGE_TOKENS) b0 = first / EL_PAGE_TOKENS;
-    if (b1 > last / EL_PAGE_TOKENS + 1) b1 = last / EL_PAGE_TOKENS + 1;
-    float *max = partial, *sum = partial + G, *acc = partial + 2 * G; /* acc (G, D) */
-    for (int64_t g = 0; g < G; g++) max[g] = -INFINITY, sum[g] = 0.0f;
-    memset(acc, 0, (size_t)(G * D) * sizeof(float));
-    for (int64_t b = b0; b < b1; b++) {
-        float *s = scores + (b - b0) * G * EL_PAGE_TOKENS; /* (G, 64) */
-        el_k.attn_scores[type](q, G, D, k_page(job, b, head), job->scale, s);
-        if (job->softcap > 0.0f) el_k.softcap(s, s, G * EL_PAGE_TOKENS, job->softcap);
-        int64_t lo = first - b * EL_PAGE_TOKENS, hi = last + 1 - b * EL_PAGE_TOKENS; /* valid: [lo, hi) */
-        for (int64_t g = 0; g < G; g++)
-            for (int64_t t = 0; t < EL_PAGE_TOKENS; t++) {
-                float *x = &s[g * EL_PAGE_TOKENS + t];
-                if (t < lo || t >= hi) *x = -INFINITY;
-                if (*x > max[g] || *x != *x) max[g] = *x;
-            }
-    }
-    for (int64_t b = b0; b < b1; b++) {
-        float *s = scores + (b - b0) * G * EL_PAGE_TOKENS;
-        int64_t lo = first - b * EL_PAGE_TOKENS, hi = last + 1 - b * EL_PAGE_TOKENS;
-        for (int64_t g = 0; g < G; g++) {
-            float page_sum;
-            el_k.exp_sum(s + g * EL_PAGE_TOKENS, EL_PAGE_TOKENS, max[g], &page_sum);
-            sum[g] += page_sum;
-        }
-        el_k.attn_values[type](s, G, D, lo > 0 ? lo : 0, hi < EL_PAGE_TOKENS ? hi : EL_PAGE_TOKENS,
-                               v_page(job, b, head), acc);
-    }
+static int sees_split(const attention_job *job, int64_t token, int64_t split) {
+    return first_seen(job, token) / SPLIT_TOKENS <= split && split <= last_seen(job, token) / SPLIT_TOKENS;
 }
 
-/* Adds the later partial result `b` to `a`. */
-static void merge_partial(float *a, const float *b, int64_t G, int64_t D) {
-    for (int64_t g = 0; g < G; g++) {
-        float m = b[g] > a[g] || b[g] != b[g] ? b[g] : a[g];
-        float fa = exp_of(a[g] - m), fb = exp_of(b[g] - m);
-        a[g] = m;
-        a[G + g] = a[G + g] * fa + b[G + g] * fb;
-        float *x = a + 2 * G + g * D;
-        const float *y = b + 2 * G + g * D;
+/* Adds the partial result of a split to `total`, which holds those before it; the first one is copied. */
+static void merge_split(const block *b, int64_t split, float *total, const float *part) {
+    const attention_job *job = b->job;
+    int64_t R = b->rows, D = job->head_dim;
+    for (int64_t r = 0; r < R; r++) {
+        int64_t token = b->t0 + r / job->n_group;
+        if (!sees_split(job, token, split)) continue;
+        float *x = total + 2 * R + r * D, before = total[r], next = part[r];
+        const float *y = part + 2 * R + r * D;
+        if (split == first_seen(job, token) / SPLIT_TOKENS) {
+            total[r] = next;
+            total[R + r] = part[R + r];
+            memmove(x, y, (size_t)D * sizeof(float));
+            continue;
+        }
+        float m = next > before || next != next ? next : before;
+        float fa = exp_of(before - m), fb = exp_of(next - m);
+        total[r] = m;
+        total[R + r] = total[R + r] * fa + part[R + r] * fb;
         for (int64_t d = 0; d < D; d++) x[d] = x[d] * fa + y[d] * fb;
     }
 }
 
-static void write_output(const attention_job *job, int64_t token, int64_t head, const float *partial) {
-    int64_t G = job->n_group, D = job->head_dim;
-    float *out = job->run->plan->data[job->step->out[0]] + (token * job->n_heads + head * G) * D;
-    for (int64_t g = 0; g < G; g++)
-        for (int64_t d = 0; d < D; d++) out[g * D + d] = partial[2 * G + g * D + d] / partial[G + g];
-}
-
-static void split_range(const attention_job *job, int64_t token, int64_t *s0, int64_t *s1) {
-    int64_t last = job->run->pass->position + token;
-    int64_t first = job->window > 0 && last >= job->window ? last - job->window + 1 : 0;
-    *s0 = first / SPLIT_TOKENS;
-    *s1 = last / SPLIT_TOKENS + 1;
+static void write_output(const block *b, const float *total) {
+    const attention_job *job = b->job;
+    int64_t R = b->rows, D = job->head_dim, G = job->n_group;
+    float *out = job->run->plan->data[job->step->out[0]]; /* (tokens, n_heads, head_dim) */
+    for (int64_t r = 0; r < R; r++) {
+        float *y = out + ((b->t0 + r / G) * job->n_heads + b->head * G + r % G) * D;
+        for (int64_t d = 0; d < D; d++) y[d] = total[2 * R + r * D + d] / total[R + r];
+    }
 }
 
 /* ---- work items ----------------------------------------------------------------------------------------- */
 
-/* item = (token, KV head): walks the splits and merges as it goes */
+/* Block `index` of the pass, its queries side by side. One head's blocks follow each other, the last tokens first: they
+ * see most, and no worker should meet them at the end. */
+static block begin_block(const attention_job *job, int64_t index, int worker, int with_queries) {
+    block b = {.job = job, .head = index / job->n_blocks};
+    int64_t G = job->n_group, D = job->head_dim;
+    b.t0 = (job->n_blocks - 1 - index % job->n_blocks) * job->block;
+    b.n = min64(job->block, job->run->pass->n_tokens - b.t0);
+    b.rows = b.n * G;
+    b.q = el_worker_scratch(job->run, worker);
+    b.scores = b.q + b.rows * D;
+    const float *q = job->run->plan->data[job->step->in[0]]; /* (tokens, n_heads, head_dim) */
+    for (int64_t t = 0; with_queries && t < b.n; t++)
+        memcpy(b.q + t * G * D, q + ((b.t0 + t) * job->n_heads + b.head * G) * D, (size_t)(G * D) * sizeof(float));
+    return b;
+}
+
+static void split_range(const block *b, int64_t *s0, int64_t *s1) {
+    *s0 = first_seen(b->job, b->t0) / SPLIT_TOKENS;
+    *s1 = last_seen(b->job, b->t0 + b->n - 1) / SPLIT_TOKENS + 1;
+}
+
+/* item = block: walks the splits and merges as it goes */
 static void whole_item(void *ctx, int64_t item, int worker) {
-    const attention_job *job = ctx;
-    int64_t token = item / job->n_kv_heads, head = item % job->n_kv_heads, s0, s1;
-    int64_t size = partial_floats(job->n_group, job->head_dim);
-    float *total = el_worker_scratch(job->run, worker), *next = total + size;
-    float *scores = next + size;
-    split_range(job, token, &s0, &s1);
-    split_partial(job, token, head, s0, scores, total);
-    for (int64_t s = s0 + 1; s < s1; s++) {
-        split_partial(job, token, head, s, scores, next);
-        merge_partial(total, next, job->n_group, job->head_dim);
+    block b = begin_block(ctx, item, worker, 1);
+    int64_t size = partial_floats(b.rows, b.job->head_dim), s0, s1;
+    float *total = b.scores + EL_SPLIT_PAGES * b.rows * EL_PAGE_TOKENS, *part = total + size;
+    split_range(&b, &s0, &s1);
+    for (int64_t s = s0; s < s1; s++) {
+        split_partial(&b, s, part);
+        merge_split(&b, s, total, part);
     }
-    write_output(job, token, head, total);
+    write_output(&b, total);
 }
 
 static float *stored_partial(const attention_job *job, int64_t item) {
-    return job->run->plan->partials + item * partial_floats(job->n_group, job->head_dim);
+    return job->run->plan->partials + item * partial_floats(job->block * job->n_group, job->head_dim);
 }
 
-/* item = (token, KV head, split): leaves its partial result for merge_item */
+/* item = (block, split): leaves its partial result; who finishes a block's last one merges them all, in order */
 static void split_item(void *ctx, int64_t item, int worker) {
     const attention_job *job = ctx;
-    int64_t split = item % job->n_splits + job->first_split, pair = item / job->n_splits, s0, s1;
-    int64_t token = pair / job->n_kv_heads;
-    split_range(job, token, &s0, &s1);
-    if (split < s0 || split >= s1) return;
-    split_partial(job, token, pair % job->n_kv_heads, split, el_worker_scratch(job->run, worker),
-                  stored_partial(job, item));
+    int64_t index = item / job->n_splits, split = item % job->n_splits + job->first_split, s0, s1;
+    block b = begin_block(job, index, worker, 1);
+    split_range(&b, &s0, &s1);
+    if (split >= s0 && split < s1) split_partial(&b, split, stored_partial(job, item));
+    if (atomic_fetch_sub_explicit(&job->left[index], 1, memory_order_acq_rel) > 1) return;
+    float *total = b.scores;
+    for (int64_t s = s0; s < s1; s++)
+        merge_split(&b, s, total, stored_partial(job, index * job->n_splits + s - job->first_split));
+    write_output(&b, total);
 }
 
-static void merge_item(const attention_job *job, int64_t pair) {
-    int64_t token = pair / job->n_kv_heads, s0, s1;
-    split_range(job, token, &s0, &s1);
-    float *total = stored_partial(job, pair * job->n_splits + s0 - job->first_split);
-    for (int64_t s = s0 + 1; s < s1; s++)
-        merge_partial(total, stored_partial(job, pair * job->n_splits + s - job->first_split), job->n_group,
-                      job->head_dim);
-    write_output(job, token, pair % job->n_kv_heads, total);
-}
+/* ---- the step ---------------------------------------------------------------------------------------------- */
 
 static int grow_partials(el_plan *plan, int64_t bytes) {
     if (bytes <= plan->partial_bytes) return EL_OK;
@@ -194,31 +276,42 @@ static int grow_partials(el_plan *plan, int64_t bytes) {
     return EL_OK;
 }
 
+/* Splits as items: few blocks over a long cache. Returns EL_E_UNSUPPORTED where it is not worth it or takes too much. */
+static int run_splits(attention_job *job, int64_t items) {
+    int64_t s1 = last_seen(job, job->run->pass->n_tokens - 1) / SPLIT_TOKENS + 1;
+    job->first_split = first_seen(job, 0) / SPLIT_TOKENS;
+    job->n_splits = s1 - job->first_split;
+    if (job->n_splits < 2 || job->run->n_threads < 2 || items >= ITEMS_PER_WORKER * job->run->n_threads)
+        return EL_E_UNSUPPORTED;
+    int64_t part = partial_floats(job->block * job->n_group, job->head_dim) * (int64_t)sizeof(float);
+    int64_t n = items * job->n_splits, counters = (items * (int64_t)sizeof *job->left + 63) / 64 * 64;
+    if (n > MAX_PARTIAL_BYTES / part) return EL_E_UNSUPPORTED;
+    int rc = grow_partials(job->run->plan, n * part + counters);
+    if (rc) return rc;
+    job->left = (_Atomic int32_t *)(void *)((char *)job->run->plan->partials + n * part);
+    for (int64_t i = 0; i < items; i++) atomic_init(&job->left[i], (int32_t)job->n_splits);
+    el_pool_run(split_item, job, n, job->run->pass->cancel);
+    return EL_OK;
+}
+
 int el_step_attention(el_run *run, const el_step *step) {
     const el_pass *pass = run->pass;
-    attention_job job = {.run = run, .step = step, .layer = step->i[0], .n_heads = step->i[1],
-                         .n_kv_heads = step->i[2], .head_dim = step->i[3], .window = step->i[4], .scale = step->f[0], .softcap = step->f[1]};
+    attention_job job = {.run = run, .step = step, .layer = step->i[0], .n_heads = step->i[1], .n_kv_heads = step->i[2],
+                         .head_dim = step->i[3], .window = step->i[4], .scale = step->f[0], .softcap = step->f[1],
+                         .type = pass->kv->kv_type};
+    int64_t n = pass->n_tokens;
     job.n_group = job.n_heads / job.n_kv_heads;
-    job.page_half = job.head_dim * EL_PAGE_TOKENS * (pass->kv->kv_type == EL_KV_F16 ? 2 : 4);
-    int64_t n = pass->n_tokens, pairs = n * job.n_kv_heads, s0, s1, unused;
+    job.page_half = el_kv_half_bytes(job.type, job.head_dim);
+    job.block = min64(block_tokens(job.n_group), n);
+    job.n_blocks = (n + job.block - 1) / job.block;
+    int64_t pages = (pass->position + n - 1) / EL_PAGE_TOKENS - pass->position / EL_PAGE_TOKENS + 1;
     if (n < 4)
-        for (int64_t t = 0; t < n; t++) store_token(&job, t, 0);
+        for (int64_t i = 0; i < pages * job.n_kv_heads; i++) store_item(&job, i, 0);
     else
-        el_pool_run(store_token, &job, n, pass->cancel);
+        el_pool_run(store_item, &job, pages * job.n_kv_heads, pass->cancel);
     if (el_cancelled(run)) return EL_E_CANCELLED; /* a page may hold stale rows: never read them */
-    split_range(&job, 0, &s0, &unused);
-    split_range(&job, n - 1, &unused, &s1);
-    if (s1 - s0 > 1 && n <= 8 && run->n_threads > 1) {
-        job.n_splits = s1 - s0;
-        job.first_split = s0;
-        int64_t items = pairs * job.n_splits;
-        int rc = grow_partials(run->plan, items * partial_floats(job.n_group, job.head_dim) * (int64_t)sizeof(float));
-        if (rc) return rc;
-        el_pool_run(split_item, &job, items, pass->cancel);
-        if (el_cancelled(run)) return EL_E_CANCELLED;
-        for (int64_t pair = 0; pair < pairs; pair++) merge_item(&job, pair);
-    } else {
-        el_pool_run(whole_item, &job, pairs, pass->cancel);
-    }
+    int rc = run_splits(&job, job.n_blocks * job.n_kv_heads);
+    if (rc == EL_E_UNSUPPORTED) el_pool_run(whole_item, &job, job.n_blocks * job.n_kv_heads, pass->cancel);
+    else if (rc) return rc;
     return el_cancelled(run) ? EL_E_CANCELLED : EL_OK;
 }

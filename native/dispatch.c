@@ -37,9 +37,11 @@ static void merge(el_kernels *into, const el_kernels *from) {
     TAKE(add);
     TAKE(softcap);
     TAKE(exp_sum);
-    for (int i = 0; i < 2; i++) {
+    TAKE(largest);
+    for (int i = 0; i < EL_N_KV_TYPES; i++) {
         TAKE(attn_scores[i]);
         TAKE(attn_values[i]);
+        TAKE(attn_store[i]);
     }
 #undef TAKE
 }
@@ -151,6 +153,12 @@ int64_t el_panel_bytes(int type, int64_t rows, int64_t k) {
     int64_t group = k / tile_k * f->tile + (k % tile_k ? f->half : 0); /* 16 rows */
     int64_t groups = rows / EL_PANEL_ROWS + (rows % EL_PANEL_ROWS != 0);
     return group && groups > INT64_MAX / group ? -1 : groups * group;
+}
+
+int64_t el_kv_half_bytes(int kv_type, int64_t head_dim) {
+    if (kv_type < 0 || kv_type >= EL_N_KV_TYPES || head_dim < 1 || head_dim > INT64_MAX / 1024) return -1;
+    if (kv_type == EL_KV_Q8_0) return (head_dim + 2) * EL_PAGE_TOKENS; /* int8, and an f16 scale per token */
+    return head_dim * EL_PAGE_TOKENS * (kv_type == EL_KV_F16 ? 2 : 4);
 }
 
 /* ---- one linear call, for tests and tools ------------------------------------------------------------------ */

@@ -120,11 +120,12 @@ void el_plan_free(el_plan *plan);
 float *el_plan_buffer(el_plan *plan, int32_t buffer); /* for the step-compare mode; NULL: no such buffer */
 
 /* ---- the KV cache ----------------------------------------------------------------------------------- */
-enum el_kv_type { EL_KV_F32 = 0, EL_KV_F16 = 1 };
+enum el_kv_type { EL_KV_F32 = 0, EL_KV_F16 = 1, EL_KV_Q8_0 = 2, EL_N_KV_TYPES = 3 };
 #define EL_PAGE_TOKENS 64
 
 /* One page holds 64 tokens of one layer: for each KV head first K as [head_dim][64] (a lane is a token),
- * then V as [64][head_dim] (a lane is a channel). The page table names the page of each block of 64 positions. */
+ * then V as [64][head_dim] (a lane is a channel). Q8_0: int8 numbers, and behind those of K and of V 64 scales (f16),
+ * one per token. The page table names the page of each block of 64 positions. */
 typedef struct {
     void *base;              /* the pool's arena */
     int64_t n_pages;

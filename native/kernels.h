@@ -56,12 +56,19 @@ typedef struct {
     void (*gated)(const float *gate, const float *up, float *y, int64_t n, int activation);
     void (*add)(const float *a, const float *b, float *y, int64_t n);
     void (*softcap)(const float *x, float *y, int64_t n, float cap); /* y = cap * tanh(x / cap) */
-    /* scores[g * 64 + t] = scale * dot(q[g], K[.][t]) for the 64 tokens of a page; k_page is [head_dim][64] */
-    void (*attn_scores[2])(const float *q, int64_t n_group, int64_t head_dim, const void *k_page, float scale,
-                           float *scores);
-    /* acc[g][d] += sum over t < n_tokens of p[g * 64 + t] * V[t][d]; v_page is [64][head_dim] */
-    void (*attn_values[2])(const float *p, int64_t n_group, int64_t head_dim, int64_t first, int64_t n_tokens,
-                           const void *v_page, float *acc);
+    /* Attention over one page of one KV head, by the page's type (enum el_kv_type). A row is one query head of one token.
+     * scores[r * 64 + t] = scale * dot(q[r], K[.][t]) for the 64 tokens; q (n_rows, head_dim). `ahead`: a page (or NULL)
+     * that is read next, prefetched on the way. */
+    void (*attn_scores[EL_N_KV_TYPES])(const float *q, int64_t n_rows, int64_t head_dim, const void *k_page,
+                                       const void *ahead, float scale, float *scores);
+    /* acc[r][d] += sum over first <= t < end of p[r * 64 + t] * V[t][d]; acc (n_rows, head_dim) */
+    void (*attn_values[EL_N_KV_TYPES])(const float *p, int64_t n_rows, int64_t head_dim, int64_t first, int64_t end,
+                                       const void *v_page, const void *ahead, float *acc);
+    /* k and v (head_dim) become token t of the page */
+    void (*attn_store[EL_N_KV_TYPES])(const float *k, const float *v, int64_t head_dim, int64_t t, void *k_page,
+                                      void *v_page);
+    /* the largest of `max` and x[0 .. n); NaN where one of them is */
+    float (*largest)(const float *x, int64_t n, float max);
     /* in place: x = exp(x - max); returns nothing, *sum gets the total in lane order */
     void (*exp_sum)(float *x, int64_t n, float max, float *sum);
 } el_kernels;
@@ -83,6 +90,9 @@ extern const el_kernels el_kernels_avx512;
 
 extern el_kernels el_k; /* the merged table in use */
 extern const char *el_linear_level[2][EL_TYPE_LIMIT];
+
+/* Bytes of one head's K, or V, in a page; -1: not possible. */
+int64_t el_kv_half_bytes(int kv_type, int64_t head_dim);
 
 /* Which activation format a type's kernels read; -1: the type is unknown. */
 int el_act_format_of(int type);

@@ -169,7 +169,7 @@ static int allocate_buffers(el_plan *p) {
     for (int64_t i = 0; i < p->n_steps; i++) {
         const el_step *s = &p->steps[i];
         if (s->op == EL_OP_ATTENTION) {
-            int64_t need = el_attention_scratch(s->i[1] / s->i[2], s->i[3]);
+            int64_t need = el_attention_scratch(s->i[1] / s->i[2], s->i[3], p->max_tokens);
             if (need > p->worker_floats) p->worker_floats = need;
         }
     }

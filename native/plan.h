@@ -82,7 +82,7 @@ int el_experts_ok(const el_plan *plan, const el_step *step);
 int el_experts_allocate(el_plan *plan);
 void el_experts_free(el_plan *plan);
 int el_step_attention(el_run *run, const el_step *step);    /* attention.c */
-int64_t el_attention_scratch(int64_t n_group, int64_t head_dim); /* floats per worker */
+int64_t el_attention_scratch(int64_t n_group, int64_t head_dim, int64_t max_tokens); /* floats per worker */
 int64_t el_linear_scratch(void);
 
 #endif

@@ -205,6 +205,11 @@ int el_check_vector(const el_kernels *table, int64_t n, uint64_t seed, const el_
             table->exp_sum(y, n, 1.5f, &sums[1]);
             ok = ok && same_floats(y, expected, n) && same_floats(&sums[0], &sums[1], 1);
         }
+        if (table->largest) {
+            expected[0] = p->largest(x, n, -1.5f);
+            y[0] = table->largest(x, n, -1.5f);
+            ok = ok && same_floats(y, expected, 1);
+        }
         int a = check_quantizer(table->quantize_q8_32, p->quantize_q8_32, x, n, 32, 32, memory);
         int c = check_quantizer(table->quantize_q8_256, p->quantize_q8_256, x, n, 256, 16, memory);
         ok = a < 0 || c < 0 ? -1 : ok && a && c;
@@ -212,29 +217,39 @@ int el_check_vector(const el_kernels *table, int64_t n, uint64_t seed, const el_
     return finish(&b, ok);
 }
 
-int el_check_attention(const el_kernels *table, int kv_type, int64_t n_group, int64_t head_dim, int64_t first,
-                       int64_t n_tokens, uint64_t seed, const el_memory *memory) {
+int el_check_attention(const el_kernels *table, int kv_type, int64_t n_rows, int64_t head_dim, int64_t first,
+                       int64_t end, uint64_t seed, const el_memory *memory) {
     const el_kernels *p = &el_kernels_portable;
-    if (!table->attn_scores[kv_type] || !table->attn_values[kv_type]) return 1;
     pool b = {.memory = memory};
-    int64_t n = head_dim * EL_PAGE_TOKENS, n_scores = n_group * EL_PAGE_TOKENS, size = kv_type == EL_KV_F16 ? 2 : 4;
-    float *q = take(&b, n_group * head_dim * 4, 4), *y = take(&b, n_scores * 4, 4), *expected = take(&b, n_scores * 4, 4);
-    float *acc[2] = {take(&b, n_group * head_dim * 4, 4), take(&b, n_group * head_dim * 4, 4)};
-    uint8_t *page = take(&b, n * size, (size_t)size);
+    int64_t n_scores = n_rows * EL_PAGE_TOKENS, n = n_rows * head_dim, bytes = el_kv_half_bytes(kv_type, head_dim);
+    size_t align = kv_type == EL_KV_F32 ? 4 : 2;
+    float *q = take(&b, n * 4, 4), *y = take(&b, n_scores * 4, 4), *expected = take(&b, n_scores * 4, 4);
+    float *acc[2] = {take(&b, n * 4, 4), take(&b, n * 4, 4)}, *kv = take(&b, 2 * head_dim * 4, 4);
+    uint8_t *page[4] = {take(&b, bytes, align), take(&b, bytes, align), take(&b, bytes, align), take(&b, bytes, align)};
     if (b.failed) return finish(&b, -1);
-    floats(q, n_group * head_dim, PLAIN, &seed);
-    for (int64_t i = 0; i < n; i++) {
-        float f = uniform(&seed);
-        if (kv_type == EL_KV_F16) put_half(page + i * 2, el_f32_to_f16(f));
-        else memcpy(page + i * 4, &f, 4);
+    int ok = 1;
+    for (int i = 0; i < 4; i++) memset(page[i], 0, (size_t)bytes);
+    for (int64_t t = 0; t < EL_PAGE_TOKENS; t++) { /* the pages are filled as models fill them */
+        floats(kv, 2 * head_dim, PLAIN, &seed);
+        if (t == 9) memset(kv, 0, (size_t)head_dim * 4);
+        p->attn_store[kv_type](kv, kv + head_dim, head_dim, t, page[0], page[1]);
+        if (table->attn_store[kv_type]) table->attn_store[kv_type](kv, kv + head_dim, head_dim, t, page[2], page[3]);
     }
-    p->attn_scores[kv_type](q, n_group, head_dim, page, 0.125f, expected);
-    table->attn_scores[kv_type](q, n_group, head_dim, page, 0.125f, y);
-    int ok = same_floats(y, expected, n_scores);
-    for (int i = 0; i < 2; i++) memcpy(acc[i], q, (size_t)(n_group * head_dim * 4));
-    p->attn_values[kv_type](expected, n_group, head_dim, first, n_tokens, page, acc[0]);
-    table->attn_values[kv_type](expected, n_group, head_dim, first, n_tokens, page, acc[1]);
-    return finish(&b, ok && same_floats(acc[0], acc[1], n_group * head_dim));
+    if (table->attn_store[kv_type])
+        ok = memcmp(page[0], page[2], (size_t)bytes) == 0 && memcmp(page[1], page[3], (size_t)bytes) == 0;
+    floats(q, n, PLAIN, &seed);
+    p->attn_scores[kv_type](q, n_rows, head_dim, page[0], NULL, 0.125f, expected);
+    if (table->attn_scores[kv_type]) {
+        table->attn_scores[kv_type](q, n_rows, head_dim, page[0], seed % 2 ? page[1] : NULL, 0.125f, y);
+        ok = ok && same_floats(y, expected, n_scores);
+    }
+    if (table->attn_values[kv_type]) {
+        for (int i = 0; i < 2; i++) memcpy(acc[i], q, (size_t)n * 4);
+        p->attn_values[kv_type](expected, n_rows, head_dim, first, end, page[1], NULL, acc[0]);
+        table->attn_values[kv_type](expected, n_rows, head_dim, first, end, page[1], seed % 2 ? page[0] : NULL, acc[1]);
+        ok = ok && same_floats(acc[0], acc[1], n);
+    }
+    return finish(&b, ok);
 }
 
 /* ---- before a table is used -------------------------------------------------------------------------------------- */
@@ -268,9 +283,9 @@ static int run_checks(const el_kernels *table) {
                 ok = el_check_linear(table, layout, type, 21, k, n_cols, (uint64_t)(type * 8 + n_cols), &memory);
         }
     for (int seed = 0; seed < 4 && ok == 1; seed++) ok = el_check_vector(table, 299, (uint64_t)seed, &memory);
-    for (int type = 0; type < 2; type++)
-        for (int64_t n_group = 1; n_group <= 5 && ok == 1; n_group++)
-            ok = el_check_attention(table, type, n_group, 27, 3, 61, 7, &memory);
+    for (int type = 0; type < EL_N_KV_TYPES; type++)
+        for (int64_t n_rows = 1; n_rows <= 17 && ok == 1; n_rows++)
+            ok = el_check_attention(table, type, n_rows, 27 + 64 * (n_rows % 2), 3, 61, (uint64_t)n_rows, &memory);
     return ok;
 }
 

@@ -17,8 +17,8 @@ typedef struct {
 int el_check_linear(const el_kernels *table, int layout, int type, int64_t rows, int64_t k, int64_t n_cols,
                     uint64_t seed, const el_memory *memory);
 int el_check_vector(const el_kernels *table, int64_t n, uint64_t seed, const el_memory *memory);
-int el_check_attention(const el_kernels *table, int kv_type, int64_t n_group, int64_t head_dim, int64_t first,
-                       int64_t n_tokens, uint64_t seed, const el_memory *memory);
+int el_check_attention(const el_kernels *table, int kv_type, int64_t n_rows, int64_t head_dim, int64_t first,
+                       int64_t end, uint64_t seed, const el_memory *memory);
 
 /* Every function of `table` on a few small sizes, guarded against illegal instructions where the system allows it.
  * 1 passed, 0 a result differs or an instruction is illegal, -1 out of memory. */

@@ -385,6 +385,7 @@ PANELS(panels_q8_0, 1088, 576, Q8_0_STEP)
 
 #include "avx2_k_panels.h"
 #include "avx2_ops.h"
+#include "avx2_attention.h"
 
 const el_kernels el_kernels_avx2 = {
     .name = "avx2",
@@ -424,8 +425,7 @@ const el_kernels el_kernels_avx2 = {
     .gated = gated,
     .add = add,
     .softcap = softcap,
-    .attn_scores = {[EL_KV_F32] = attn_scores_f32, [EL_KV_F16] = attn_scores_f16},
-    .attn_values = {[EL_KV_F32] = attn_values_f32, [EL_KV_F16] = attn_values_f16},
+    ATTENTION_ENTRIES
     .exp_sum = exp_sum,
 };
 

@@ -286,41 +286,7 @@ static void exp_sum(float *x, int64_t n, float max, float *sum) {
     *sum = el_tree16(lanes);
 }
 
-/* ---- attention: one K or V page of one KV head ---------------------------------------------------------------- */
-static inline float kv_f32(const void *page, int64_t i) { return ((const float *)page)[i]; }
-static inline float kv_f16(const void *page, int64_t i) { return el_f16_to_f32(((const uint16_t *)page)[i]); }
-
-#define ATTENTION(TYPE)                                                                                          \
-    static void attn_scores_##TYPE(const float *q, int64_t n_group, int64_t head_dim, const void *k_page,        \
-                                   float scale, float *scores) {                                                 \
-        for (int64_t g = 0; g < n_group; g++)                                                                    \
-            for (int t = 0; t < EL_PAGE_TOKENS; t++) scores[g * EL_PAGE_TOKENS + t] = 0.0f;                      \
-        for (int64_t d = 0; d < head_dim; d++) {                                                                 \
-            float k[EL_PAGE_TOKENS]; /* channel d of the 64 tokens */                                            \
-            for (int t = 0; t < EL_PAGE_TOKENS; t++) k[t] = kv_##TYPE(k_page, d * EL_PAGE_TOKENS + t);           \
-            for (int64_t g = 0; g < n_group; g++) {                                                              \
-                float *s = scores + g * EL_PAGE_TOKENS, factor = q[g * head_dim + d];                            \
-                for (int t = 0; t < EL_PAGE_TOKENS; t++) s[t] = el_fmaf(factor, k[t], s[t]);                     \
-            }                                                                                                    \
-        }                                                                                                        \
-        for (int64_t i = 0; i < n_group * EL_PAGE_TOKENS; i++) scores[i] *= scale;                               \
-    }                                                                                                            \
-    static void attn_values_##TYPE(const float *p, int64_t n_group, int64_t head_dim, int64_t first,             \
-                                   int64_t n_tokens, const void *v_page, float *acc) {                           \
-        for (int64_t t = first; t < n_tokens; t++)                                                               \
-            for (int64_t d0 = 0; d0 < head_dim; d0 += EL_PAGE_TOKENS) {                                          \
-                int64_t n = min64(EL_PAGE_TOKENS, head_dim - d0);                                                \
-                float v[EL_PAGE_TOKENS]; /* up to 64 channels of token t */                                      \
-                for (int64_t d = 0; d < n; d++) v[d] = kv_##TYPE(v_page, t * head_dim + d0 + d);                 \
-                for (int64_t g = 0; g < n_group; g++) {                                                          \
-                    float *a = acc + g * head_dim + d0, factor = p[g * EL_PAGE_TOKENS + t];                      \
-                    for (int64_t d = 0; d < n; d++) a[d] = el_fmaf(factor, v[d], a[d]);                          \
-                }                                                                                                \
-            }                                                                                                    \
-    }
-
-ATTENTION(f32)
-ATTENTION(f16)
+#include "portable_attention.h"
 
 const el_kernels el_kernels_portable = {
     .name = "portable",
@@ -360,7 +326,6 @@ const el_kernels el_kernels_portable = {
     .gated = gated,
     .add = add,
     .softcap = softcap,
-    .attn_scores = {[EL_KV_F32] = attn_scores_f32, [EL_KV_F16] = attn_scores_f16},
-    .attn_values = {[EL_KV_F32] = attn_values_f32, [EL_KV_F16] = attn_values_f16},
+    ATTENTION_ENTRIES
     .exp_sum = exp_sum,
 };

@@ -1,0 +1,259 @@
+/* avx2_attention.h: the attention part of avx2.c. One K or V page of one KV head at a time; a row is one query head of
+ * one token.
+ *
+ * Few rows (a decoded token) read the page as it lies, and widen its numbers on the way; up to four rows share that. Many
+ * rows (a prompt) first widen 64 x 64 numbers of it to float32 in L1, and then multiply as matrices do, with 6 x 16
+ * accumulators in registers. Each accumulator adds in the same order on both ways.
+ */
+enum { DIRECT_ROWS = 8, TILE_ROWS = 6 };
+
+INLINE __m256 kv_f32(const void *page, int64_t i) { return _mm256_loadu_ps((const float *)page + i); }
+INLINE __m256 kv_f16(const void *page, int64_t i) { return halves8((const uint16_t *)page + i); }
+INLINE __m256 kv_q8_0(const void *page, int64_t i) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)((const int8_t *)page + i))));
+}
+INLINE float one_kv_f32(const void *page, int64_t i) { return ((const float *)page)[i]; }
+INLINE float one_kv_f16(const void *page, int64_t i) { return el_f16_to_f32(((const uint16_t *)page)[i]); }
+INLINE float one_kv_q8_0(const void *page, int64_t i) { return (float)((const int8_t *)page)[i]; }
+enum { BYTES_f32 = 4, BYTES_f16 = 2, BYTES_q8_0 = 1 };
+
+/* y[t] = factor * scale of token t, times x[t] where x is given; pages without scales: factor */
+INLINE const uint16_t *scales_of(const void *page, int64_t head_dim) {
+    return (const uint16_t *)((const int8_t *)page + head_dim * EL_PAGE_TOKENS);
+}
+INLINE void token_factors(const void *page, int64_t head_dim, int scaled, float factor, float *y) {
+    for (int t = 0; t < EL_PAGE_TOKENS; t += 8) {
+        __m256 f = _mm256_set1_ps(factor);
+        if (scaled) f = _mm256_mul_ps(f, halves8(scales_of(page, head_dim) + t));
+        _mm256_storeu_ps(y + t, f);
+    }
+}
+INLINE void scaled_weights(const float *p, int n_rows, const void *page, int64_t head_dim, float *y) {
+    for (int i = 0; i < n_rows * EL_PAGE_TOKENS; i += 8)
+        _mm256_storeu_ps(y + i, _mm256_mul_ps(_mm256_loadu_ps(p + i), halves8(scales_of(page, head_dim) + i % EL_PAGE_TOKENS)));
+}
+
+/* c[r][0 .. 8 V) += sum over k < n of a[r][k] * b[k][0 .. 8 V), in ascending k; a row of b has 64 floats */
+INLINE void product_tile(const float *a, int64_t lda, int64_t n, const float *b, const int R, const int V, float *c, int64_t ldc) {
+    __m256 s[TILE_ROWS][2];
+    UNROLL for (int r = 0; r < R; r++) UNROLL for (int v = 0; v < V; v++) s[r][v] = _mm256_loadu_ps(c + r * ldc + 8 * v);
+    for (int64_t k = 0; k < n; k++) {
+        __m256 x[2];
+        UNROLL for (int v = 0; v < V; v++) x[v] = _mm256_loadu_ps(b + k * EL_PAGE_TOKENS + 8 * v);
+        UNROLL for (int r = 0; r < R; r++) {
+            __m256 factor = _mm256_broadcast_ss(a + r * lda + k);
+            UNROLL for (int v = 0; v < V; v++) s[r][v] = _mm256_fmadd_ps(factor, x[v], s[r][v]);
+        }
+    }
+    UNROLL for (int r = 0; r < R; r++) UNROLL for (int v = 0; v < V; v++) _mm256_storeu_ps(c + r * ldc + 8 * v, s[r][v]);
+}
+
+INLINE void product_rows(const float *a, int64_t lda, int64_t n, const float *b, const int R, int64_t cols, float *c, int64_t ldc) {
+    int64_t j = 0;
+    for (; j + 16 <= cols; j += 16) product_tile(a, lda, n, b + j, R, 2, c + j, ldc);
+    for (; j + 8 <= cols; j += 8) product_tile(a, lda, n, b + j, R, 1, c + j, ldc);
+    for (; j < cols; j++)
+        for (int r = 0; r < R; r++)
+            for (int64_t k = 0; k < n; k++)
+                c[r * ldc + j] = el_fmaf(a[r * lda + k], b[k * EL_PAGE_TOKENS + j], c[r * ldc + j]);
+}
+
+static void product_up_to_6(const float *a, int64_t lda, int64_t n, const float *b, int64_t rows, int64_t cols, float *c, int64_t ldc) {
+    switch (rows) {
+    case 1: product_rows(a, lda, n, b, 1, cols, c, ldc); break;
+    case 2: product_rows(a, lda, n, b, 2, cols, c, ldc); break;
+    case 3: product_rows(a, lda, n, b, 3, cols, c, ldc); break;
+    case 4: product_rows(a, lda, n, b, 4, cols, c, ldc); break;
+    case 5: product_rows(a, lda, n, b, 5, cols, c, ldc); break;
+    default: product_rows(a, lda, n, b, 6, cols, c, ldc);
+    }
+}
+
+/* G rows times V vectors of 8 tokens (scores) or channels (values) share each load of the page. */
+#define ATTENTION(TYPE, SCALED)                                                                                  \
+    INLINE void scores_##TYPE(const float *q, int64_t head_dim, const void *page, const char *ahead, const int G, \
+                              const int V, const float *factors, float *scores) {                                \
+        for (int t0 = 0; t0 < EL_PAGE_TOKENS; t0 += 8 * V) {                                                     \
+            __m256 s[4][8];                                                                                      \
+            UNROLL for (int g = 0; g < G; g++) UNROLL for (int v = 0; v < V; v++) s[g][v] = _mm256_setzero_ps(); \
+            for (int64_t d = 0; d < head_dim; d++) {                                                             \
+                __m256 k[8];                                                                                     \
+                int64_t at = d * EL_PAGE_TOKENS + t0;                                                            \
+                if (ahead && at * BYTES_##TYPE % 64 == 0) prefetch(ahead + at * BYTES_##TYPE);                   \
+                if (ahead && V * 8 * BYTES_##TYPE > 64) prefetch(ahead + at * BYTES_##TYPE + 64);                \
+                UNROLL for (int v = 0; v < V; v++) k[v] = kv_##TYPE(page, at + 8 * v);                           \
+                UNROLL for (int g = 0; g < G; g++) {                                                             \
+                    __m256 factor = _mm256_broadcast_ss(q + g * head_dim + d);                                   \
+                    UNROLL for (int v = 0; v < V; v++) s[g][v] = _mm256_fmadd_ps(factor, k[v], s[g][v]);         \
+                }                                                                                                \
+            }                                                                                                    \
+            UNROLL for (int g = 0; g < G; g++) UNROLL for (int v = 0; v < V; v++)                                \
+                _mm256_storeu_ps(scores + g * EL_PAGE_TOKENS + t0 + 8 * v,                                       \
+                                 _mm256_mul_ps(s[g][v], _mm256_loadu_ps(factors + t0 + 8 * v)));                 \
+        }                                                                                                        \
+    }                                                                                                            \
+    static void many_scores_##TYPE(const float *q, int64_t n_rows, int64_t head_dim, const void *page,           \
+                                   const float *factors, float *scores) {                                        \
+        float wide[EL_PAGE_TOKENS * EL_PAGE_TOKENS]; /* 64 channels x 64 tokens */                               \
+        memset(scores, 0, (size_t)n_rows * EL_PAGE_TOKENS * sizeof(float));                                      \
+        for (int64_t d0 = 0; d0 < head_dim; d0 += EL_PAGE_TOKENS) {                                              \
+            int64_t n = min64(EL_PAGE_TOKENS, head_dim - d0);                                                    \
+            for (int64_t i = 0; i < n * EL_PAGE_TOKENS; i += 8)                                                  \
+                _mm256_storeu_ps(wide + i, kv_##TYPE(page, d0 * EL_PAGE_TOKENS + i));                            \
+            for (int64_t r = 0; r < n_rows; r += TILE_ROWS)                                                      \
+                product_up_to_6(q + r * head_dim + d0, head_dim, n, wide, min64(TILE_ROWS, n_rows - r),          \
+                                EL_PAGE_TOKENS, scores + r * EL_PAGE_TOKENS, EL_PAGE_TOKENS);                    \
+        }                                                                                                        \
+        for (int64_t i = 0; i < n_rows * EL_PAGE_TOKENS; i += 8)                                                 \
+            _mm256_storeu_ps(scores + i, _mm256_mul_ps(_mm256_loadu_ps(scores + i),                              \
+                                                       _mm256_loadu_ps(factors + i % EL_PAGE_TOKENS)));          \
+    }                                                                                                            \
+    static void attn_scores_##TYPE(const float *q, int64_t n_rows, int64_t head_dim, const void *k_page,         \
+                                   const void *ahead, float scale, float *scores) {                              \
+        float factors[EL_PAGE_TOKENS];                                                                           \
+        token_factors(k_page, head_dim, SCALED, scale, factors);                                                 \
+        if (n_rows > DIRECT_ROWS) {                                                                              \
+            many_scores_##TYPE(q, n_rows, head_dim, k_page, factors, scores);                                    \
+            return;                                                                                              \
+        }                                                                                                        \
+        for (; n_rows >= 4; n_rows -= 4, q += 4 * head_dim, scores += 4 * EL_PAGE_TOKENS, ahead = NULL)          \
+            scores_##TYPE(q, head_dim, k_page, ahead, 4, 2, factors, scores);                                    \
+        if (n_rows == 3) scores_##TYPE(q, head_dim, k_page, ahead, 3, 2, factors, scores);                       \
+        if (n_rows == 2) scores_##TYPE(q, head_dim, k_page, ahead, 2, 4, factors, scores);                       \
+        if (n_rows == 1) scores_##TYPE(q, head_dim, k_page, ahead, 1, 8, factors, scores);                       \
+    }                                                                                                            \
+    INLINE void values_##TYPE(const float *p, int64_t head_dim, int64_t first, int64_t end, const void *page,    \
+                              const char *ahead, int64_t d0, const int G, const int V, float *acc) {             \
+        __m256 s[4][4];                                                                                          \
+        UNROLL for (int g = 0; g < G; g++) UNROLL for (int v = 0; v < V; v++)                                    \
+            s[g][v] = _mm256_loadu_ps(acc + g * head_dim + d0 + 8 * v);                                          \
+        for (int64_t t = first; t < end; t++) {                                                                  \
+            __m256 value[4];                                                                                     \
+            int64_t at = t * head_dim + d0;                                                                      \
+            if (ahead) prefetch(ahead + at * BYTES_##TYPE);                                                      \
+            UNROLL for (int v = 0; v < V; v++) value[v] = kv_##TYPE(page, at + 8 * v);                           \
+            UNROLL for (int g = 0; g < G; g++) {                                                                 \
+                __m256 factor = _mm256_broadcast_ss(p + g * EL_PAGE_TOKENS + t);                                 \
+                UNROLL for (int v = 0; v < V; v++) s[g][v] = _mm256_fmadd_ps(factor, value[v], s[g][v]);         \
+            }                                                                                                    \
+        }                                                                                                        \
+        UNROLL for (int g = 0; g < G; g++) UNROLL for (int v = 0; v < V; v++)                                    \
+            _mm256_storeu_ps(acc + g * head_dim + d0 + 8 * v, s[g][v]);                                          \
+    }                                                                                                            \
+    INLINE void heads_##TYPE(const float *p, const int G, int64_t head_dim, int64_t first, int64_t end,          \
+                             const void *page, const char *ahead, float *acc) {                                  \
+        float scaled[4 * EL_PAGE_TOKENS];                                                                        \
+        if (SCALED) {                                                                                            \
+            scaled_weights(p, G, page, head_dim, scaled);                                                        \
+            p = scaled;                                                                                          \
+        }                                                                                                        \
+        int64_t d = 0;                                                                                           \
+        if (G <= 2)                                                                                              \
+            for (; d + 32 <= head_dim; d += 32) values_##TYPE(p, head_dim, first, end, page, ahead, d, G, 4, acc); \
+        for (; d + 16 <= head_dim; d += 16) values_##TYPE(p, head_dim, first, end, page, ahead, d, G, 2, acc);   \
+        for (; d + 8 <= head_dim; d += 8) values_##TYPE(p, head_dim, first, end, page, ahead, d, G, 1, acc);     \
+        for (; d < head_dim; d++)                                                                                \
+            for (int g = 0; g < G; g++)                                                                          \
+                for (int64_t t = first; t < end; t++)                                                            \
+                    acc[g * head_dim + d] = el_fmaf(p[g * EL_PAGE_TOKENS + t],                                   \
+                                                    one_kv_##TYPE(page, t * head_dim + d), acc[g * head_dim + d]); \
+    }                                                                                                            \
+    static void many_values_##TYPE(const float *p, int64_t n_rows, int64_t head_dim, int64_t first, int64_t end, \
+                                   const void *page, float *acc) {                                               \
+        float wide[EL_PAGE_TOKENS * EL_PAGE_TOKENS], scaled[TILE_ROWS * EL_PAGE_TOKENS]; /* tokens x channels */ \
+        for (int64_t d0 = 0; d0 < head_dim; d0 += EL_PAGE_TOKENS) {                                              \
+            int64_t n = min64(EL_PAGE_TOKENS, head_dim - d0);                                                    \
+            for (int64_t t = first; t < end; t++) {                                                              \
+                float *to = wide + (t - first) * EL_PAGE_TOKENS;                                                 \
+                int64_t d = 0;                                                                                   \
+                for (; d + 8 <= n; d += 8) _mm256_storeu_ps(to + d, kv_##TYPE(page, t * head_dim + d0 + d));     \
+                for (; d < n; d++) to[d] = one_kv_##TYPE(page, t * head_dim + d0 + d);                           \
+            }                                                                                                    \
+            for (int64_t r = 0; r < n_rows; r += TILE_ROWS) {                                                    \
+                int64_t rows = min64(TILE_ROWS, n_rows - r);                                                     \
+                const float *weights = p + r * EL_PAGE_TOKENS;                                                   \
+                if (SCALED) scaled_weights(weights, (int)rows, page, head_dim, scaled), weights = scaled;        \
+                product_up_to_6(weights + first, EL_PAGE_TOKENS, end - first, wide, rows, n,                     \
+                                acc + r * head_dim + d0, head_dim);                                              \
+            }                                                                                                    \
+        }                                                                                                        \
+    }                                                                                                            \
+    static void attn_values_##TYPE(const float *p, int64_t n_rows, int64_t head_dim, int64_t first, int64_t end, \
+                                   const void *v_page, const void *ahead, float *acc) {                          \
+        if (n_rows > DIRECT_ROWS) {                                                                              \
+            many_values_##TYPE(p, n_rows, head_dim, first, end, v_page, acc);                                    \
+            return;                                                                                              \
+        }                                                                                                        \
+        for (; n_rows >= 4; n_rows -= 4, p += 4 * EL_PAGE_TOKENS, acc += 4 * head_dim, ahead = NULL)             \
+            heads_##TYPE(p, 4, head_dim, first, end, v_page, ahead, acc);                                        \
+        if (n_rows == 3) heads_##TYPE(p, 3, head_dim, first, end, v_page, ahead, acc);                           \
+        if (n_rows == 2) heads_##TYPE(p, 2, head_dim, first, end, v_page, ahead, acc);                           \
+        if (n_rows == 1) heads_##TYPE(p, 1, head_dim, first, end, v_page, ahead, acc);                           \
+    }
+
+ATTENTION(f32, 0)
+ATTENTION(f16, 0)
+ATTENTION(q8_0, 1)
+
+/* ---- storing a token, and the largest score ------------------------------------------------------------------------- */
+static void attn_store_f16(const float *k, const float *v, int64_t head_dim, int64_t t, void *k_page, void *v_page) {
+    uint16_t *kp = (uint16_t *)k_page + t, *vp = (uint16_t *)v_page + t * head_dim, part[8];
+    int64_t d = 0;
+    for (; d + 8 <= head_dim; d += 8) {
+        _mm_storeu_si128((__m128i *)(vp + d), _mm256_cvtps_ph(_mm256_loadu_ps(v + d), _MM_FROUND_TO_NEAREST_INT));
+        _mm_storeu_si128((__m128i *)part, _mm256_cvtps_ph(_mm256_loadu_ps(k + d), _MM_FROUND_TO_NEAREST_INT));
+        for (int i = 0; i < 8; i++) kp[(d + i) * EL_PAGE_TOKENS] = part[i];
+    }
+    for (; d < head_dim; d++) vp[d] = el_f32_to_f16(v[d]), kp[d * EL_PAGE_TOKENS] = el_f32_to_f16(k[d]);
+}
+
+/* x (n) to int8 at out, out + step, ... */
+INLINE void store_q8_0(const float *x, int64_t n, int8_t *out, const int64_t step, uint16_t *scale) {
+    __m256i top8 = _mm256_setzero_si256();
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8) top8 = _mm256_max_epi32(top8, abs_bits(x + i));
+    uint32_t top = el_bits(largest8(top8));
+    for (; i < n; i++) top = (el_bits(x[i]) & 0x7fffffffu) > top ? el_bits(x[i]) & 0x7fffffffu : top;
+    *scale = el_f32_to_f16(el_float(top) / 127.0f);
+    float d = el_f16_to_f32(*scale), inverse = d > 0.0f ? 1.0f / d : 0.0f;
+    for (i = 0; i + 8 <= n; i += 8) {
+        int8_t part[8];
+        __m256i v = rounded8(x + i, _mm256_set1_ps(inverse));
+        __m128i w = _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+        _mm_storel_epi64((__m128i *)part, _mm_packs_epi16(w, w));
+        if (step == 1) memcpy(out + i, part, 8);
+        else
+            for (int j = 0; j < 8; j++) out[(i + j) * step] = part[j];
+    }
+    for (; i < n; i++) out[i * step] = el_q8(x[i] * inverse);
+}
+
+static void attn_store_q8_0(const float *k, const float *v, int64_t head_dim, int64_t t, void *k_page, void *v_page) {
+    int8_t *kp = k_page, *vp = v_page;
+    int64_t n = head_dim * EL_PAGE_TOKENS;
+    store_q8_0(k, head_dim, kp + t, EL_PAGE_TOKENS, (uint16_t *)(kp + n) + t);
+    store_q8_0(v, head_dim, vp + t * head_dim, 1, (uint16_t *)(vp + n) + t);
+}
+
+static float largest(const float *x, int64_t n, float max) {
+    __m256 top = _mm256_set1_ps(max), odd = _mm256_setzero_ps();
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+        __m256 v = _mm256_loadu_ps(x + i);
+        odd = _mm256_or_ps(odd, _mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+        top = _mm256_max_ps(v, top);
+    }
+    float lanes[8];
+    _mm256_storeu_ps(lanes, top);
+    for (int l = 0; l < 8; l++)
+        if (lanes[l] > max || lanes[l] != lanes[l]) max = lanes[l];
+    for (; i < n; i++)
+        if (x[i] > max || x[i] != x[i]) max = x[i];
+    return _mm256_movemask_ps(odd) ? NAN : max;
+}
+
+#define ATTENTION_ENTRIES                                                                          \
+    .attn_scores = {attn_scores_f32, attn_scores_f16, attn_scores_q8_0}, /* by el_kv_type */       \
+    .attn_values = {attn_values_f32, attn_values_f16, attn_values_q8_0},                           \
+    .attn_store = {[EL_KV_F16] = attn_store_f16, [EL_KV_Q8_0] = attn_store_q8_0},                  \
+    .largest = largest,
