@@ -142,12 +142,12 @@ def test_linear(type: BlockType, n_cols: int) -> None:
 def test_extreme_codes() -> None:
     """The largest integers that a block can sum to, in the widest format: nothing wraps."""
     type = blocks.Q6_K
-    block = np.zeros(1, type.dtype)
+    block = np.zeros(16, type.dtype)
     block["scales"], block["d"], block["ql"], block["qh"] = -128, 1, 0, 0  # codes -32: each product is 4096
-    q, d, s = np.full(256, 127, np.int8), np.ones(1, np.float32), np.zeros(16, np.int32)
-    y = np.zeros(1, np.float32)
-    linear.LINEAR[type.id](block.view(np.uint8), 256, 0, 1, q, d, s, 1, NONE, NONE, y, 1, GO)
-    assert y[0] == 4096 * 127 * 256
+    q, d, s = np.full(256, 127, np.int8), np.ones(1, np.float32), np.full(16, 16 * 127, np.int32)
+    y = np.zeros(16, np.float32)
+    linear.LINEAR[type.id](block.view(np.uint8), 256, 0, 16, q, d, s, 1, NONE, NONE, y, 16, GO)
+    assert (y == 4096 * 127 * 256).all()
 
 
 # ---- the cache of machine code ---------------------------------------------------------------------------------------

@@ -14,8 +14,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-I1, I8, I16, I32 = (ir.IntType(n) for n in (1, 8, 16, 32))
-F32 = ir.FloatType()
+I8, I16, I32, I64 = (ir.IntType(n) for n in (8, 16, 32, 64))
+HALF, F32 = ir.HalfType(), ir.FloatType()
 
 
 def pointer(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> Any:
@@ -42,7 +42,8 @@ def splat(element: Any, n: int, value: Any) -> ir.Constant:
     return ir.Constant(ir.VectorType(element, n), [value] * n)
 
 
-def _call(builder: Any, name: str, result: Any, *args: Any) -> Any:
+def call(builder: Any, name: str, result: Any, *args: Any) -> Any:
+    """Calls an LLVM intrinsic by its name."""
     function_type = ir.FunctionType(result, [a.type for a in args])
     return builder.call(cgutils.get_or_insert_function(builder.module, function_type, name), args)
 
@@ -94,7 +95,7 @@ def rint(_context: Any, x: Any) -> Any:
     """float32 x rounded to the nearest integer, halves to even."""
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return _call(builder, "llvm.rint.f32", F32, args[0])
+        return call(builder, "llvm.rint.f32", F32, args[0])
 
     return types.float32(types.float32), emit
 
@@ -223,78 +224,6 @@ def f32_to_f16(_context: Any, x: Any) -> Any:
 # ---- sums and dot products -------------------------------------------------------------------------------------------
 
 
-def _integer_dot(n: int, element: Any) -> Any:
-    """Emits the exact sum of n products: weights of type `element` (i8 or i16), activations int8."""
-
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        w_type, _, x_type, _ = signature.args
-        total, wide = None, ir.VectorType(I32, 32)
-        for i in range(0, n, 32):
-            step = ir.Constant(ir.IntType(64), i)
-            w = load_vector(context, builder, w_type, args[0], builder.add(args[1], step), element, 32)
-            x = load_vector(context, builder, x_type, args[2], builder.add(args[3], step), I8, 32)
-            product = builder.mul(builder.sext(w, wide), builder.sext(x, wide))
-            total = product if total is None else builder.add(total, product)
-        return _call(builder, "llvm.vector.reduce.add.v32i32", I32, total)
-
-    return emit
-
-
-@intrinsic
-def dot32(_context: Any, w: Any, i: Any, x: Any, j: Any) -> Any:
-    """int32 sum of w[i + n] * x[j + n] for n < 32, both int8."""
-    return types.int32(w, types.intp, x, types.intp), _integer_dot(32, I8)
-
-
-def _pair_products(builder: Any, w: Any, x: Any) -> Any:
-    """<32 x i8> times <32 x i8> -> <16 x i32>: sums of neighbouring products, one instruction where there is one."""
-    wide = ir.VectorType(I32, 32)
-    product = builder.mul(builder.sext(w, wide), builder.sext(x, wide))
-    return _add_shuffled(builder, product, product, list(range(0, 32, 2)), list(range(1, 32, 2)))
-
-
-def _add_shuffled(builder: Any, a: Any, b: Any, first: list[int], second: list[int]) -> Any:
-    """Lanes `first` of (a, b) plus lanes `second`; an index counts through a and then b."""
-    lanes = [ir.Constant(ir.VectorType(I32, len(order)), order) for order in (first, second)]
-    return builder.add(*(builder.shuffle_vector(a, b, order) for order in lanes))
-
-
-def _sums_of_eight(builder: Any, v: list[Any]) -> Any:
-    """Eight <16 x i32> -> <8 x i32>, the sum of each: added crosswise, three instructions for each vector."""
-    low = [q * 4 + i for q in range(4) for i in (0, 16, 1, 17)]  # within quarters, as x86 shuffles
-    v = [_add_shuffled(builder, v[i], v[i + 1], low, [i + 2 for i in low]) for i in range(0, 8, 2)]
-    low = [q * 4 + i for q in range(4) for i in (0, 1, 16, 17)]
-    v = [_add_shuffled(builder, v[i], v[i + 1], low, [i + 2 for i in low]) for i in (0, 2)]  # (4 quarters, 4 sums)
-    both = _add_shuffled(builder, *v, [*range(8), *range(16, 24)], [*range(8, 16), *range(24, 32)])
-    return _add_shuffled(builder, both, both, [*range(4), *range(8, 12)], [*range(4, 8), *range(12, 16)])
-
-
-@intrinsic
-def eight_dots(_context: Any, w: Any, i: Any, x: Any, j: Any, out: Any, index: Any) -> Any:
-    """out[index + b] = float32 of `dot32` of block b of w (from i) and x (from j), for 8 blocks of 32."""
-
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        products = []
-        for b in range(0, 256, 32):
-            step = ir.Constant(ir.IntType(64), b)
-            loaded = [
-                load_vector(context, builder, signature.args[n], args[n], builder.add(args[n + 1], step), I8, 32)
-                for n in (0, 2)
-            ]
-            products.append(_pair_products(builder, *loaded))
-        sums = builder.sitofp(_sums_of_eight(builder, products), ir.VectorType(F32, 8))
-        store_vector(context, builder, signature.args[4], args[4], args[5], sums)
-        return context.get_dummy_value()
-
-    return types.void(w, types.intp, x, types.intp, out, types.intp), emit
-
-
-@intrinsic
-def dot256(_context: Any, w: Any, i: Any, x: Any, j: Any) -> Any:
-    """int32 sum of w[i + n] * x[j + n] for n < 256; w int16 (at most 12 bits used), x int8."""
-    return types.int32(w, types.intp, x, types.intp), _integer_dot(256, I16)
-
-
 def _fold(builder: Any, lanes: Any) -> Any:
     """The sum of 16 lanes as a fixed tree: 8 + 8, 4 + 4, 2 + 2, 1 + 1."""
     for half in (8, 4, 2, 1):
@@ -333,7 +262,7 @@ def dot_f32(_context: Any, w: Any, i: Any, x: Any, j: Any, n: Any) -> Any:
             m = builder.mul(loop.index, lanes)
             a = load_vector(context, builder, w_type, args[0], builder.add(args[1], m), F32, 16)
             b = load_vector(context, builder, x_type, args[2], builder.add(args[3], m), F32, 16)
-            builder.store(_call(builder, "llvm.fma.v16f32", a.type, a, b, builder.load(total)), total)
+            builder.store(call(builder, "llvm.fma.v16f32", a.type, a, b, builder.load(total)), total)
         with cgutils.for_range(builder, builder.sub(args[4], whole)) as loop:
             m = builder.add(whole, loop.index)
             a = builder.load(pointer(context, builder, w_type, args[0], builder.add(args[1], m)))

@@ -1,8 +1,8 @@
 """Products of a weight matrix in block form with one or many columns of activations.
 
-A quantised row is unpacked once into integer codes that stay in the first-level cache and then meets every column. The
-integer sum over a block is exact; one fma adds it to the row's total, in ascending order (formats/arithmetic.md). Every
-(row, column) is summed by itself, so neither the number of threads nor that of columns changes a bit.
+Sixteen rows at a time, a few blocks of theirs are turned into lines that stay in the first-level cache (`panel`) and
+meet every column. The integer sum over a block is exact; one fma adds it to the row's total, in ascending order
+(formats/arithmetic.md). Every (row, column) is summed by itself, so neither threads nor columns change a bit.
 """
 
 from __future__ import annotations
@@ -15,77 +15,21 @@ from numba.extending import register_jitable
 
 from ... import blocks
 from ...blocks import BlockType
-from . import unpack
-from .intrinsics import (
-    at,
-    bf16_at,
-    bits_float,
-    dot32,
-    dot256,
-    dot_f32,
-    eight_dots,
-    f16_at,
-    f16_to_f32,
-    f32_at,
-    float_bits,
-    fma,
-    is_set,
-    put,
-    rint,
-    u16_at,
-)
+from . import panel
+from .intrinsics import at, bf16_at, bits_float, dot_f32, f16_at, f32_at, float_bits, is_set, put, rint
 from .jit import INT, Kernel, f32s, i8s, i32s, ro_u8s, variant
-from .unpack import lows_q2_k, unpack_q4_0
+from .lines import ROWS
 
-_TILE_BYTES = 1 << 15  # unpacked rows that meet a column while it is in the first-level cache
+_TILE_BYTES = 1 << 15  # decoded rows that meet a column while they are in the first-level cache
+_TILE_WEIGHTS = 512  # of each of the 16 rows, likewise
+WIDE = 4  # columns that share a load of a line
 
-# ---- exact sums ------------------------------------------------------------------------------------------------------
-
-
-@register_jitable
-def _sums_of_32(codes, i, q, j, n_blocks, sums, first):
-    """sums[first + b] = the exact sum of codes times activations in block b of a row (from i) and a column (from j)."""
-    for b in range(0, n_blocks - 7, 8):
-        eight_dots(codes, i + b * 32, q, j + b * 32, sums, first + b)
-    for b in range(n_blocks - n_blocks % 8, n_blocks):
-        put(sums, first + b, np.float32(dot32(codes, i + b * 32, q, j + b * 32)))
-
-
-@register_jitable
-def _sums_of_256(codes, i, q, j, n_blocks, sums, first):
-    """As `_sums_of_32` for blocks of 256; rounded to float32 as that is how the sum enters the row's total."""
-    for b in range(n_blocks):
-        put(sums, first + b, np.float32(dot256(codes, i + b * 256, q, j + b * 256)))
-
-
-@register_jitable
-def _low_sum(lows, i, s, j):
-    """The exact sum of 16 minimums times the activations' sums, as float32."""
-    total = np.int32(0)
-    for g in range(16):
-        total += np.int32(at(lows, i + g)) * at(s, j + g)
-    return np.float32(total)
-
-
-@register_jitable
-def _byte_at(w, offset):
-    return np.uint16(at(w, offset))
-
-
-@register_jitable
-def _e8m0(e):
-    """Half of the power of two that an e8m0 byte stands for; 0 and 1 are subnormal."""
-    bits = np.int32(0x200000) << np.int32(e) if e < 2 else (np.int32(e) - np.int32(1)) << np.int32(23)
-    return bits_float(np.int32(bits))
-
-
-# What `variant` replaces in the templates below; the values here are those of Q4_0.
+# What `variant` replaces in the templates below.
 BLOCK, BYTES, PER_SUM = 32, 18, 32  # weights and bytes of a block, activations per integer sum
-SCALE_AT, LOW_AT = 0, -1  # bytes before the block's scale and minimum (-1: it has none)
-UNPACK, SUMS, DECODE = unpack_q4_0, _sums_of_32, f16_at  # block -> codes; sums of blocks; bytes -> a float
-RAW_SCALE, SCALE = u16_at, f16_to_f32  # bytes -> a scale as it is stored; that -> float32
-DMIN_AT, LOWS = -1, lows_q2_k  # the minimums' common scale (-1: the format has none); block -> 16 minimums
-CODES, TILE_WEIGHTS = np.int8, _TILE_BYTES  # type of unpacked codes, and how many are unpacked at a time
+GROUPS, HAS_LOW, HAS_LOWS = 1, 0, 0  # integer scales of a block; whether it has a minimum, and minimums of groups
+UNPACK = MANY = ONE = None  # intrinsics of `panel`: blocks -> lines; those times many columns, times one
+DECODE = f32_at  # bytes -> a float
+TILE_WEIGHTS = _TILE_BYTES // 4
 
 # ---- activations -----------------------------------------------------------------------------------------------------
 
@@ -116,63 +60,46 @@ _quantize_signature = types.void(f32s, INT, INT, INT, i8s, f32s, i32s)
 quantize_q8_32 = Kernel(variant(_quantize, BLOCK=32, PER_SUM=32), _quantize_signature, "quantize_q8_32")
 quantize_q8_256 = Kernel(variant(_quantize, BLOCK=256, PER_SUM=16), _quantize_signature, "quantize_q8_256")
 
-# ---- quantised weights -----------------------------------------------------------------------------------------------
+# ---- blocks ---------------------------------------------------------------------------------------------------------
 
 
-def _linear_quantised(w, k, first, last, q, d, s, n_cols, bias, residual, y, n_rows, cancel):
-    """Rows [first, last) of blocks. All arrays are flat; the comments of `_tail` tell their shapes.
+@register_jitable
+def _aligned(raw, n):
+    """n elements of an array that is 64 bytes longer, from where a cache line begins."""
+    skip = (-raw.ctypes.data % 64) // raw.itemsize
+    return raw[skip : skip + n]
 
-    Four rows are summed side by side: one alone would wait for each of its additions.
+
+def _linear_blocks(w, k, first, last, q, d, s, n_cols, bias, residual, y, n_rows, cancel):
+    """Rows [first, last) of blocks; w holds at least 16 rows. All arrays are flat, shapes stand at `_tail`.
+
+    A last panel that would go beyond the rows begins earlier; only rows from `first` on are written.
     """
-    n_blocks = k // BLOCK
-    tile = 4 if n_cols == 1 else max(4, TILE_WEIGHTS // k // 4 * 4)
-    codes = np.zeros(tile * k, CODES)  # (tile, k)
-    halves = np.zeros(tile * n_blocks, np.uint16)  # (tile, n_blocks) scales as they are stored
-    scale = np.zeros(tile * n_blocks, np.float32)
-    low = np.zeros(tile * n_blocks if LOW_AT >= 0 or DMIN_AT >= 0 else 1, np.float32)
-    lows = np.zeros(tile * n_blocks * 16 if DMIN_AT >= 0 else 1, np.int16)  # (tile, n_blocks, 16)
-    sums = np.empty(4 * n_blocks, np.float32)  # (4, n_blocks)
-    for start in range(first, last, tile):
+    n_blocks, tile = k // BLOCK, TILE_WEIGHTS // BLOCK
+    stride = n_blocks * BYTES
+    codes = _aligned(np.empty(tile * BLOCK * ROWS + 64, np.int8), tile * BLOCK * ROWS)
+    scale = _aligned(np.empty(tile * ROWS + 16, np.float32), tile * ROWS)
+    low = _aligned(np.empty(tile * ROWS * HAS_LOW + 16, np.float32), tile * ROWS * HAS_LOW)
+    steps = _aligned(np.empty(tile * ROWS * GROUPS + 16, np.int32), tile * ROWS * GROUPS)
+    lows = _aligned(np.empty(tile * ROWS * GROUPS * HAS_LOWS + 16, np.int32), tile * ROWS * GROUPS * HAS_LOWS)
+    totals = _aligned(np.empty(n_cols * ROWS + 16, np.float32), n_cols * ROWS)
+    for start in range(first, last, ROWS):
         if is_set(cancel):
             return
-        n = min(tile, last - start)
-        for b in range(n * n_blocks):
-            offset = (start * n_blocks + b) * BYTES
-            UNPACK(w, offset, codes, b * BLOCK)
-            put(halves, b, RAW_SCALE(w, offset + SCALE_AT))
-            if LOW_AT >= 0:
-                put(low, b, f16_at(w, offset + LOW_AT))
-            if DMIN_AT >= 0:
-                put(low, b, -f16_at(w, offset + DMIN_AT))
-                LOWS(w, offset, lows, b * 16)
-        for b in range(n * n_blocks):  # by itself, so that many are converted at once
-            put(scale, b, SCALE(at(halves, b)))
+        base = max(min(start, n_rows - ROWS), 0)
+        totals[:] = np.float32(0.0)
+        for b0 in range(0, n_blocks, tile):
+            n = min(tile, n_blocks - b0)
+            for b in range(n):
+                offset, ahead = base * stride + (b0 + b) * BYTES, (base + ROWS) * stride + (b0 + b) * BYTES * ROWS
+                UNPACK(w, offset, stride, ahead, b, codes, steps, lows, scale, low)
+            for m in range(0, n_cols - WIDE + 1, WIDE):
+                MANY(codes, steps, lows, scale, low, n, b0, q, d, s, k, m, totals)
+            for m in range(n_cols - n_cols % WIDE, n_cols):
+                ONE(codes, steps, lows, scale, low, n, b0, q, d, s, k, m, totals)
         for m in range(n_cols):
-            for i in range(0, n, 4):  # rows beyond n hold leftovers; their totals are not written
-                for row in range(4):
-                    SUMS(codes, (i + row) * k, q, m * k, n_blocks, sums, row * n_blocks)
-                t0, t1, t2, t3 = np.float32(0.0), np.float32(0.0), np.float32(0.0), np.float32(0.0)
-                for b in range(n_blocks):
-                    dx = at(d, m * n_blocks + b)
-                    b0 = i * n_blocks + b
-                    b1, b2, b3 = b0 + n_blocks, b0 + 2 * n_blocks, b0 + 3 * n_blocks
-                    t0 = fma(at(scale, b0) * dx, at(sums, b), t0)
-                    t1 = fma(at(scale, b1) * dx, at(sums, n_blocks + b), t1)
-                    t2 = fma(at(scale, b2) * dx, at(sums, 2 * n_blocks + b), t2)
-                    t3 = fma(at(scale, b3) * dx, at(sums, 3 * n_blocks + b), t3)
-                    if LOW_AT >= 0:
-                        sx = np.float32(at(s, m * n_blocks + b))
-                        t0, t1 = fma(at(low, b0) * dx, sx, t0), fma(at(low, b1) * dx, sx, t1)
-                        t2, t3 = fma(at(low, b2) * dx, sx, t2), fma(at(low, b3) * dx, sx, t3)
-                    if DMIN_AT >= 0:
-                        j = (m * n_blocks + b) * 16
-                        t0 = fma(at(low, b0) * dx, _low_sum(lows, b0 * 16, s, j), t0)
-                        t1 = fma(at(low, b1) * dx, _low_sum(lows, b1 * 16, s, j), t1)
-                        t2 = fma(at(low, b2) * dx, _low_sum(lows, b2 * 16, s, j), t2)
-                        t3 = fma(at(low, b3) * dx, _low_sum(lows, b3 * 16, s, j), t3)
-                for row, total in enumerate((t0, t1, t2, t3)):
-                    if i + row < n:
-                        _finish(total, start + i + row, m, bias, residual, y, n_rows)
+            for row in range(start, min(start + ROWS, last)):
+                _finish(at(totals, m * ROWS + row - base), row, m, bias, residual, y, n_rows)
 
 
 @register_jitable
@@ -211,28 +138,19 @@ _quantised_signature = types.void(ro_u8s, INT, INT, INT, i8s, f32s, i32s, INT, *
 _float_signature = types.void(ro_u8s, INT, INT, INT, f32s, INT, *_tail)
 
 
-def _field(type: BlockType, name: str) -> int:
-    return int(type.dtype.fields[name][1]) if name in type.dtype.fields else -1
-
-
-def _quantised(type: BlockType, lows: Any = lows_q2_k, **other: Any) -> Kernel:
-    """`other` replaces more of the template's names."""
-    of_256 = type.block_size == 256
-    codes = np.int16 if of_256 else np.int8
+def _blocks(type: BlockType) -> Kernel:
     values = {
         "BLOCK": type.block_size,
         "BYTES": type.type_size,
-        "SCALE_AT": _field(type, "d"),
-        "LOW_AT": _field(type, "m"),
-        "DMIN_AT": _field(type, "dmin"),
-        "UNPACK": getattr(unpack, f"unpack_{type.name.lower()}"),
-        "LOWS": lows,
-        "SUMS": _sums_of_256 if of_256 else _sums_of_32,
-        "CODES": codes,
-        "TILE_WEIGHTS": _TILE_BYTES // np.dtype(codes).itemsize,
+        "GROUPS": panel.n_groups(type),
+        "HAS_LOW": int("m" in type.dtype.fields or "dmin" in type.dtype.fields),
+        "HAS_LOWS": int("dmin" in type.dtype.fields),
+        "UNPACK": panel.unpacker(type),
+        "MANY": panel.multiplier(type, WIDE),
+        "ONE": panel.multiplier(type, 1),
+        "TILE_WEIGHTS": _TILE_WEIGHTS,
     }
-    function = variant(_linear_quantised, **{**values, **other})
-    return Kernel(function, _quantised_signature, f"linear_{type.name.lower()}")
+    return Kernel(variant(_linear_blocks, **values), _quantised_signature, f"linear_{type.name.lower()}")
 
 
 def _float(type: BlockType, decode: Any) -> Kernel:
@@ -244,9 +162,5 @@ LINEAR: dict[int, Kernel] = {
     blocks.F32.id: _float(blocks.F32, f32_at),
     blocks.F16.id: _float(blocks.F16, f16_at),
     blocks.BF16.id: _float(blocks.BF16, bf16_at),
-    blocks.Q2_K.id: _quantised(blocks.Q2_K),
-    blocks.Q4_K.id: _quantised(blocks.Q4_K, unpack.lows_of_32),
-    blocks.Q5_K.id: _quantised(blocks.Q5_K, unpack.lows_of_32),
-    blocks.MXFP4.id: _quantised(blocks.MXFP4, SCALE_AT=0, RAW_SCALE=_byte_at, SCALE=_e8m0),
 }
-LINEAR.update((type.id, _quantised(type)) for type in blocks.ALL if type.id not in LINEAR)
+LINEAR.update((type.id, _blocks(type)) for type in blocks.ALL if type.id not in LINEAR)
