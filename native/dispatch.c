@@ -8,8 +8,18 @@
 #include "selftest.h"
 
 /* Lowest first. A new instruction set: its table here, its bits in cpu.c, nothing else. */
-static const el_kernels *const levels[] = {&el_kernels_portable, &el_kernels_avx2, &el_kernels_avxvnni,
-                                          &el_kernels_avx512};
+static const el_kernels *const levels[] = {
+    &el_kernels_portable,
+#if defined(__aarch64__)
+    &el_kernels_neon,
+    &el_kernels_neon_dotprod,
+    &el_kernels_neon_i8mm,
+#else
+    &el_kernels_avx2,
+    &el_kernels_avxvnni,
+    &el_kernels_avx512,
+#endif
+};
 #define N_LEVELS ((int)(sizeof levels / sizeof *levels))
 
 el_kernels el_k;
@@ -96,6 +106,8 @@ const char *el_isa(void) { return el_init(NULL) == EL_OK ? levels[current]->name
 int el_n_levels(void) { return N_LEVELS; }
 
 const char *el_level_name(int level) { return level >= 0 && level < N_LEVELS ? levels[level]->name : NULL; }
+
+const el_kernels *el_level_table(int level) { return level >= 0 && level < N_LEVELS ? levels[level] : NULL; }
 
 int el_level_usable(int level) {
     if (level < 0 || level >= N_LEVELS || el_init(NULL) != EL_OK) return 0;

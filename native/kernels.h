@@ -79,7 +79,10 @@ enum el_cpu_bits {
     EL_CPU_F16C = 4,
     EL_CPU_AVXVNNI = 8,
     EL_CPU_AVX512 = 16, /* F, BW, DQ and VL */
-    EL_CPU_AVX512VNNI = 32
+    EL_CPU_AVX512VNNI = 32,
+    EL_CPU_NEON = 1 << 16,
+    EL_CPU_DOTPROD = 1 << 17,
+    EL_CPU_I8MM = 1 << 18
 };
 uint32_t el_cpu_features(void); /* CPU bits that the operating system also saves and restores */
 
@@ -87,6 +90,10 @@ extern const el_kernels el_kernels_portable;
 extern const el_kernels el_kernels_avx2; /* all NULL where it was not compiled */
 extern const el_kernels el_kernels_avxvnni;
 extern const el_kernels el_kernels_avx512;
+extern const el_kernels el_kernels_neon;
+extern const el_kernels el_kernels_neon_dotprod;
+extern const el_kernels el_kernels_neon_i8mm;
+const el_kernels *el_level_table(int level); /* the table of a level as compiled; NULL: no such level */
 
 extern el_kernels el_k; /* the merged table in use */
 extern const char *el_linear_level[2][EL_TYPE_LIMIT];

@@ -215,7 +215,6 @@ static void selftest_suite(void) {
 }
 
 int main(int argc, char **argv) {
-    static const el_kernels *const tables[] = {&el_kernels_portable, &el_kernels_avx2};
     int n_levels = 0, status = el_init(NULL);
     if (status != EL_OK) {
         fprintf(stderr, "el_init: status %d\n", status);
@@ -226,8 +225,8 @@ int main(int argc, char **argv) {
         int usable = el_level_usable(i);
         if (usable == -1) expect(0, el_level_name(i), "self-test", 0, 0, 0, 0, 0);
         if (usable == 0) continue; /* a level that failed runs too: its messages tell where */
-        linear_suite(tables[i]);
-        other_suite(tables[i]);
+        linear_suite(el_level_table(i));
+        other_suite(el_level_table(i));
         n_levels++;
         if (usable != 1 || el_set_isa(el_level_name(i)) != EL_OK) continue;
         exp_suite(&el_k); /* the merged table, as models see it */
