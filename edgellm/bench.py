@@ -2,14 +2,21 @@
 
 `ppN` is a prompt of N tokens in passes of 512, `tgN` is N passes of one token; ` @ dD` says that D tokens were in the
 cache before. Each repetition starts from the same cache; one warm-up run comes before the first.
+
+What is counted: the bytes of the file's tensors that a pass needs (never padding, never the cache), and the
+multiply-adds that it really does (the output head only for tokens whose logits are wanted; those of attention on their
+own). Shares hold them against the machine's own limits, measured in the same run (`edgellm.probe`).
 """
 
 from __future__ import annotations
 
 import statistics
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +24,7 @@ if TYPE_CHECKING:
     from edgellm.generate import Engine
     from edgellm.model import Model
     from edgellm.plan import Plan
+    from edgellm.probe import Limits
     from edgellm.weights import Weights
     from edgellm.worker import Job
 
@@ -26,7 +34,10 @@ class BenchResult:
     """One test. Rates are tokens per second; `gb_per_s` counts the bytes of the file's tensors that the passes need.
 
     1 GB is 10^9 bytes. The bytes are those of the source GGUF, without padding or cache: each matrix once per pass, of
-    an untied embedding table only the rows that are looked up.
+    an untied embedding table only the rows that are looked up. `madds` and `attention_madds` are multiply-adds of one
+    repetition. Shares are None where they say nothing (reading for pp, multiplying for tg) or were not measured:
+    `read_share` of the bandwidth, `int8_share` and `bf16_share` of the fastest instructions of that kind. `busy` is the
+    number of busy processes beside the run.
     """
 
     test: str
@@ -46,6 +57,12 @@ class BenchResult:
     model_n_params: int
     kv_type: str
     peak_rss: int
+    madds: int
+    attention_madds: int
+    read_share: float | None
+    int8_share: float | None
+    bf16_share: float | None
+    busy: int
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"samples_ts": list(self.samples_ts)}
@@ -82,6 +99,80 @@ def _rows(weights: Weights, name: str) -> tuple[int, int]:
     return rows, n_bytes // rows
 
 
+def pass_madds(plan: Plan, n_tokens: int, n_outputs: int = 1) -> int:
+    """Multiply-adds of a pass in products with weights: each row of a matrix with each token, or each wanted output."""
+    from edgellm.ops import Op
+
+    total = 0
+    for step in plan.steps:
+        n = n_outputs if step.outputs and plan.buffers[step.outputs[0]].rows == "outputs" else n_tokens
+        if step.op is Op.LINEAR:
+            rows, cols = plan.weights[step.weights[0]]
+            total += n * rows * cols
+        elif step.op is Op.EXPERTS:
+            one = sum(rows * cols for _, rows, cols in (plan.weights[name] for name in step.weights))
+            total += n * step.params["n_used"] * one
+    return total
+
+
+def attention_madds(plan: Plan, n_tokens: int, depth: int) -> int:
+    """Multiply-adds of a pass in attention: scores and values of every visible position, for every head."""
+    from edgellm.ops import Op
+
+    total = 0
+    for step in plan.steps:
+        if step.op is Op.ATTENTION:
+            p = step.params
+            window = p["window"] or depth + n_tokens
+            seen = sum(min(window, depth + i + 1) for i in range(n_tokens))
+            total += 2 * p["n_heads"] * p["head_dim"] * seen
+    return total
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one repetition of a test needs: bytes of the file's tensors, multiply-adds with weights and in attention."""
+
+    n_bytes: int
+    madds: int
+    attention_madds: int
+
+
+def work_of(plan: Plan, weights: Weights, n_prompt: int, n_gen: int, depth: int) -> Work:
+    """A prompt of `n_prompt` tokens (logits for the last one), or `n_gen` passes of one token."""
+    passes = [(1, 1)] * n_gen
+    if n_prompt:
+        from edgellm.generate import PREFILL_CHUNK
+
+        starts = range(0, n_prompt, PREFILL_CHUNK)
+        passes = [(min(PREFILL_CHUNK, n_prompt - at), int(at + PREFILL_CHUNK >= n_prompt)) for at in starts]
+    counted: Counter[tuple[int, int]] = Counter(passes)
+    attention = 0
+    for n_tokens, _ in passes:
+        attention += attention_madds(plan, n_tokens, depth)
+        depth += n_tokens
+    return Work(
+        sum(times * pass_bytes(plan, weights, *kind) for kind, times in counted.items()),
+        sum(times * pass_madds(plan, *kind) for kind, times in counted.items()),
+        attention,
+    )
+
+
+@contextmanager
+def busy_processes(n: int) -> Iterator[None]:
+    """`n` processes that never rest, as long as the block runs."""
+    processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(n)]
+    try:
+        if n:
+            time.sleep(0.3)  # until they are really running
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+        for process in processes:
+            process.wait()
+
+
 def tokens_for(n: int, n_vocab: int, step: int) -> list[int]:
     """`n` harmless token ids, spread over the vocabulary; the same in every run."""
     first = min(10, n_vocab - 1)
@@ -95,28 +186,31 @@ def run_tests(
     generations: Sequence[int],
     depths: Sequence[int],
     repetitions: int,
+    limits: Limits | None = None,
+    busy: int = 0,
 ) -> Iterator[BenchResult]:
     """Every test that the numbers ask for, one after the other; 0 leaves a test out. See `one_test`."""
     for depth in depths:
         for n_prompt, n_gen in [(p, 0) for p in prompts if p] + [(0, n) for n in generations if n]:
-            yield one_test(model, n_prompt, n_gen, depth, repetitions)
+            yield one_test(model, n_prompt, n_gen, depth, repetitions, limits, busy)
 
 
-def one_test(model: Model, n_prompt: int, n_gen: int, depth: int, repetitions: int) -> BenchResult:
-    """Time a prompt of `n_prompt` tokens or `n_gen` decoded tokens at `depth`, `repetitions` times."""
-    from edgellm.generate import PREFILL_CHUNK
+def one_test(
+    model: Model, n_prompt: int, n_gen: int, depth: int, repetitions: int, limits: Limits | None = None, busy: int = 0
+) -> BenchResult:
+    """Time a prompt of `n_prompt` tokens or `n_gen` decoded tokens at `depth`, `repetitions` times.
+
+    It is held against `limits` (`edgellm.probe.limits_apart`); `busy` processes run beside it.
+    """
     from edgellm.machine import peak_rss
 
     loaded = model._loaded
-    seconds = model._worker.call(lambda job: _measure(loaded.engine, job, n_prompt, n_gen, depth, repetitions))
-    n = n_prompt or n_gen
-    rates = [n / s for s in seconds]
-    if n_prompt:
-        chunks = [min(PREFILL_CHUNK, n_prompt - at) for at in range(0, n_prompt, PREFILL_CHUNK)]
-        last = len(chunks) - 1
-        n_bytes = sum(pass_bytes(loaded.plan, loaded.weights, c, int(i == last)) for i, c in enumerate(chunks))
-    else:
-        n_bytes = n_gen * pass_bytes(loaded.plan, loaded.weights, 1)
+    with busy_processes(busy):
+        seconds = model._worker.call(lambda job: _measure(loaded.engine, job, n_prompt, n_gen, depth, repetitions))
+    rates = [(n_prompt or n_gen) / s for s in seconds]
+    work = work_of(loaded.plan, loaded.weights, n_prompt, n_gen, depth)
+    per_s = statistics.fmean(1 / s for s in seconds)
+    madds = work.madds * per_s if n_prompt else 0.0
     return BenchResult(
         test=test_name(n_prompt, n_gen, depth),
         n_prompt=n_prompt,
@@ -126,7 +220,7 @@ def one_test(model: Model, n_prompt: int, n_gen: int, depth: int, repetitions: i
         avg_ts=statistics.fmean(rates),
         stddev_ts=statistics.stdev(rates) if len(rates) > 1 else 0.0,
         samples_ts=tuple(rates),
-        gb_per_s=statistics.fmean(n_bytes / s for s in seconds) / 1e9,
+        gb_per_s=work.n_bytes * per_s / 1e9,
         isa=model.isa,
         backend=model.backend,
         model=str(model.path),
@@ -135,7 +229,17 @@ def one_test(model: Model, n_prompt: int, n_gen: int, depth: int, repetitions: i
         model_n_params=n_params(loaded.plan),
         kv_type=model.kv_type,
         peak_rss=peak_rss(),
+        madds=work.madds,
+        attention_madds=work.attention_madds,
+        read_share=_share(0.0 if n_prompt else work.n_bytes * per_s, limits and limits.read),
+        int8_share=_share(madds, limits and limits.int8),
+        bf16_share=_share(madds, limits and limits.bf16),
+        busy=busy,
     )
+
+
+def _share(rate: float, limit: float | None) -> float | None:
+    return rate / limit if rate and limit else None
 
 
 def test_name(n_prompt: int, n_gen: int, depth: int) -> str:

@@ -101,6 +101,46 @@ def pool_chunks() -> list[int]:
     return list(counts[0 : lib.el_pool_chunks(counts, 128)])
 
 
+def measure_read(
+    address: int, n_bytes: int, n_threads: int, streams: int, ahead: int, level: int, seconds: float
+) -> float:
+    """Bytes per second that `n_threads` threads read of `n_bytes` at `address` (64-byte aligned); native/edgellm.h."""
+    ffi, lib = library()
+    rate, ns = ffi.new("double *"), max(1, int(seconds * 1e9))
+    rc = lib.el_measure_read(ffi.cast("void *", address), n_bytes, n_threads, streams, ahead, level, ns, rate)
+    check(rc, "measuring how fast memory is read")
+    return rate[0]
+
+
+def read_unit() -> int:
+    """Bytes that a thread of `measure_read` needs at least."""
+    return library()[1].el_measure_unit() + 4096
+
+
+def peaks() -> list[tuple[int, str, str]]:
+    """(number, kind, name) of every loop of multiply-adds that this machine can run."""
+    ffi, lib = library()
+    names = [(i, lib.el_peak_kind(i), lib.el_peak_name(i)) for i in range(lib.el_n_peaks()) if lib.el_peak_usable(i)]
+    return [(i, ffi.string(kind).decode(), ffi.string(name).decode()) for i, kind, name in names]
+
+
+def measure_peak(peak: int, n_threads: int, seconds: float) -> float:
+    """Multiply-adds per second of loop `peak` with `n_threads` threads."""
+    ffi, lib = library()
+    rate = ffi.new("double *")
+    check(lib.el_measure_peak(peak, n_threads, max(1, int(seconds * 1e9)), rate), "measuring multiply-adds")
+    return rate[0]
+
+
+def arena(n_bytes: int) -> tuple[int, Any]:
+    """(address, function that frees it) of zeroed memory on 2 MB pages where there are any."""
+    ffi, lib = library()
+    memory = lib.el_arena_alloc(n_bytes)
+    if memory == ffi.NULL:
+        raise NotEnoughMemoryError(n_bytes, 0, [], what="a buffer")
+    return int(ffi.cast("uintptr_t", memory)), lambda: lib.el_arena_free(memory, n_bytes)
+
+
 # ---- weights ---------------------------------------------------------------------------------------------------------
 
 

@@ -241,6 +241,15 @@ def peak_rss() -> int:
     return int(peak if sys.platform == "darwin" else peak * 1024)  # macOS counts bytes, Linux KiB
 
 
+def l3_bytes(sys_cpu: Path = _SYS_CPU) -> int | None:
+    """Bytes of the last cache that CPUs share (level 3), None where the system does not tell."""
+    for index in sorted((sys_cpu / "cpu0" / "cache").glob("index*")):
+        size = _read(index / "size") or ""
+        if _read_int(index / "level") == 3 and size[:-1].isdigit() and size[-1] in "KM":
+            return int(size[:-1]) << (10 if size[-1] == "K" else 20)
+    return None
+
+
 def huge_pages() -> str:
     """How the kernel hands out 2 MB pages (`always`, `madvise`, `never`), or `unknown`."""
     text = _read(Path("/sys/kernel/mm/transparent_hugepage/enabled")) or ""

@@ -158,6 +158,20 @@ int el_forward(el_plan *plan, el_pass *pass);
 int el_pool_chunks(int64_t *chunks, int n);    /* chunks run so far by worker 0 (the caller), 1, ...; returns how many workers exist */
 void el_pool_shutdown(void);                   /* ends the helper threads (they come back when needed) */
 
+/* ---- measuring the machine (native/probe.c) ---------------------------------------------------------------- */
+/* Bytes per second that n_threads threads read together, each over and over its own share of buffer (64-byte aligned, at
+ * least el_measure_unit() + 4096 bytes a thread) for ns nanoseconds (at most two seconds): `streams` (1, 2, 4) at once,
+ * with software prefetch `ahead` bytes in front into cache `level` (1 or 2; 0: no prefetch). */
+int el_measure_read(const void *buffer, int64_t bytes, int n_threads, int streams, int64_t ahead, int level, int64_t ns,
+                    double *bytes_per_s);
+int64_t el_measure_unit(void);
+/* Peaks: instructions that multiply and add, from registers, all chains full. */
+int el_n_peaks(void);
+const char *el_peak_kind(int peak);   /* "int8", "bf16" or "f32"; NULL: no such peak */
+const char *el_peak_name(int peak);
+int el_peak_usable(int peak);         /* 1: the CPU and the system allow it */
+int el_measure_peak(int peak, int n_threads, int64_t ns, double *per_s); /* multiply-adds per second */
+
 /* ---- text: sampler and tokenizer -------------------------------------------------------------------------- */
 /* [text begin] */
 /* SentencePiece BPE. Texts are UTF-8 with spaces already written as U+2581; special pieces were cut out before. */

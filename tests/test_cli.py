@@ -168,7 +168,7 @@ def test_doctor(run, models):
 
 def test_bench_json(run, models):
     sizes = ["-p", 16, "-n", 4, "-d", "0,64", "-t", "1,2", "-r", 2]
-    code, out, err = run("bench", models["plain"], *sizes, "-o", "json", *FAST)
+    code, out, err = run("bench", models["plain"], *sizes, "-o", "json", "--no-shares", *FAST)
     results = json.loads(out)
     assert (code, err) == (0, "")
     assert [r["test"] for r in results] == ["pp16", "tg4", "pp16 @ d64", "tg4 @ d64"] * 2
@@ -180,14 +180,14 @@ def test_bench_json(run, models):
 
 @pytest.mark.parametrize(("flags", "tests"), [(["-p", 0, "-n", 2], ["tg2"]), (["-p", 8, "-n", 0], ["pp8"])])
 def test_bench_leaves_out_what_is_0(run, models, flags, tests):
-    lines = run("bench", models["plain"], *flags, "-r", 1, "-o", "jsonl", *FAST)[1].splitlines()
+    lines = run("bench", models["plain"], *flags, "-r", 1, "-o", "jsonl", "--no-shares", *FAST)[1].splitlines()
     assert [json.loads(line)["test"] for line in lines] == tests
 
 
 def test_bench_tables(run, models):
     table = run("bench", models["plain"], "-p", 8, "-n", 2, "-r", 1, *FAST)[1].splitlines()
     assert len(table) == 4 and "t/s" in table[0] and "pp8" in table[2] and "tg2" in table[3]
-    rows = run("bench", models["plain"], "-p", 8, "-n", 2, "-r", 1, "-o", "csv", *FAST)[1].splitlines()
+    rows = run("bench", models["plain"], "-p", 8, "-n", 2, "-r", 1, "-o", "csv", "--no-shares", *FAST)[1].splitlines()
     assert rows[0].startswith("test,") and len(rows) == 3
 
 

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "edgellm"
 FLOORS = [
     {"_native", "blocks", "errors"},
     {"machine", "results", "builtin", "clib", "ops"},
-    {"plan", "quants", "sampling", "template", "worker"},
+    {"plan", "probe", "quants", "sampling", "template", "worker"},
     {"gguf"},
     {"config", "imatrix", "kv", "tokenizers", "weights"},
     {"rope"},

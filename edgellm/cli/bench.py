@@ -44,10 +44,17 @@ class NumberList(click.ParamType):
 @click.option("-d", "--n-depth", type=NumberList(0), default="0", show_default=True, help="Tokens in the cache before.")
 @click.option("-t", "--threads", type=NumberList(1), default=None, help="Thread counts [default: auto].")
 @click.option("-r", "--repetitions", type=click.IntRange(1), default=5, show_default=True, help="How often.")
-@click.option("-ctk", "--kv-type", "kv_type", type=click.Choice(["auto", "f16", "f32"]), default="auto",
-              show_default=True, help="Number type of the KV cache.")
+@click.option("-ctk", "--kv-type", "--cache-type-k", "kv_type", default="auto", show_default=True,
+              metavar="TYPE", help="Number type of the KV cache: f16, f32, ...")
+@click.option("-ctv", "--cache-type-v", "kv_type_v", metavar="TYPE", help="The same as -ctk, as llama-bench wants it.")
 @click.option("--backend", type=click.Choice(["auto", "native", "numba", "reference"]), default="auto",
               show_default=True, help="What runs the model.")
+@click.option("--contention", "busy", type=click.IntRange(0, 1024), default=0, metavar="N",
+              help="Run beside N busy processes.")
+@click.option("--shares/--no-shares", default=True, show_default=True,
+              help="Measure the machine too, and show how much of it was used.")
+@click.option("--machine", "only_machine", is_flag=True, help="Measure the machine only: reading, multiplying.")
+@click.option("--json", "as_json", is_flag=True, help="The same as -o json.")
 @click.option("-o", "--output", "form", type=click.Choice(["md", "json", "jsonl", "csv"]), default="md",
               show_default=True, help="Form of the output.")
 def command(
@@ -59,39 +66,72 @@ def command(
     threads: list[int] | None,
     repetitions: int,
     kv_type: str,
+    kv_type_v: str | None,
     backend: str,
+    busy: int,
+    shares: bool,
+    only_machine: bool,
+    as_json: bool,
     form: str,
 ) -> None:
-    """Measure how fast MODEL reads a prompt (pp) and writes (tg), in tokens per second and GB/s of weights."""
+    """Measure how fast MODEL reads a prompt (pp) and writes (tg), in tokens per second and GB/s of weights.
+
+    "of limit" is the share of what this machine can do, measured in the same run: for tg of its read bandwidth, for pp
+    of its fastest integer multiply-adds. --machine measures only the machine.
+    """
+    form = "json" if as_json else form
+    if only_machine:
+        if model is not None or model_option is not None:
+            raise click.UsageError("--machine measures the machine; give it no model")
+        from edgellm.cli.bench_machine import measure
+
+        return measure(threads, form)
+    if kv_type_v not in (None, kv_type):
+        raise click.UsageError(f"keys and values have one type here: -ctk is {kv_type}, -ctv {kv_type_v}")
     if model is not None and model_option is not None:
         raise click.UsageError("give the model once: as an argument or with -m")
     if not any(n_prompt) and not any(n_gen):
         raise click.UsageError("there is nothing to measure: both -p and -n are 0")
     path = model if model is not None else model_option
     options = {"kv_type": kv_type, "backend": backend, "n_ctx": max(n_depth) + max(*n_prompt, *n_gen)}
-    tests = (n_prompt, n_gen, n_depth, repetitions)
+    tests = (n_prompt, n_gen, n_depth, repetitions, shares, busy)
     _WRITERS[form](result for n in threads or ["auto"] for result in _run(path, n, options, tests))
 
 
 def _run(path: str | None, threads: Any, options: dict[str, Any], tests: Any) -> Iterator[BenchResult]:
     import edgellm
     from edgellm.bench import run_tests
+    from edgellm.probe import limits_apart
 
+    n_prompt, n_gen, n_depth, repetitions, shares, busy = tests
     with progress_bar() as report:
         model = edgellm.load(path, threads=threads, progress=report, **options)
     with model:
-        yield from run_tests(model, *tests)
+        limits = limits_apart(model.threads) if shares else None
+        yield from run_tests(model, n_prompt, n_gen, n_depth, repetitions, limits, busy)
 
 
 # ---- output ------------------------------------------------------------------------------------------
 
+
+
+def _test(r: BenchResult) -> str:
+    return r.test + (f" ({r.busy} busy)" if r.busy else "")
+
+
+def _share(r: BenchResult) -> str:
+    share = r.int8_share if r.n_prompt else r.read_share
+    return "" if share is None else f"{100 * share:.1f} %"
+
+
 _COLUMNS = (
     ("model", lambda r: r.model_type), ("size", lambda r: f"{r.model_size / 2**20:.2f} MiB"),
     ("params", lambda r: f"{r.model_n_params / 1e6:.2f} M"), ("backend", lambda r: f"{r.backend} {r.isa}"),
-    ("threads", lambda r: str(r.n_threads)), ("test", lambda r: r.test),
+    ("threads", lambda r: str(r.n_threads)), ("test", _test),
     ("t/s", lambda r: f"{r.avg_ts:.2f} ± {r.stddev_ts:.2f}"), ("GB/s", lambda r: f"{r.gb_per_s:.2f}"),
+    ("of limit", _share),
 )  # fmt: skip
-_WIDTHS = (18, 11, 10, 16, 7, 16, 20, 7)
+_WIDTHS = (18, 11, 10, 16, 7, 16, 20, 7, 8)
 
 
 def _markdown(results: Iterator[BenchResult]) -> None:
