@@ -5,6 +5,7 @@
 
 #define NEON_LEVEL BY_PRODUCTS
 #include "neon_ops.h"
+#include "neon_attention.h"
 #include "neon_panels.h"
 #include "neon_rows.h"
 
@@ -25,8 +26,7 @@ const el_kernels el_kernels_neon = {
     .gated = gated,
     .add = add,
     .softcap = softcap,
-    .attn_scores = {[EL_KV_F32] = attn_scores_f32, [EL_KV_F16] = attn_scores_f16},
-    .attn_values = {[EL_KV_F32] = attn_values_f32, [EL_KV_F16] = attn_values_f16},
+    ATTENTION_ENTRIES
     .exp_sum = exp_sum,
 };
 

@@ -1,5 +1,5 @@
-/* neon_ops.h: the part of neon.c that is not a product of quantised weights: rows of floats, quantising, element-wise ops
- * and attention. 16 lanes of a float sum are four vectors.
+/* neon_ops.h: the part of neon.c that is not a product of quantised weights: rows of floats, quantising and element-wise
+ * ops. 16 lanes of a float sum are four vectors.
  */
 
 /* ---- rows of floats ----------------------------------------------------------------------------------------------- */
@@ -213,72 +213,3 @@ static void exp_sum(float *x, int64_t n, float max, float *sum) {
     for (int l = 0; i + l < n; l++) lanes[l] += x[i + l] = el_expf(x[i + l] - max);
     *sum = el_tree16(lanes);
 }
-
-/* ---- attention: one page of one KV head ------------------------------------------------------------------------------- */
-INLINE float32x4_t kv_f32(const void *page, int64_t i) { return floats4((const float *)page + i); }
-INLINE float32x4_t kv_f16(const void *page, int64_t i) { return halves4((const uint16_t *)page + i); }
-INLINE float kv_one_f32(const void *page, int64_t i) { return ((const float *)page)[i]; }
-INLINE float kv_one_f16(const void *page, int64_t i) { return el_f16_to_f32(((const uint16_t *)page)[i]); }
-
-/* G heads times V vectors of 4 tokens (scores) or channels (values) share each load of the page; G * V <= 16. */
-#define ATTENTION(TYPE)                                                                                          \
-    INLINE void scores_##TYPE(const float *q, int64_t head_dim, const void *page, const int G, const int V,      \
-                              float scale, float *scores) {                                                      \
-        for (int t0 = 0; t0 < EL_PAGE_TOKENS; t0 += 4 * V) {                                                     \
-            float32x4_t s[4][16];                                                                                \
-            UNROLL for (int g = 0; g < G; g++) UNROLL for (int v = 0; v < V; v++) s[g][v] = vdupq_n_f32(0.0f);   \
-            for (int64_t d = 0; d < head_dim; d++)                                                               \
-                UNROLL for (int v = 0; v < V; v++) {                                                             \
-                    float32x4_t k = kv_##TYPE(page, d * EL_PAGE_TOKENS + t0 + 4 * v);                            \
-                    UNROLL for (int g = 0; g < G; g++) s[g][v] = vfmaq_n_f32(s[g][v], k, q[g * head_dim + d]);   \
-                }                                                                                                \
-            UNROLL for (int g = 0; g < G; g++) UNROLL for (int v = 0; v < V; v++)                                \
-                vst1q_f32(scores + g * EL_PAGE_TOKENS + t0 + 4 * v, vmulq_n_f32(s[g][v], scale));                \
-        }                                                                                                        \
-    }                                                                                                            \
-    static void attn_scores_##TYPE(const float *q, int64_t n_group, int64_t head_dim, const void *k_page,        \
-                                   float scale, float *scores) {                                                 \
-        for (; n_group >= 4; n_group -= 4, q += 4 * head_dim, scores += 4 * EL_PAGE_TOKENS)                      \
-            scores_##TYPE(q, head_dim, k_page, 4, 4, scale, scores);                                             \
-        if (n_group == 3) scores_##TYPE(q, head_dim, k_page, 3, 4, scale, scores);                               \
-        if (n_group == 2) scores_##TYPE(q, head_dim, k_page, 2, 8, scale, scores);                               \
-        if (n_group == 1) scores_##TYPE(q, head_dim, k_page, 1, 16, scale, scores);                              \
-    }                                                                                                            \
-    INLINE void values_##TYPE(const float *p, int64_t head_dim, int64_t first, int64_t n_tokens,                 \
-                              const void *page, int64_t d0, const int G, const int V, float *acc) {              \
-        float32x4_t s[4][8];                                                                                     \
-        UNROLL for (int g = 0; g < G; g++) UNROLL for (int v = 0; v < V; v++)                                    \
-            s[g][v] = vld1q_f32(acc + g * head_dim + d0 + 4 * v);                                                \
-        for (int64_t t = first; t < n_tokens; t++)                                                               \
-            UNROLL for (int v = 0; v < V; v++) {                                                                 \
-                float32x4_t value = kv_##TYPE(page, t * head_dim + d0 + 4 * v);                                  \
-                UNROLL for (int g = 0; g < G; g++)                                                               \
-                    s[g][v] = vfmaq_n_f32(s[g][v], value, p[g * EL_PAGE_TOKENS + t]);                            \
-            }                                                                                                    \
-        UNROLL for (int g = 0; g < G; g++) UNROLL for (int v = 0; v < V; v++)                                    \
-            vst1q_f32(acc + g * head_dim + d0 + 4 * v, s[g][v]);                                                 \
-    }                                                                                                            \
-    INLINE void heads_##TYPE(const float *p, const int G, int64_t head_dim, int64_t first, int64_t n_tokens,     \
-                             const void *page, float *acc) {                                                     \
-        int64_t d = 0;                                                                                           \
-        if (G <= 2)                                                                                              \
-            for (; d + 32 <= head_dim; d += 32) values_##TYPE(p, head_dim, first, n_tokens, page, d, G, 8, acc); \
-        for (; d + 16 <= head_dim; d += 16) values_##TYPE(p, head_dim, first, n_tokens, page, d, G, 4, acc);     \
-        for (; d + 4 <= head_dim; d += 4) values_##TYPE(p, head_dim, first, n_tokens, page, d, G, 1, acc);       \
-        for (; d < head_dim; d++)                                                                                \
-            for (int g = 0; g < G; g++)                                                                          \
-                for (int64_t t = first; t < n_tokens; t++)                                                       \
-                    acc[g * head_dim + d] = el_fmaf(p[g * EL_PAGE_TOKENS + t],                                   \
-                                                    kv_one_##TYPE(page, t * head_dim + d), acc[g * head_dim + d]); \
-    }                                                                                                            \
-    static void attn_values_##TYPE(const float *p, int64_t n_group, int64_t head_dim, int64_t first,             \
-                                   int64_t n_tokens, const void *v_page, float *acc) {                           \
-        for (; n_group >= 4; n_group -= 4, p += 4 * EL_PAGE_TOKENS, acc += 4 * head_dim)                         \
-            heads_##TYPE(p, 4, head_dim, first, n_tokens, v_page, acc);                                          \
-        if (n_group == 3) heads_##TYPE(p, 3, head_dim, first, n_tokens, v_page, acc);                            \
-        if (n_group == 2) heads_##TYPE(p, 2, head_dim, first, n_tokens, v_page, acc);                            \
-        if (n_group == 1) heads_##TYPE(p, 1, head_dim, first, n_tokens, v_page, acc);                            \
-    }
-
-ATTENTION(f32)
-ATTENTION(f16)
