@@ -20,7 +20,7 @@ from .intrinsics import F32, HALF, I8, I16, I32, I64, emit_f16, splat
 
 ROWS = 16
 BYTES, WORDS, FLOATS = ir.VectorType(I8, 64), ir.VectorType(I32, ROWS), ir.VectorType(F32, ROWS)
-Block = tuple[list[Any], list[Any], list[Any]]  # codes, group scales, group minimums
+Block = tuple[list["Later"], list["Later"], list["Later"]]  # codes, group scales, group minimums
 
 
 @dataclass(frozen=True)
@@ -66,20 +66,49 @@ def _turned(builder: Any, rows: list[Any]) -> list[Any]:
     return [shuffled(builder, *pair, [n + up for n in low]) for pair in pairs for up in (0, 2)]
 
 
-def loader(builder: Any, address: Any, stride: Any) -> Callable[[int, int], list[Any]]:
-    """load(at, n): n bytes (a multiple of 4) from byte `at` of the block in each row, as n / 4 lines."""
+class Later:
+    """A vector whose instructions are written when it is asked for, once: so that few are alive at a time.
 
-    def load(at: int, n: int) -> list[Any]:
+    `source` names the loads that it comes from; the order of sources is the best one to ask in.
+    """
+
+    def __init__(self, make: Callable[[], Any], source: tuple[int, ...]) -> None:
+        self._make, self.source = make, source
+        self._value: Any = None
+
+    def get(self) -> Any:
+        if self._value is None:
+            self._value = self._make()
+        return self._value
+
+
+def _map(f: Callable[[Any], Any], lines: list[Later]) -> list[Later]:
+    return [Later(lambda line=line: f(line.get()), line.source) for line in lines]
+
+
+def loader(builder: Any, address: Any, stride: Any, ask: Callable[[int], None]) -> Callable[[int, int], list[Later]]:
+    """load(at, n): n bytes (a multiple of 4) from byte `at` of the block in each row, as n / 4 lines.
+
+    ask(bytes) is called for as many bytes as were loaded, in between.
+    """
+
+    def words(at: int, size: int) -> list[Any]:
+        here = builder.gep(address, [ir.Constant(I64, at)])
+        ask(size * ROWS)
+        if size == 4:
+            return [gathered(builder, here, stride, I32)]
+        return _turned(builder, _row_loads(builder, here, stride, ir.VectorType(I32, 4)))
+
+    def load(at: int, n: int) -> list[Later]:
         out = []
         while n:
-            here = builder.gep(address, [ir.Constant(I64, at)])
-            if n >= 16:
-                out += _turned(builder, _row_loads(builder, here, stride, ir.VectorType(I32, 4)))
-            else:
-                out.append(gathered(builder, here, stride, I32))
-            step = 16 if n >= 16 else 4
-            at, n = at + step, n - step
-        return [builder.bitcast(words, BYTES) for words in out]
+            size = 16 if n >= 16 else 4
+            part = Later(lambda at=at, size=size: words(at, size), (at,))
+            out += [
+                Later(lambda part=part, i=i: builder.bitcast(part.get()[i], BYTES), (at,)) for i in range(size // 4)
+            ]
+            at, n = at + size, n - size
+        return out
 
     return load
 
@@ -87,45 +116,52 @@ def loader(builder: Any, address: Any, stride: Any) -> Callable[[int, int], list
 # ---- shifts and masks ------------------------------------------------------------------------------------------------
 
 
-def _bits(builder: Any, line: Any, shift: int, mask: int) -> Any:
-    if shift:
-        line = builder.lshr(line, splat(I8, 64, shift))
-    return builder.and_(line, splat(I8, 64, mask)) if mask < 0xFF >> shift else line
+def _bits(builder: Any, lines: list[Later], shift: int, mask: int) -> list[Later]:
+    """line >> shift & mask of each."""
+
+    def one(line: Any) -> Any:
+        if shift:
+            line = builder.lshr(line, splat(I8, 64, shift))
+        return builder.and_(line, splat(I8, 64, mask)) if mask < 0xFF >> shift else line
+
+    return _map(one, lines)
 
 
-def _each(builder: Any, lines: list[Any], shift: int, mask: int) -> list[Any]:
-    return [_bits(builder, line, shift, mask) for line in lines]
-
-
-def _above(builder: Any, low: list[Any], high: list[Any], shift: int) -> list[Any]:
+def _above(builder: Any, low: list[Later], high: list[Later], shift: int) -> list[Later]:
     """low | high << shift, line by line."""
     by = splat(I8, 64, shift)
-    return [builder.or_(a, builder.shl(b, by)) for a, b in zip(low, high, strict=True)]
+    return [
+        Later(lambda a=a, b=b: builder.or_(a.get(), builder.shl(b.get(), by)), b.source + a.source)
+        for a, b in zip(low, high, strict=True)
+    ]
 
 
-def _nibbles(builder: Any, lines: list[Any]) -> list[Any]:
-    """The low four bits of all, then the high ones."""
-    return _each(builder, lines, 0, 15) + _each(builder, lines, 4, 15)
-
-
-def _planes(builder: Any, lines: list[Any], run: int, bits: int) -> list[Any]:
+def _planes(builder: Any, lines: list[Later], run: int, bits: int) -> list[Later]:
     """Of each `run` lines first the lowest `bits` of all, then the next ones, up to bit 8."""
     parts = [lines[i : i + run] for i in range(0, len(lines), run)]
-    return [x for part in parts for shift in range(0, 8, bits) for x in _each(builder, part, shift, (1 << bits) - 1)]
+    return [x for part in parts for shift in range(0, 8, bits) for x in _bits(builder, part, shift, (1 << bits) - 1)]
 
 
-def _as_words(builder: Any, lines: list[Any], signed: bool = False) -> list[Any]:
-    """The bytes of lines as numbers, a vector of <16 x i32> for each of the four bytes of a row."""
+def _nibbles(builder: Any, lines: list[Later]) -> list[Later]:
+    """The low four bits of all, then the high ones."""
+    return _planes(builder, lines, len(lines), 4)
+
+
+def _words(builder: Any, lines: list[Later], size: int, signed: bool = False) -> list[Later]:
+    """Numbers of `size` bits of each row's four bytes, from the lowest on, as vectors of <16 x i32>."""
     out = []
-    for words in (builder.bitcast(line, WORDS) for line in lines):
-        for i in range(4):
-            up = builder.shl(words, splat(I32, ROWS, 24 - 8 * i)) if i < 3 else words
-            out.append((builder.ashr if signed else builder.lshr)(up, splat(I32, ROWS, 24)))
-    return out
+    for i in range(0, 32, size):
+
+        def one(line: Any, i: int = i) -> Any:
+            up = builder.shl(builder.bitcast(line, WORDS), splat(I32, ROWS, 32 - size - i))
+            return (builder.ashr if signed else builder.lshr)(up, splat(I32, ROWS, 32 - size))
+
+        out.append(_map(one, lines))
+    return [words[n] for n in range(len(lines)) for words in out]
 
 
-def _less(builder: Any, words: list[Any], n: int) -> list[Any]:
-    return [builder.sub(word, splat(I32, ROWS, n)) for word in words]
+def _less(builder: Any, words: list[Later], n: int) -> list[Later]:
+    return _map(lambda word: builder.sub(word, splat(I32, ROWS, n)), words)
 
 
 # ---- blocks of 32 ----------------------------------------------------------------------------------------------------
@@ -135,14 +171,14 @@ def _four_bits(at: int) -> Callable[[Any, Any], Block]:
     return lambda builder, load: (_nibbles(builder, load(at, 16)), [], [])
 
 
-def _fifth_bits(builder: Any, line: Any) -> list[Any]:
-    """A row's 32 bits -> 8 lines with bit i of the word as 0 or 16 at weight i."""
-    words, out = builder.bitcast(line, WORDS), []
-    for i in range(8):
-        four = builder.and_(builder.lshr(words, splat(I32, ROWS, 4 * i)), splat(I32, ROWS, 15))
-        spread = builder.mul(four, splat(I32, ROWS, 0x00204081))  # bit n to bit 8 n: copies that are 7 bits apart
-        out.append(builder.bitcast(builder.and_(spread, splat(I32, ROWS, 0x01010101)), BYTES))
-    return out
+def _fifth_bits(builder: Any, line: Later) -> list[Later]:
+    """A row's 32 bits -> 8 lines with bit i of the word as the lowest bit of weight i."""
+
+    def spread(four: Any) -> Any:
+        copies = builder.mul(four, splat(I32, ROWS, 0x00204081))  # 7 bits apart: bit n is at bit 8 n in one of them
+        return builder.bitcast(builder.and_(copies, splat(I32, ROWS, 0x01010101)), BYTES)
+
+    return _map(spread, _words(builder, [line], 4))
 
 
 def _five_bits(at: int) -> Callable[[Any, Any], Block]:
@@ -153,19 +189,21 @@ def _five_bits(at: int) -> Callable[[Any, Any], Block]:
 
 
 def _eight_bits(builder: Any, load: Any) -> Block:
-    return [builder.xor(line, splat(I8, 64, -128)) for line in load(2, 32)], [], []
+    return _map(lambda line: builder.xor(line, splat(I8, 64, -128)), load(2, 32)), [], []
 
 
-def _codebook(builder: Any, lines: list[Any], values: Any) -> list[Any]:
+def _codebook(builder: Any, lines: list[Later], values: Any) -> list[Later]:
     """values[code] + 128 for lines of nibbles: a tree of selects, one level for each bit."""
-    out = []
-    for codes in lines:
+
+    def one(codes: Any) -> Any:
         level = [splat(I8, 64, (int(value) + 128 + 128) % 256 - 128) for value in values]
         for bit in range(4):
-            is_set = builder.icmp_unsigned("!=", _bits(builder, codes, 0, 1 << bit), splat(I8, 64, 0))
+            masked = builder.and_(codes, splat(I8, 64, 1 << bit))
+            is_set = builder.icmp_unsigned("!=", masked, splat(I8, 64, 0))
             level = [builder.select(is_set, level[i + 1], level[i]) for i in range(0, len(level), 2)]
-        out += level
-    return out
+        return level[0]
+
+    return _map(one, lines)
 
 
 def _by_codebook(at: int, values: Any) -> Callable[[Any, Any], Block]:
@@ -176,8 +214,7 @@ def _by_codebook(at: int, values: Any) -> Callable[[Any, Any], Block]:
 
 
 def _q2_k(builder: Any, load: Any) -> Block:
-    scales = load(0, 16)
-    low, high = (_as_words(builder, _each(builder, scales, shift, 15)) for shift in (0, 4))
+    low, high = (_words(builder, _bits(builder, load(0, 16), shift, 15), 8) for shift in (0, 4))
     return _planes(builder, load(16, 64), 8, 2), low, high
 
 
@@ -185,16 +222,16 @@ def _q3_k(builder: Any, load: Any) -> Block:
     codes = _above(builder, _planes(builder, load(32, 64), 8, 2), _planes(builder, load(0, 32), 8, 1), 2)
     packed = load(96, 12)
     steps = _above(builder, _nibbles(builder, packed[:2]), _planes(builder, packed[2:], 1, 2), 4)
-    return codes, _less(builder, _as_words(builder, steps), 32), []
+    return codes, _less(builder, _words(builder, steps, 8), 32), []
 
 
-def _sixes(builder: Any, load: Any) -> tuple[list[Any], list[Any]]:
+def _sixes(builder: Any, load: Any) -> tuple[list[Later], list[Later]]:
     """Scales and minimums of Q4_K and Q5_K, 8 each; see `edgellm.quants.unpack.k_scales_mins`."""
     *words, last = load(4, 12)
     out = []
     for word, shift in zip(words, (0, 4), strict=True):
-        upper = _above(builder, [_bits(builder, last, shift, 15)], [_bits(builder, word, 6, 3)], 4)
-        out.append(_as_words(builder, [_bits(builder, word, 0, 63), *upper]))
+        upper = _above(builder, _bits(builder, [last], shift, 15), _bits(builder, [word], 6, 3), 4)
+        out.append(_words(builder, _bits(builder, [word], 0, 63) + upper, 8))
     return out[0], out[1]
 
 
@@ -209,29 +246,30 @@ def _q5_k(builder: Any, load: Any) -> Block:
 
 def _q6_k(builder: Any, load: Any) -> Block:
     """Of each half of 128 weights 64 bytes of low nibbles and 32 of high bit pairs; see `edgellm.quants.unpack`."""
-    low = _planes(builder, load(0, 128), 16, 4)
-    return _above(builder, low, _planes(builder, load(128, 64), 8, 2), 4), _as_words(builder, load(192, 16), True), []
+    codes = _above(builder, _planes(builder, load(0, 128), 16, 4), _planes(builder, load(128, 64), 8, 2), 4)
+    return codes, _words(builder, load(192, 16), 8, signed=True), []
 
 
 def _iq4_xs(builder: Any, load: Any) -> Block:
     codes = _codebook(builder, _planes(builder, load(8, 128), 4, 4), IQ4_VALUES)
-    first, low = (builder.bitcast(line, WORDS) for line in load(0, 8))  # d and the scales' high bits; their low bits
-    steps = []
-    for g in range(8):
-        four = builder.and_(builder.lshr(low, splat(I32, ROWS, 4 * g)), splat(I32, ROWS, 15))
-        two = builder.and_(builder.lshr(first, splat(I32, ROWS, 16 + 2 * g)), splat(I32, ROWS, 3))
-        steps.append(builder.or_(four, builder.shl(two, splat(I32, ROWS, 4))))
+    first, low = load(0, 8)  # d and the scales' high bits; their low bits
+    pairs = zip(_words(builder, [low], 4), _words(builder, [first], 2)[8:], strict=True)
+    four = splat(I32, ROWS, 4)
+    steps = [Later(lambda a=a, b=b: builder.or_(a.get(), builder.shl(b.get(), four)), a.source) for a, b in pairs]
     return codes, _less(builder, steps, 32), []
 
 
-def _digits(builder: Any, lines: list[Any], n: int) -> list[Any]:
+def _digits(builder: Any, lines: list[Later], n: int) -> list[Later]:
     """The first n base-3 digits of bytes that are fractions of 256: of all lines the first, then the second, ..."""
     wide, out = ir.VectorType(I16, 64), []
+
+    def top(line: Any) -> Any:
+        thrice = builder.mul(builder.zext(line, wide), splat(I16, 64, 3))
+        return builder.trunc(builder.lshr(thrice, splat(I16, 64, 8)), BYTES)
+
     for _ in range(n):
-        for line in lines:
-            thrice = builder.mul(builder.zext(line, wide), splat(I16, 64, 3))
-            out.append(builder.trunc(builder.lshr(thrice, splat(I16, 64, 8)), BYTES))
-        lines = [builder.mul(line, splat(I8, 64, 3)) for line in lines]
+        out += _map(top, lines)
+        lines = _map(lambda line: builder.mul(line, splat(I8, 64, 3)), lines)
     return out
 
 

@@ -17,9 +17,9 @@ from numba.extending import intrinsic
 from ...blocks import BlockType
 from . import lines
 from .intrinsics import F32, I8, I16, I32, I64, call, load_vector, pointer, splat, store_vector
-from .lines import BYTES, FLOATS, ROWS, WORDS, shuffled
+from .lines import BYTES, FLOATS, ROWS, WORDS, Later, shuffled
 
-_PREFETCH_LINE = 64  # bytes
+_LINE = 64  # bytes of a cache line
 
 
 def per_sum(type: BlockType) -> int:
@@ -55,7 +55,7 @@ def unpacker(type: BlockType) -> Any:
         def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             w, offset, stride, ahead, b, *targets = args
             address = pointer(context, builder, signature.args[0], w, offset)
-            _prefetch(builder, pointer(context, builder, signature.args[0], w, ahead), type.type_size * ROWS)
+            asking = _Prefetch(builder, pointer(context, builder, signature.args[0], w, ahead), type.type_size * ROWS)
             in_hardware = "+f16c" in _features(context)
             d_at, m_at = _at(type, "d"), max(_at(type, "m"), _at(type, "dmin"))
             if d_at >= 0:
@@ -65,12 +65,15 @@ def unpacker(type: BlockType) -> Any:
             m = [lines.half_floats(builder, address, stride, m_at, in_hardware)] if m_at >= 0 else []
             if _at(type, "dmin") >= 0:
                 m = [builder.fneg(m[0])]
-            values = (*format.emit(builder, lines.loader(builder, address, stride)), [d], m)
+            block = format.emit(builder, lines.loader(builder, address, stride, asking.ask))
+            values = (*block, [Later(lambda: d, ())], [Later(lambda value=value: value, ()) for value in m])
             for target, kind, vectors in zip(targets, signature.args[5:], values, strict=True):
-                for i, vector in enumerate(vectors):
+                for i, later in sorted(enumerate(vectors), key=lambda item: item[1].source):
+                    vector = later.get()
                     each = 64 if vector.type == BYTES else ROWS
                     first = builder.mul(b, ir.Constant(I64, len(vectors) * each))
                     store_vector(context, builder, kind, target, builder.add(first, ir.Constant(I64, i * each)), vector)
+            asking.ask(type.type_size * ROWS)
             return context.get_dummy_value()
 
         arrays = (codes, steps, lows, scale, low)
@@ -79,11 +82,17 @@ def unpacker(type: BlockType) -> Any:
     return intrinsic(unpack)
 
 
-def _prefetch(builder: Any, address: Any, n: int) -> None:
-    """n bytes from `address` on will be read soon; nothing happens where no memory is."""
-    flags = [ir.Constant(I32, value) for value in (0, 3, 1)]  # to read, keep, data
-    for at in range(0, n, _PREFETCH_LINE):
-        call(builder, "llvm.prefetch.p0", ir.VoidType(), builder.gep(address, [ir.Constant(I64, at)]), *flags)
+class _Prefetch:
+    """Asks the memory for n bytes from `address` on, some at a time; nothing happens where no memory is."""
+
+    def __init__(self, builder: Any, address: Any, n: int) -> None:
+        self._b, self._address, self._places = builder, address, list(range(0, n, _LINE))
+
+    def ask(self, n: int) -> None:
+        flags = [ir.Constant(I32, value) for value in (0, 3, 1)]  # to read, keep near, data
+        for at in self._places[: n // _LINE]:
+            call(self._b, "llvm.prefetch.p0", ir.VoidType(), self._b.gep(self._address, [ir.Constant(I64, at)]), *flags)
+        self._places = self._places[n // _LINE :]
 
 
 # ---- exact products --------------------------------------------------------------------------------------------------
