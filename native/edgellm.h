@@ -206,6 +206,36 @@ void el_bpe_free(el_bpe *bpe);
 int el_bpe_encode(const el_bpe *bpe, const uint8_t *text, int64_t n_bytes, const int64_t *word_ends, int64_t n_words,
                   int32_t *ids, int64_t capacity, int64_t *n_ids);
 
+/* Unigram: the spelling with the largest sum of scores. Texts are UTF-8, normalised, with U+2581 for spaces. */
+typedef struct el_unigram el_unigram; /* an automaton over the pieces; read-only after el_unigram_new */
+/* pieces as in el_spm_new; order (n_used): ids of the pieces that text can become, ascending by their bytes; scores (n_pieces);
+ * a character without a piece costs unknown_score and becomes its bytes, or one unk_id for each run where there are none. */
+int el_unigram_new(el_unigram **out, const uint8_t *text, const int64_t *offsets, const double *scores, int64_t n_pieces,
+                   const int32_t *order, int64_t n_used, double unknown_score, const int32_t *byte_ids, int32_t unk_id);
+void el_unigram_free(el_unigram *unigram);
+int el_unigram_encode(const el_unigram *unigram, const uint8_t *text, int64_t n_bytes, int32_t *ids, int64_t capacity,
+                      int64_t *n_ids); /* as el_spm_encode */
+
+/* WordPiece: words (with spaces between them) spelled with the longest pieces that fit; a word that cannot be spelled, or of
+ * more than max_chars characters, is unk_id. Two lists of pieces, each ascending by bytes: those that begin a word and those
+ * that continue one. */
+typedef struct el_wordpiece el_wordpiece;
+int el_wordpiece_new(el_wordpiece **out, const uint8_t *begin_text, const int64_t *begin_offsets,
+                     const int32_t *begin_ids, int64_t n_begin, const uint8_t *next_text, const int64_t *next_offsets,
+                     const int32_t *next_ids, int64_t n_next, int64_t n_pieces, int32_t unk_id, int32_t max_chars);
+void el_wordpiece_free(el_wordpiece *wordpiece);
+int el_wordpiece_encode(const el_wordpiece *wordpiece, const uint8_t *text, int64_t n_bytes, int32_t *ids,
+                        int64_t capacity, int64_t *n_ids); /* as el_spm_encode */
+
+/* A normalisation map: n strings, ascending by bytes, and what stands for each. */
+typedef struct el_charsmap el_charsmap;
+int el_charsmap_new(el_charsmap **out, const uint8_t *keys, const int64_t *key_offsets, const uint8_t *values,
+                    const int64_t *value_offsets, int64_t n);
+void el_charsmap_free(el_charsmap *map);
+/* Puts the value of the longest key at each place; out NULL: only *n_out, the bytes of the result, is wanted. */
+int el_charsmap_apply(const el_charsmap *map, const uint8_t *text, int64_t n_bytes, uint8_t *out, int64_t capacity,
+                      int64_t *n_out);
+
 /* The sampler: penalties, top-k, typical, top-p, min-p, temperature, one draw. All sums are in double and in index order. */
 typedef struct {
     double temperature;       /* 0: the largest logit, the lowest id of equals */

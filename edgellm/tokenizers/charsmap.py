@@ -4,6 +4,8 @@ The bytes are: the size of a trie in bytes (uint32), the trie, the replacements,
 a double array of uint32 units (Darts-clone): a unit has its label in bits 0 to 7 (bit 31: it is a value), bit 8 says
 that a value hangs on it, bits 10 to 30 are the offset to its children, times 256 where bit 9 is set.
 
+Replacing is done in C (native/charsmap.c), or here where that is not there.
+
 The whole map is read with the vocabulary, so that a broken one is refused then (rule V8) and nothing is trusted later.
 """
 
@@ -15,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from edgellm.errors import TokenizerError
+from edgellm.tokenizers.native import CharsMapHandle, checked_bytes, native_model
 from edgellm.tokenizers.vocab import Vocab
 
 KEY = "precompiled_charsmap"
@@ -26,13 +29,14 @@ MAX_ENTRIES = 1 << 20
 class CharsMap:
     """`apply` puts the replacement of the longest matching string at each place, from left to right."""
 
-    def __init__(self, vocab: Vocab) -> None:
+    def __init__(self, vocab: Vocab, native: bool | None = None) -> None:
         self._vocab = vocab
         self.table: dict[str, str] = {}
         self._pattern: re.Pattern[str] | None = None
         data = vocab.charsmap
         if data:
             self.table = self._read(data)
+        self._native = native_model(native, lambda: CharsMapHandle(self.table)) if self.table else None
         if self.table:
             firsts = "".join(re.escape(c) for c in sorted({key[0] for key in self.table}))
             self._pattern = re.compile(f"[{firsts}]")
@@ -42,6 +46,8 @@ class CharsMap:
         """The normalised text."""
         if self._pattern is None:
             return text
+        if self._native is not None:
+            return self._native.apply(checked_bytes(text)).decode()
         out: list[str] = []
         at = 0
         while match := self._pattern.search(text, at):

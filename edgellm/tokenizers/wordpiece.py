@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import unicodedata
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
-from edgellm.errors import BackendError
 from edgellm.tokenizers.characters import N_CODE_POINTS, WHITE_SPACE, category
+from edgellm.tokenizers.native import WordPieceHandle, checked_bytes, native_model
 from edgellm.tokenizers.spm import SPACE
 from edgellm.tokenizers.vocab import BYTE, CONTROL, UNKNOWN, Vocab
 
@@ -57,11 +58,12 @@ def _kinds() -> np.ndarray:
 
 
 class WordPieceModel:
-    """Turns text into ids, and ids into bytes. There is no compiled loop: words are remembered instead."""
+    """Turns text into ids, and ids into bytes, for one checked vocabulary.
+
+    `native` False uses the Python loop; None takes the compiled one when it is there.
+    """
 
     def __init__(self, vocab: Vocab, native: bool | None = None) -> None:
-        if native:
-            raise BackendError("WordPiece has no compiled loop")
         self.vocab = vocab
         unk_id = vocab.special.get("unknown")
         if unk_id is None:
@@ -69,16 +71,25 @@ class WordPieceModel:
         self.unk_id = unk_id
         self.lowercase = vocab.flags.get("normalizer.lowercase", True)
         self.strip_accents = vocab.flags.get("normalizer.strip_accents", self.lowercase)
-        hidden = set(np.flatnonzero(np.isin(vocab.types, (CONTROL, UNKNOWN, BYTE))).tolist())
-        self.ids = {piece: i for i, piece in enumerate(vocab.pieces) if i not in hidden}
-        self.max_chars = max(map(len, self.ids), default=0)
+        usable = np.flatnonzero(~np.isin(vocab.types, (CONTROL, UNKNOWN, BYTE))).tolist()
+        rows = [(vocab.pieces[i], i) for i in usable]
+        self.begin = {piece[1:]: i for piece, i in rows if piece[:1] == SPACE and len(piece) > 1}
+        self.follow = {piece: i for piece, i in rows if piece[:1] != SPACE or piece == SPACE}
+        self.max_chars = max(map(len, [*self.begin, *self.follow]), default=0)
+        self._native = native_model(native, self._handle)
         self._cache: dict[str, tuple[int, ...]] = {}
+
+    def _handle(self) -> Any:
+        return WordPieceHandle(self.begin, self.follow, self.vocab.n_vocab, self.unk_id, MAX_WORD_CHARS)
 
     def encode(self, text: str, space_prefix: bool) -> list[int]:
         """Ids of a text without special pieces."""
+        text = self.clean(text)
+        if self._native is not None:
+            return self._native.encode(checked_bytes(text))
         out: list[int] = []
         cache = self._cache
-        for word in self.words(text):
+        for word in text.split(" "):
             ids = cache.get(word)
             if ids is None:
                 ids = self._spell(word)
@@ -89,28 +100,28 @@ class WordPieceModel:
             out += ids
         return out
 
-    def words(self, text: str) -> list[str]:
-        """The words of a text, cleaned."""
+    def clean(self, text: str) -> str:
+        """The words of a text with spaces between them."""
         text = _spaced(text)
         if self.strip_accents and not text.isascii():
-            text = unicodedata.normalize("NFD", text)
-            text = "".join([c for c in text if c.isascii() or unicodedata.category(c) != "Mn"])
+            text = without_accents(text)
         if self.lowercase:
-            text = "".join([c.lower() for c in text]) if "\u03a3" in text else text.lower()
-        return _apart(text).split(" ")
+            text = text.replace("\u03a3", "\u03c3").lower()  # the form of a last sigma would depend on its neighbours
+        return _apart(text)
 
     def _spell(self, word: str) -> tuple[int, ...]:
+        """The twin of spell in native/wordpiece.c."""
         if not word:
             return ()
         if len(word) > MAX_WORD_CHARS:
             return (self.unk_id,)
-        rest, ids = SPACE + word, []
+        rest, ids, table = word, [], self.begin
         while rest:
-            n = next((n for n in range(min(len(rest), self.max_chars), 0, -1) if rest[:n] in self.ids), 0)
+            n = next((n for n in range(min(len(rest), self.max_chars), 0, -1) if rest[:n] in table), 0)
             if n == 0:
                 return (self.unk_id,)
-            ids.append(self.ids[rest[:n]])
-            rest = rest[n:]
+            ids.append(table[rest[:n]])
+            rest, table = rest[n:], self.follow
         return tuple(ids)
 
     def piece_bytes(self, token: int) -> bytes:
@@ -118,9 +129,61 @@ class WordPieceModel:
         return self.vocab.pieces[token].replace(SPACE, " ").encode()
 
 
+_DROPPED, _DROPPED_STARTER = 255, 254  # a non-spacing mark; one that no mark behind it may be moved over
+
+
+@lru_cache(maxsize=1)
+def _marks() -> np.ndarray:
+    """(0x110000,) uint8: the combining class of a character, or one of the two above for non-spacing marks."""
+    table = np.zeros(N_CODE_POINTS, np.uint8)
+    for a, b in category("M"):
+        table[a:b] = [unicodedata.combining(chr(point)) for point in range(a, b)]
+    for a, b in category("Mn"):
+        table[a:b] = np.where(table[a:b] > 0, _DROPPED, _DROPPED_STARTER)
+    return table
+
+
+def without_accents(text: str) -> str:
+    """Unicode form NFD without non-spacing marks (category Mn), in linear time.
+
+    Python's own NFD sorts long runs of marks by insertion, so each character is taken apart by itself, and the few marks
+    that stay (of category Mc) are sorted here, by their combining class.
+    """
+    codes = _decomposed(_codes(text))
+    marks = _marks()[codes]
+    keep = np.flatnonzero(marks < _DROPPED_STARTER)
+    if marks[keep].any():
+        run = np.cumsum((marks == 0) | (marks == _DROPPED_STARTER))
+        keep = keep[np.lexsort((marks[keep], run[keep]))]
+    return _text(codes[keep])
+
+
+def _decomposed(codes: np.ndarray) -> np.ndarray:
+    """Each character taken apart (its form NFD); marks are not sorted. (n,) uint32 -> (m,) uint32."""
+    present = np.zeros(N_CODE_POINTS, bool)
+    present[codes] = True
+    points = np.flatnonzero(present)
+    forms = [unicodedata.normalize("NFD", chr(point)) for point in points.tolist()]
+    sizes = np.array([len(form) for form in forms])
+    if sizes.max(initial=0) < 2 and "".join(forms) == _text(points.astype(np.uint32)):
+        return codes
+    which = np.searchsorted(points, codes)  # (n)
+    starts, counts = (np.cumsum(sizes) - sizes)[which], sizes[which]
+    inner = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)  # (m) 0, 1, ... in each form
+    return _codes("".join(forms))[np.repeat(starts, counts) + inner]
+
+
+def _codes(text: str) -> np.ndarray:
+    return np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
+
+
+def _text(codes: np.ndarray) -> str:
+    return codes.astype("<u4").tobytes().decode("utf-32-le")
+
+
 def _spaced(text: str) -> str:
     """Without control characters, white space as spaces, Chinese characters between spaces."""
-    codes = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
+    codes = _codes(text)
     kinds = _kinds()[codes]
     keep = kinds != _DROP
     codes, kinds = codes[keep], kinds[keep]
@@ -130,7 +193,7 @@ def _spaced(text: str) -> str:
 
 def _apart(text: str) -> str:
     """Punctuation between spaces."""
-    codes = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
+    codes = _codes(text)
     return _with_spaces(codes, _kinds()[codes] == _ALONE)
 
 
@@ -139,4 +202,4 @@ def _with_spaces(codes: np.ndarray, alone: np.ndarray) -> str:
     if alone.any():
         at = np.flatnonzero(alone)
         codes = np.insert(codes, np.concatenate([at, at + 1]), 32)
-    return codes.astype("<u4").tobytes().decode("utf-32-le")
+    return _text(codes)
