@@ -315,6 +315,7 @@ int el_bpe_encode(const el_bpe *bpe, const uint8_t *text, int64_t n_bytes, const
     for (int64_t i = 0; i < n_words && status == EL_OK; at = word_ends[i++])
         status = encode_word(&w, text, at, word_ends[i] - at);
     if (status == EL_OK) *n_ids = w.n_ids;
+    text_steps = n_bytes + w.queue.steps;
     free(w.symbols);
     free(w.seen);
     queue_free(&w.queue);

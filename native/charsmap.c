@@ -53,9 +53,9 @@ int el_charsmap_apply(const el_charsmap *map, const uint8_t *text, int64_t n_byt
     if (!map || !n_out || n_bytes < 0 || n_bytes > INT32_MAX || capacity < 0) return EL_E_ARGUMENT;
     *n_out = 0;
     if (n_bytes > 0 && !text) return EL_E_ARGUMENT;
-    int64_t written = 0;
+    int64_t written = 0, steps = 0;
     for (int64_t at = 0, length = 0; at < n_bytes; at += length) {
-        int32_t found = trie_longest(&map->trie, text + at, n_bytes - at, &length);
+        int32_t found = trie_longest(&map->trie, text + at, n_bytes - at, &length, &steps);
         const uint8_t *p = found < 0 ? text + at : map->text + map->offsets[found];
         int64_t n = found < 0 ? 1 : map->offsets[found + 1] - map->offsets[found];
         if (found < 0) length = 1;
@@ -66,5 +66,6 @@ int el_charsmap_apply(const el_charsmap *map, const uint8_t *text, int64_t n_byt
         written += n;
     }
     *n_out = written;
+    text_steps = steps;
     return EL_OK;
 }

@@ -236,6 +236,8 @@ void el_charsmap_free(el_charsmap *map);
 int el_charsmap_apply(const el_charsmap *map, const uint8_t *text, int64_t n_bytes, uint8_t *out, int64_t capacity,
                       int64_t *n_out);
 
+int64_t el_text_steps(void); /* steps of the inner loops in this thread's last call above: tests see that they are linear */
+
 /* The sampler: penalties, top-k, typical, top-p, min-p, temperature, one draw. All sums are in double and in index order. */
 typedef struct {
     double temperature;       /* 0: the largest logit, the lowest id of equals */

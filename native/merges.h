@@ -3,6 +3,7 @@
 #define EDGELLM_MERGES_H
 
 #include "edgellm.h"
+#include "text_steps.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -61,6 +62,7 @@ typedef struct {
     heap_item *heap;
     int64_t n_heap, heap_room;
     int use_runs;
+    int64_t steps; /* pushed pairs and moves in the heap: what a text cost */
     int32_t tails[N_RUNS]; /* last pair of each run, -1: the run is empty */
 } merge_queue;
 
@@ -78,7 +80,7 @@ static inline void queue_free(merge_queue *q)
     free(q->heap);
 }
 
-static inline void sift_down(heap_item *heap, int64_t n, int64_t at)
+static inline void sift_down(heap_item *heap, int64_t n, int64_t at, int64_t *steps)
 {
     heap_item moved = heap[at];
     for (int64_t child = 2 * at + 1; child < n; child = 2 * at + 1) {
@@ -86,16 +88,18 @@ static inline void sift_down(heap_item *heap, int64_t n, int64_t at)
         if (heap[child].key >= moved.key) break;
         heap[at] = heap[child];
         at = child;
+        ++*steps;
     }
     heap[at] = moved;
 }
 
-static inline void sift_up(heap_item *heap, int64_t at)
+static inline void sift_up(heap_item *heap, int64_t at, int64_t *steps)
 {
     heap_item moved = heap[at];
     while (at > 0 && heap[(at - 1) / 2].key > moved.key) {
         heap[at] = heap[(at - 1) / 2];
         at = (at - 1) / 2;
+        ++*steps;
     }
     heap[at] = moved;
 }
@@ -118,6 +122,7 @@ static inline int32_t *run_of(merge_queue *q, uint64_t key)
 static inline int push(merge_queue *q, uint64_t key, int32_t right, int32_t len)
 {
     int32_t at = q->free_pair;
+    q->steps++;
     if (at >= 0) {
         q->free_pair = q->pairs[at].next;
     } else {
@@ -140,7 +145,7 @@ static inline int push(merge_queue *q, uint64_t key, int32_t right, int32_t len)
     if (!heap) return EL_E_NOMEM;
     q->heap = heap;
     q->heap[q->n_heap] = (heap_item){key, at};
-    sift_up(q->heap, q->n_heap++);
+    sift_up(q->heap, q->n_heap++, &q->steps);
     return EL_OK;
 }
 
@@ -152,7 +157,7 @@ static inline pair pop(merge_queue *q)
         q->heap[0] = (heap_item){q->pairs[top.next].key, top.next};
     else
         q->heap[0] = q->heap[--q->n_heap];
-    if (q->n_heap > 0) sift_down(q->heap, q->n_heap, 0);
+    if (q->n_heap > 0) sift_down(q->heap, q->n_heap, 0, &q->steps);
     if (q->use_runs && *run_of(q, top.key) == at) *run_of(q, top.key) = -1;
     q->pairs[at].next = q->free_pair;
     q->free_pair = at;

@@ -324,6 +324,7 @@ int el_spm_encode(const el_spm *spm, const uint8_t *text, int64_t n_bytes, int32
         at += n;
     }
     if (status == EL_OK) *n_ids = w.n_ids;
+    text_steps = n_bytes + w.queue.steps;
     free(w.symbols);
     queue_free(&w.queue);
     free(w.splits);

@@ -4,6 +4,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+_Thread_local int64_t text_steps;
+
+int64_t el_text_steps(void) { return text_steps; }
+
 #define MAX_TRIE_BYTES ((int64_t)1 << 30)
 
 typedef struct {

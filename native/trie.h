@@ -4,6 +4,7 @@
 #define EDGELLM_TRIE_H
 
 #include "edgellm.h"
+#include "text_steps.h"
 
 typedef struct {
     int32_t *first;  /* (n_nodes + 1) the children of node i are first[i] .. first[i + 1] - 1 */
@@ -34,11 +35,12 @@ static inline int32_t trie_step(const el_trie *t, int32_t node, uint8_t byte)
     return low < end && t->label[low] == byte ? low : -1;
 }
 
-/* The longest string at the beginning of text (n bytes): which it is and *length, or -1. */
-static inline int32_t trie_longest(const el_trie *t, const uint8_t *text, int64_t n, int64_t *length)
+/* The longest string at the beginning of text (n bytes): which it is and *length, or -1. *steps grows by the bytes that
+ * were looked at. */
+static inline int32_t trie_longest(const el_trie *t, const uint8_t *text, int64_t n, int64_t *length, int64_t *steps)
 {
     int32_t found = -1, node = 0;
-    for (int64_t i = 0; i < n && (node = trie_step(t, node, text[i])) >= 0; i++)
+    for (int64_t i = 0; i < n && (++*steps, node = trie_step(t, node, text[i])) >= 0; i++)
         if (t->ends[node] >= 0) {
             found = t->ends[node];
             *length = i + 1;

@@ -32,7 +32,7 @@ typedef struct {
     int32_t *came; /* (room) the last piece of it, or less its bytes where it is an unknown character */
     int64_t room, base; /* base: where the stretch begins in the text */
     int32_t *ids;
-    int64_t n_ids;
+    int64_t n_ids, steps;
     int after_unknown; /* the last token is the unknown one: a run of unknown characters is one token */
 } work;
 
@@ -186,6 +186,7 @@ static void choose(work *w, int64_t end, int64_t n, int32_t node)
         int32_t piece = u->trie.ends[hit];
         double sum = best[-u->bytes[piece]] + u->scores[piece];
         single |= u->bytes[piece] == n;
+        w->steps++;
         if (sum > *best) {
             *best = sum;
             *came = piece;
@@ -209,7 +210,10 @@ static int encode(work *w, int64_t n_bytes)
         if (at == w->base) w->best[0] = 0;
         for (int64_t i = 0; i < n; i++) {
             int32_t next;
-            while ((next = trie_step(&u->trie, node, w->text[at + i])) < 0 && node != 0) node = u->fail[node];
+            while ((next = trie_step(&u->trie, node, w->text[at + i])) < 0 && node != 0) {
+                node = u->fail[node];
+                w->steps++;
+            }
             node = next < 0 ? 0 : next;
             w->best[at + i + 1 - w->base] = -INFINITY;
             w->came[at + i + 1 - w->base] = -1;
@@ -239,6 +243,7 @@ int el_unigram_encode(const el_unigram *unigram, const uint8_t *text, int64_t n_
     w.ids = ids;
     int status = encode(&w, n_bytes);
     if (status == EL_OK) *n_ids = w.n_ids;
+    text_steps = n_bytes + w.steps;
     free(w.best);
     free(w.came);
     return status;

@@ -59,13 +59,13 @@ void el_wordpiece_free(el_wordpiece *w)
 }
 
 /* The tokens of one word at ids; how many they are. A word has at most as many as bytes. */
-static int64_t spell(const el_wordpiece *w, const uint8_t *p, int64_t n, int32_t *ids)
+static int64_t spell(const el_wordpiece *w, const uint8_t *p, int64_t n, int32_t *ids, int64_t *steps)
 {
     int64_t chars = 0, count = 0;
     for (int64_t i = 0; i < n; i++) chars += (p[i] & 0xC0) != 0x80;
     for (int64_t at = 0, length = 0; at < n && chars <= w->max_chars; at += length) {
         int which = at > 0;
-        int32_t found = trie_longest(&w->tries[which], p + at, n - at, &length);
+        int32_t found = trie_longest(&w->tries[which], p + at, n - at, &length, steps);
         if (found < 0) {
             chars = INT64_MAX;
             break;
@@ -84,14 +84,15 @@ int el_wordpiece_encode(const el_wordpiece *wordpiece, const uint8_t *text, int6
     *n_ids = 0;
     if (n_bytes == 0) return EL_OK;
     if (!text || !ids) return EL_E_ARGUMENT;
-    int64_t count = 0;
+    int64_t count = 0, steps = n_bytes;
     for (int64_t at = 0; at < n_bytes; at++) {
         if (text[at] == ' ') continue;
         const uint8_t *space = memchr(text + at, ' ', (size_t)(n_bytes - at));
         int64_t end = space ? space - text : n_bytes;
-        count += spell(wordpiece, text + at, end - at, ids + count);
+        count += spell(wordpiece, text + at, end - at, ids + count, &steps);
         at = end;
     }
     *n_ids = count;
+    text_steps = steps;
     return EL_OK;
 }

@@ -280,7 +280,8 @@ THREE = {"type": "Split", "pattern": {"Regex": "[0-9][0-9][0-9]"}, "behavior": "
         ({"pre_tokenizer": {"type": "Sequence", "pretokenizers": [DIGITS, LEVEL]}}, "starcoder"),
         (
             {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [
-                {"type": "Punctuation", "behavior": "Contiguous"}, LEVEL, THREE]}},
+                {"type": "Punctuation", "behavior": "Contiguous"}, LEVEL,
+                {"type": "Digits", "individual_digits": False}, THREE]}},
             "falcon",
         ),
     ],

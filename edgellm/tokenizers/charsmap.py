@@ -24,6 +24,8 @@ KEY = "precompiled_charsmap"
 MAX_BYTES = 1 << 24
 MAX_KEY_BYTES = 256
 MAX_ENTRIES = 1 << 20
+_BYTES = np.arange(1, 256)
+_ONE_BYTE = [bytes([b]) for b in range(256)]
 
 
 class CharsMap:
@@ -31,11 +33,12 @@ class CharsMap:
 
     def __init__(self, vocab: Vocab, native: bool | None = None) -> None:
         self._vocab = vocab
-        self.table: dict[str, str] = {}
+        self.set_table(self._read(vocab.charsmap) if vocab.charsmap else {}, native)
+
+    def set_table(self, table: dict[str, str], native: bool | None = None) -> None:
+        """Makes `table` (strings -> what is put for them) the map."""
+        self.table = table
         self._pattern: re.Pattern[str] | None = None
-        data = vocab.charsmap
-        if data:
-            self.table = self._read(data)
         self._native = native_model(native, lambda: CharsMapHandle(self.table)) if self.table else None
         if self.table:
             firsts = "".join(re.escape(c) for c in sorted({key[0] for key in self.table}))
@@ -70,37 +73,50 @@ class CharsMap:
         size = int.from_bytes(data[:4], "little")
         if size % 4 or size == 0 or 4 + size > len(data):
             raise self._bad("the size of its trie does not fit", size, len(data) - 4)
-        units = np.frombuffer(data, dtype="<u4", count=size // 4, offset=4).tolist()
+        units = np.frombuffer(data, dtype="<u4", count=size // 4, offset=4)
         texts = data[4 + size :]
         if texts and texts[-1]:
             raise self._bad("its last replacement has no end")
         table: dict[str, str] = {}
-        waiting = [(_children(units[0]), b"")]
+        bases, keys = _children(units[:1]), [b""]  # (n_nodes) where the children of a level's nodes are; their strings
         n_seen = 0
-        while waiting:
-            base, key = waiting.pop()
-            for byte in range(1, 256):
-                at = base ^ byte
-                if at >= len(units) or units[at] & 0x800000FF != byte:
-                    continue
-                n_seen += 1
-                if n_seen > MAX_ENTRIES or len(key) >= MAX_KEY_BYTES:
-                    raise self._bad("its trie does not end", n_seen, MAX_ENTRIES)
-                longer, below = key + bytes([byte]), at ^ _children(units[at])
-                if units[at] >> 8 & 1:
-                    self._add(table, longer, units, below, texts)
-                waiting.append((below, longer))
+        while len(bases):
+            bases, values, keys = _next_level(units, bases, keys)
+            n_seen += len(keys)
+            if n_seen > MAX_ENTRIES or (keys and len(keys[0]) > MAX_KEY_BYTES):
+                raise self._bad("its trie does not end", n_seen, MAX_ENTRIES)
+            for i in np.flatnonzero(values).tolist():
+                self._add(table, keys[i], units, int(bases[i]), texts)
         return table
 
-    def _add(self, table: dict[str, str], key: bytes, units: list[int], at: int, texts: bytes) -> None:
-        if at >= len(units) or not units[at] >> 31 or units[at] & 0x7FFFFFFF >= len(texts):
+    def _add(self, table: dict[str, str], key: bytes, units: np.ndarray, at: int, texts: bytes) -> None:
+        unit = int(units[at]) if at < len(units) else 0
+        start = unit & 0x7FFFFFFF
+        if not unit >> 31 or start >= len(texts):
             raise self._bad("a value of its trie names no replacement", at, len(texts))
-        start = units[at] & 0x7FFFFFFF
         try:
             table[key.decode()] = texts[start : texts.index(b"\0", start)].decode()
         except UnicodeDecodeError:
             raise self._bad("a string is not UTF-8", key) from None
 
 
-def _children(unit: int) -> int:
-    return (unit >> 10) << ((unit & 0x200) >> 6)
+def _children(units: np.ndarray) -> np.ndarray:
+    """(n) where the children of these units are, before their bytes are mixed in."""
+    wide = units.astype(np.int64)
+    return (wide >> 10) << ((wide & 0x200) >> 6)
+
+
+def _next_level(units: np.ndarray, bases: np.ndarray, keys: list[bytes]) -> tuple[np.ndarray, np.ndarray, list[bytes]]:
+    """The children of some nodes: where their own children are, whether a value hangs on them, their strings."""
+    found_at, found_keys = [], []
+    for first in range(0, len(bases), 4096):
+        at = bases[first : first + 4096, None] ^ _BYTES  # (n_nodes, 255)
+        inside = at < len(units)
+        unit = units[np.where(inside, at, 0)]
+        node, byte = np.nonzero(inside & ((unit & 0x800000FF) == _BYTES))
+        found_at.append(at[node, byte])
+        found_keys += [keys[first + i] + _ONE_BYTE[b + 1] for i, b in zip(node.tolist(), byte.tolist(), strict=True)]
+        if len(found_keys) > MAX_ENTRIES:
+            break
+    at = np.concatenate(found_at)
+    return at ^ _children(units[at]), (units[at] >> 8 & 1).astype(bool), found_keys

@@ -26,7 +26,7 @@ BORDER = 255  # a byte that is no group: the border between two words
 
 
 def _sets(tree: Any) -> list[Set]:
-    if tree[0] == "set":
+    if tree[0] in ("set", "not behind"):
         return [tree[1]]
     parts = tree[1] if tree[0] in ("seq", "alt") else tree[1:2] if tree[0] in ("repeat", "ahead") else ()
     return [found for part in parts for found in _sets(part)]
@@ -47,11 +47,22 @@ def _members(one: Set, points: np.ndarray) -> np.ndarray:
     return found != one[0]
 
 
+def anchored(tree: Any) -> Any:
+    """`S+$` with a node in front that holds only where no character of S stands before.
+
+    A run of S can match from its beginning only; to try every other place in it would take the square of its length.
+    """
+    parts = tree[1] if tree[0] == "seq" else ()
+    if len(parts) == 2 and parts[0][0] == "repeat" and parts[0][1][0] == "set" and parts[1] == ("end",):
+        return ("seq", (("not behind", parts[0][1][1]), *parts))
+    return tree
+
+
 class Patterns:
     """Compiled expressions that share one table of character groups. Raises PatternError for what is not supported."""
 
     def __init__(self, expressions: Sequence[str]) -> None:
-        trees = [parse(text) for text in expressions]
+        trees = [anchored(parse(text)) for text in expressions]
         sets = list(dict.fromkeys(s for tree in trees for s in _sets(tree)))
         edges = {0} | {edge for s in sets for pair in _all_ranges(s) for edge in pair}
         points = np.array(sorted(edges - {N_CODE_POINTS}), dtype=np.int64)  # in between, no set changes
@@ -80,6 +91,8 @@ class Patterns:
         kind = tree[0]
         if kind == "set":
             return _byte_class(self._values[tree[1]])
+        if kind == "not behind":
+            return b"(?<!" + _byte_class(self._values[tree[1]]) + b")"
         if kind == "seq":
             return b"".join(self._rewrite(part) for part in tree[1])
         if kind == "alt":

@@ -93,7 +93,7 @@ RULES: dict[str, Rule] = {
     "qwen35": Rule((QWEN35,)),
     "deepseek-llm": Rule((r"[\r\n]", DEEPSEEK_LETTERS, DEEPSEEK_MARKS, r"\s+$", DEEPSEEK_CJK, DIGITS)),
     "deepseek-coder": Rule((r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", DEEPSEEK_CJK, DIGIT)),
-    "falcon": Rule((PUNCTUATION, GPT2, "[0-9][0-9][0-9]")),
+    "falcon": Rule((PUNCTUATION, GPT2, DIGITS, "[0-9][0-9][0-9]")),
     "gpt-4o": Rule((GPT4O,)),
     "llama4": Rule((GPT4O,)),
     "tekken": Rule((TEKKEN,), ALL_WORDS, add_bos=True),

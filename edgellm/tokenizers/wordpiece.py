@@ -146,8 +146,8 @@ def _marks() -> np.ndarray:
 def without_accents(text: str) -> str:
     """Unicode form NFD without non-spacing marks (category Mn), in linear time.
 
-    Python's own NFD sorts long runs of marks by insertion, so each character is taken apart by itself, and the few marks
-    that stay (of category Mc) are sorted here, by their combining class.
+    Python's own NFD sorts long runs of marks by insertion, so each character is taken apart by itself, and the few
+    marks that stay (of category Mc) are sorted here, by their combining class.
     """
     codes = _decomposed(_codes(text))
     marks = _marks()[codes]
