@@ -43,6 +43,8 @@ def load(
     """Load a GGUF file; without `path`, the small built-in model.
 
     - `n_ctx`: context window in tokens. None: what the model was trained for, or less if memory does not hold that.
+      Models with LongRoPE (Phi 3 and 4 mini with long contexts) also choose by it, once and for all positions, whether
+      their short or long factors hold: `edgellm show` tells the limit.
     - `threads`: number of threads, or "auto": one per fast core that this process may use.
     - `backend`: "native" (compiled), "numba", "reference" (slow NumPy), or "auto": the fastest that is there.
     - `kv_type`: "f16", "f32", or "auto": f32 where the weights are F32, else f16.

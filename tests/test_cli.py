@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from helpers import tiny_llama_gguf
+from tiny_families import tiny_family_gguf
 
 from edgellm import cli
 
@@ -138,6 +139,17 @@ def test_show(run, models):
     parts = json.loads(run("show", models["chat"], "--json", "--tensors", "--tokenizer", "--template", "--plan")[1])
     assert parts["tokenizer"]["kind"] == "llama" and parts["chat_template"] == CHATML
     assert parts["tensors"][0]["name"] == "token_embd.weight" and "attention" in parts["plan"]
+
+
+def test_show_tells_what_the_length_of_the_context_decides(run, tmp_path):
+    factors = {"rope_factors_long.weight": (8,), "rope_factors_short.weight": (8,)}
+    keys = {"rope.scaling.original_context_length": 64, "attention.sliding_window": 1 << 18}
+    out = run("show", tiny_family_gguf(tmp_path / "long.gguf", "phi3", whole=factors, **keys))[1]
+    assert "short factors for n_ctx up to 64, long ones above" in out and "262144 tokens, the whole context" in out
+    mistral = tiny_family_gguf(tmp_path / "mistral.gguf", "mistral")
+    out = run("show", mistral)[1]
+    assert "window         20 tokens\n" in out and "LongRoPE" not in out
+    assert json.loads(run("show", mistral, "--json")[1])["summary"]["sliding_window"] == 20
 
 
 def test_show_what_cannot_run(run, tmp_path):

@@ -104,6 +104,20 @@ def test_which_layers_have_a_window(tmp_path: Path, family: str, keys: dict, wan
     assert windows_of(tiny_family_gguf(tmp_path / "m.gguf", family, n_layers=8, **keys)) == wanted
 
 
+@pytest.mark.parametrize("family", ["mistral", "gemma3", "phi3"])
+@pytest.mark.parametrize("backend", ["reference", *FAST])
+def test_a_window_as_wide_as_the_context_changes_nothing(tmp_path: Path, family: str, backend: str) -> None:
+    """Published Phi 3.5 files have a window of 262,144 in a context of 131,072. transformers and llama.cpp mask
+    position p for token t where t - p >= window, so it has no effect from the context's length on."""
+    ids, answers = some_ids(90, 40), []
+    for window in (2**31 - 1, 257, 256, 90, 89):  # the context is 256
+        path = tiny_family_gguf(tmp_path / "m.gguf", family, **{"attention.sliding_window": window})
+        with opened(path) as (plan, weights):
+            answers.append(logits(backend, plan, weights, ids))
+    assert all(np.array_equal(answers[0], same) for same in answers[1:4])
+    assert np.array_equal(answers[0][:89], answers[4][:89]) and not np.array_equal(answers[0][89], answers[4][89])
+
+
 def test_every_fourth_layer_of_smollm3_has_no_positions(tmp_path: Path) -> None:
     with opened(tiny_family_gguf(tmp_path / "m.gguf", "smollm3", n_layers=8, **{"rope.layers": None})) as (plan, _):
         turned = {s.label.split(".")[1] for s in plan.steps if s.op is Op.ROPE}

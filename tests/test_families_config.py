@@ -88,6 +88,17 @@ def test_what_a_family_does_not_do_is_refused_by_name(tmp_path: Path, family: st
         read_config(file)
 
 
+def test_a_window_of_a_family_without_windows_holds_for_the_context_that_is_asked_for(tmp_path: Path) -> None:
+    """As wide as the trained context it has no effect, but a longer context would need it."""
+    with open_gguf(tiny_family_gguf(tmp_path / "m.gguf", "olmo2", **{WINDOW: 256})) as file:
+        config = read_config(file)
+        assert config.n_ctx_train == 256
+        build_plan(config, file)
+        build_plan(config, file, 256)
+        with pytest.raises(UnsupportedFeatureError, match="n_ctx <= 256"):
+            build_plan(config, file, 257)
+
+
 @pytest.mark.parametrize(("family", "key"), [("mixtral", "expert_used_count"), ("gemma2", "context_length")])
 def test_keys_that_families_need(tmp_path: Path, family: str, key: str) -> None:
     with (

@@ -100,7 +100,10 @@ def _llama3(draw: random.Random, i: int, config: dict[str, Any]) -> str:
 
 
 def _window(draw: random.Random, i: int, config: dict[str, Any]) -> str:
-    """A window in every second model."""
+    """A window in every second model, once wider than the context, where it has no effect."""
+    if i % 10 == 6:
+        config["sliding_window"] = 1000
+        return ""
     config["sliding_window"] = draw.choice((9, 16, 33)) if i % 2 == 0 else None
     return NO_WINDOW if i % 2 == 0 else ""
 
@@ -167,7 +170,8 @@ def _phi3(draw: random.Random, i: int, config: dict[str, Any]) -> str:
 
 
 def _longrope(draw: random.Random, i: int, config: dict[str, Any]) -> str:
-    """Even models work beyond the original context (long factors), odd ones within it (short factors)."""
+    """Even models work beyond the original context (long factors), odd ones within it (short factors); the texts of
+    models 2 and 3 end one token behind it and with its last one (`_case`)."""
     share = (1.0, 0.75)[i % 2]
     n = int(config["head_dim"] * share) // 2
     # 256: llama.cpp rounds its context up to that
@@ -229,13 +233,16 @@ def cases(family: Family, n: int, seed: int) -> list[Case]:
 def _case(draw: random.Random, family: Family, i: int, head_dim: int, heads: tuple[int, int], seed: int) -> Case:
     config = _shape(draw, family, i % 3 == 2, head_dim, heads)
     difference = family.special(draw, i, config)
-    within = config["original_max_position_embeddings"] if family.special is _longrope and i % 2 else None
+    n_ids, original = draw.randrange(70, 140), config.get("original_max_position_embeddings", 0)
+    within = original if family.special is _longrope and i % 2 else None
+    if family.special is _longrope and i % 10 in (2, 3):
+        n_ids = original + (i % 10 == 2)
     return Case(
         name=f"{family.name.replace(' ', '-')}-{i}",
         family=family.name,
         model_type=family.model_type,
         config=config,
-        ids=[draw.randrange(3, config["vocab_size"]) for _ in range(draw.randrange(70, 140))],
+        ids=[draw.randrange(3, config["vocab_size"]) for _ in range(n_ids)],
         n_prompt=50,  # the answer goes over the end of a page of 64
         seed=draw.randrange(1 << 31),
         n_ctx=within,

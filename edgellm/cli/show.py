@@ -89,7 +89,17 @@ def _summary(file: Any) -> dict[str, Any]:
         "width": metadata.get(f"{arch}.embedding_length"),
         "vocabulary": metadata.length("tokenizer.ggml.tokens") if "tokenizer.ggml.tokens" in metadata else None,
         "chat_template": "tokenizer.chat_template" in metadata,
+        "sliding_window": metadata.get(f"{arch}.attention.sliding_window") or None,
+        "longrope_original_context": _longrope_limit(file, arch),
     }
+
+
+def _longrope_limit(file: Any, arch: str) -> Any:
+    """Largest n_ctx that takes LongRoPE's short factors; None without LongRoPE (config.RopeScaling.original_ctx)."""
+    if "rope_factors_long.weight" not in file.tensors:
+        return None
+    trained = file.metadata.get(f"{arch}.context_length")
+    return file.metadata.get(f"{arch}.rope.scaling.original_context_length", trained)
 
 
 def _metadata(file: Any) -> dict[str, Any]:
@@ -161,11 +171,25 @@ def _print_summary(s: dict[str, Any]) -> None:
         ("size", f"{size_text(s['file_bytes'])}, {s['bits_per_weight']} bits per weight"),
         ("types", ", ".join(f"{name} ({n})" for name, n in s["types"].items()) or "no tensors"),
         ("context", f"{s['context_length']} tokens" if s["context_length"] is not None else "-"),
+        *_limits(s),
         ("layers", s["layers"] if s["layers"] is not None else "-"),
         ("vocabulary", s["vocabulary"] if s["vocabulary"] is not None else "-"),
         ("chat template", "yes" if s["chat_template"] else "no"),
     ]
     _rows(pairs)
+
+
+def _limits(s: dict[str, Any]) -> list[tuple[str, str]]:
+    """What else the length of the context decides."""
+    rows = []
+    window, limit = s.get("sliding_window"), s.get("longrope_original_context")
+    if window is not None:
+        wide = isinstance(s["context_length"], int) and isinstance(window, int) and window >= s["context_length"]
+        rows.append(("window", f"{window} tokens" + (", the whole context: no effect" if wide else "")))
+    if limit is not None:
+        text = f"LongRoPE: short factors for n_ctx up to {limit}, long ones above; chosen at load for all positions"
+        rows.append(("positions", text))
+    return rows
 
 
 def _print_metadata(metadata: dict[str, Any]) -> None:

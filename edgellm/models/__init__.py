@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..config import ModelConfig
+from ..config import WINDOW, ModelConfig
 from ..errors import UnsupportedArchitectureError, UnsupportedFeatureError
 from ..plan import Plan
 from ..weights import tensor_shapes
@@ -44,13 +44,22 @@ def read_config(file: GGUFFile) -> ModelConfig:
 
 
 def build_plan(config: ModelConfig, file: GGUFFile, n_ctx: int | None = None) -> Plan:
-    """The plan of a model for windows of `n_ctx` tokens (None: as trained; it matters to longrope only).
+    """The plan of a model for contexts of `n_ctx` tokens (None: as trained).
+
+    It matters to longrope, which takes its long factors for all positions where n_ctx is above the original context,
+    and to files that tell of a sliding window beyond their trained context.
 
     `file` tells which optional tensors (biases, an output head) there are.
     Raises UnsupportedArchitectureError, UnsupportedFeatureError, ModelFormatError.
     """
     check_architecture(file)
-    plan = FAMILIES[config.arch].build(config, file, config.n_ctx_train if n_ctx is None else n_ctx)
+    n_ctx = config.n_ctx_train if n_ctx is None else n_ctx
+    if 0 < config.window < n_ctx and WINDOW not in FAMILIES[config.arch].uses:
+        raise UnsupportedFeatureError(
+            "sliding-window attention is not supported for this family; load it with a context within the window",
+            path=file.path, field=f"{config.arch}.{WINDOW}", value=config.window, limit=f"n_ctx <= {config.window}",
+        )  # fmt: skip
+    plan = FAMILIES[config.arch].build(config, file, n_ctx)
     _refuse_unused_parts(plan, config, file)
     return plan
 
