@@ -10,7 +10,7 @@ help:
 	@echo "make chat     install into $(VENV) and talk to the built-in model"
 	@echo "make test     install into $(VENV) and run the tests"
 	@echo "make native   compile native/ in place (development)"
-	@echo "make parity   compare with transformers and llama.cpp (docs/parity.md)"
+	@echo "make parity   compare with transformers and llama.cpp, into docs/parity.md"
 	@echo "make lint     ruff, and the generated files against formats/blocks.toml"
 
 $(VENV)/installed: pyproject.toml setup.py $(wildcard native/*.[ch] native/*.py native/kernels/*.[ch])
@@ -71,11 +71,11 @@ compare:
 convert-memory:
 	$(PY) tools/convert_memory.py --megabytes 2048
 
-# Held to transformers and llama.cpp (docs/parity.md): here PEER_PYTHON is an environment with torch and transformers,
-# LLAMA_PYTHON one with llama-cpp-python (may be left out); PARITY holds further options, as --family qwen3.
+# All that is held to other programs, into docs/parity.md: here PEER_PYTHON is an environment with torch and transformers,
+# LLAMA_PYTHON one with llama-cpp-python; PARITY holds further options, as --part families.
+LLAMA_PYTHON ?= $(PEER_PYTHON)
 parity:
-	$(PY) tools/parity.py --peer-python $(PEER_PYTHON) $(if $(LLAMA_PYTHON),--llama-python $(LLAMA_PYTHON)) $(PARITY)
-	@test ! -f tools/template_parity.py || $(PY) tools/template_parity.py --peer-python $(PEER_PYTHON)
+	$(PY) tools/parity_all.py --peer-python $(PEER_PYTHON) --llama-python $(LLAMA_PYTHON) --write docs/parity.md $(PARITY)
 
 clean:
 	rm -rf build dist *.egg-info edgellm/*.so

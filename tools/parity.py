@@ -168,9 +168,21 @@ def report(scores: list[Score], folder: Path, seconds: float) -> bool:
     for score in scores:
         if score.surprise():
             print(f"look at {score.name} ({score.shape}): {score.surprise()}")
-    if not bad:
-        print("All demands were met.")
+    print(summary(scores))
     return not bad
+
+
+def summary(scores: list[Score]) -> str:
+    """The result in one line."""
+    good = [s for s in scores if not s.error]
+    worst = max((max(s.nmse.values()) for s in good), default=float("inf"))
+    same = sum(all(s.greedy.values()) for s in good)
+    token = min((min(s.argmax.values()) for s in good), default=0.0)
+    wrong = sum(bool(s.faults()) for s in scores)
+    return (
+        f"{len(scores)} random models: NMSE at most {worst:.1e}, the same best token at {token:.2%} of the positions, "
+        f"{same} of {len(scores)} greedy texts equal" + (f"; {wrong} models WRONG" if wrong else "")
+    )
 
 
 def main() -> int:
