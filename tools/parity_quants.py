@@ -225,8 +225,8 @@ def main() -> int:
     medians, means = ([f(r) for r in good] for f in (lambda r: r.median, lambda r: r.mean))
     if good:
         print(
-            f"{len(good)} pairs of model and type: ratio of the medians {min(medians):.2f} to {max(medians):.2f}, of the "
-            f"means {min(means):.2f} to {max(means):.2f} (limit {LIMIT})"
+            f"{len(good)} pairs of model and type: ratio of the medians {min(medians):.2f} to {max(medians):.2f}, "
+            f"of the means {min(means):.2f} to {max(means):.2f} (limit {LIMIT})"
         )
     return int(bool(faults))
 
