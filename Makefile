@@ -65,8 +65,10 @@ PEER_PYTHON ?= python3
 peer-check:
 	$(PY) tools/peer_check.py --peer-python $(PEER_PYTHON)
 
+# The table of docs/benchmarks.md for all MODELS, nothing else running: builds llama.cpp the first time. COMPARE: options.
 compare:
-	$(PY) tools/compare_peers.py $(MODEL) --peer-python $(PEER_PYTHON)
+	@mkdir -p build
+	$(PY) tools/compare_peers.py $(MODELS) --json build/compare.json $(COMPARE) | tee build/compare.md
 
 convert-memory:
 	$(PY) tools/convert_memory.py --megabytes 2048
