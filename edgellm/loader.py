@@ -83,6 +83,8 @@ class Loaded:
         tell(progress, Progress("loading", 0, 0))  # backends do not tell how far they are
         self.runner = create(backend, self.plan, weights, n_threads=self.threads, max_tokens=PREFILL_CHUNK)
         tell(progress, Progress("loading", weights.n_bytes, weights.n_bytes))
+        if hasattr(self.runner, "prepare"):  # compiles its kernels: seconds, the first time
+            self.runner.prepare(self.kv_type, lambda n, of: tell(progress, Progress("compiling", n, of, "kernels")))
         self.weights = weights
         self.backend_name = self.runner.name
         self.isa = backend_isa(self.runner)

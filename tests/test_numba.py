@@ -19,6 +19,8 @@ from edgellm.backends import create, numba_
 from edgellm.backends.compare import compare, nmse
 from edgellm.backends.numba_ import NumbaBackend
 from edgellm.backends.numba_kernels import linear
+from edgellm.backends.numba_kernels.jit import Kernel
+from edgellm.backends.numba_matrix import Matrix, linear_rows
 from edgellm.blocks import BY_NAME
 from edgellm.errors import BackendError, Cancelled, InvalidArgumentError, NonFiniteError
 from edgellm.gguf import open_gguf
@@ -26,6 +28,7 @@ from edgellm.kv import PagePool, Sequence
 from edgellm.models import build_plan, read_config
 from edgellm.ops import Op
 from edgellm.plan import Plan
+from edgellm.quants import quantize
 from edgellm.weights import Weights
 
 TYPES = [name for name in BY_NAME if BY_NAME[name].id in linear.LINEAR]
@@ -159,6 +162,49 @@ def test_files_of_llama_cpp(shared_data: Path, kind: str) -> None:
     with opened(shared_data / "gguf-foreign" / f"llama-{kind}.gguf") as (plan, weights):
         exact = logits("reference", plan, weights, ids)
         assert nmse(exact, logits("numba", plan, weights, ids, 2)) <= 1.1 * nmse(exact, peer)
+
+
+@pytest.mark.parametrize("type", ["F16", "Q4_0", "Q6_K"])
+def test_prepare_names_all_kernels_that_a_pass_calls(
+    tmp_path: Path, type: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: set[str] = set()
+    real = Kernel.__call__
+
+    def spy(self: Kernel, *args: object) -> object:
+        called.add(self.name)
+        return real(self, *args)
+
+    with opened(tiny(tmp_path, type)) as (plan, weights):
+        backend = NumbaBackend(plan, weights)
+        steps: list[tuple[int, int]] = []
+        backend.prepare("f16", lambda done, total: steps.append((done, total)))
+        assert all(kernel.ready for kernel in backend._kernels("f16"))
+        assert steps == [(i, len(steps) - 1) for i in range(len(steps))]
+        monkeypatch.setattr(Kernel, "__call__", spy)
+        run(backend, plan, some_ids(20, plan.n_vocab), kv_type="f16", chunk=15)
+        assert called == {kernel.name for kernel in backend._kernels("f16")}
+
+
+def test_matrices_of_a_few_rows(tmp_path: Path) -> None:
+    """Kernels read 16 rows at a time; matrices may have fewer, parts of taller ones too."""
+    rng = np.random.default_rng(7)
+    kind = BY_NAME["Q8_0"]
+    for rows, parts in ((8, 1), (5, 1), (10, 2), (60, 3)):
+        w = rng.standard_normal((rows, 64), dtype=np.float32)
+        data = quantize(w, kind).reshape(-1)
+        whole = Matrix(kind, data, rows, 64)
+        assert np.array_equal(whole.by_row.reshape(-1), data) and whole.data.size >= 16 * 68
+        x = rng.standard_normal(64, dtype=np.float32)
+        for i in range(parts):
+            part = whole.part(i, parts)
+            y = np.full(part.rows + 1, 9, np.float32)
+            q, d, s = np.zeros(64, np.int8), np.zeros(2, np.float32), np.zeros(2, np.int32)
+            linear.quantize_q8_32(x, 0, 1, 64, q, d, s)
+            none = np.empty(0, np.float32)
+            linear_rows(part, 0, part.rows, (q, d, s), (1, none, none, y, part.rows, np.zeros(1, np.int32)))
+            wanted = w[i * part.rows : (i + 1) * part.rows] @ x
+            assert np.allclose(y[:-1], wanted, atol=0.2) and y[-1] == 9
 
 
 # ---- passes ----------------------------------------------------------------------------------------------------------
@@ -304,13 +350,13 @@ def test_helpers_take_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     """With two threads the chunks of a pass are seen by a second thread. (A helper may need a moment to start.)"""
     monkeypatch.setattr(numba_, "_CHUNK_WORK", 64)
     seen: set[str] = set()
-    real = numba_._linear_rows
+    real = numba_.linear_rows
 
     def spy(*args) -> None:
         seen.add(threading.current_thread().name)
         real(*args)
 
-    monkeypatch.setattr(numba_, "_linear_rows", spy)
+    monkeypatch.setattr(numba_, "linear_rows", spy)
     with opened(tiny(tmp_path, "Q8_0", dim=256)) as (plan, weights):
         backend = NumbaBackend(plan, weights, n_threads=2)
         for _ in range(50):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numba
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from edgellm import blocks
-from edgellm.backends.numba_kernels import attention, linear, pool, vector
+from edgellm.backends.numba_kernels import attention, jit, linear, pool, vector
 from edgellm.backends.numba_kernels.intrinsics import at, f16_to_f32, f32_to_f16, put
 from edgellm.backends.numba_kernels.jit import INT, Kernel, f32s, kernel, u16s
 from edgellm.blocks import ALL, BlockType
@@ -167,33 +168,107 @@ def doubles(k: Kernel) -> bool:
     return list(y) == [0, 2, 4]
 
 
-def test_cache_is_used_and_survives_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
     assert doubles(Kernel(double, _signature))
     files = [p for p in tmp_path.rglob("*") if p.is_file()]
     assert any("double" in p.name for p in files)
     again = Kernel(double, _signature)
     assert doubles(again) and sum(again._compiled.stats.cache_hits.values()) == 1
-    for p in files:
+
+
+def test_a_damaged_cache_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    assert doubles(Kernel(double, _signature))
+    for p in tmp_path.rglob("*.nb?"):
         p.write_bytes(b"damaged")
     assert doubles(Kernel(double, _signature))
+    again = Kernel(double, _signature)
+    assert doubles(again) and sum(again._compiled.stats.cache_hits.values()) == 1
 
 
+def test_code_of_other_sources_is_stale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An upgrade of the package: any file that kernels are made of has changed."""
+    source = tmp_path / "source.py"
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(jit, "_SOURCES", (source,))
+    hits = []
+    for text in ("a = 1", "a = 1", "a = 2"):
+        source.write_text(text)
+        jit._stamp.cache_clear()
+        k = Kernel(double, _signature)
+        assert doubles(k)
+        hits.append(sum(k._compiled.stats.cache_hits.values()))
+    jit._stamp.cache_clear()
+    assert hits == [0, 1, 0]
+
+
+@pytest.mark.parametrize("change", ["CPU_NAME", "version"])
+def test_code_for_another_processor_or_numba_is_stale(monkeypatch: pytest.MonkeyPatch, change: str) -> None:
+    jit._stamp.cache_clear()
+    before = jit._stamp()
+    if change == "version":
+        monkeypatch.setattr(numba, "__version__", "0.0")
+    else:
+        codegen = numba.core.registry.cpu_target.target_context.codegen()
+        monkeypatch.setattr(type(codegen), "magic_tuple", lambda self: ("triple", "another", "+features"))
+    jit._stamp.cache_clear()
+    assert jit._stamp() != before
+    jit._stamp.cache_clear()
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """The test has to log exactly one line, about the cache."""
+    monkeypatch.setattr(jit, "_told", set())
+    monkeypatch.setattr(jit, "_cache_failed", False)
+    yield
+    lines = [r.getMessage() for r in caplog.get_records("call") if r.name == "edgellm"]
+    assert len(lines) == 1 and "NUMBA_CACHE_DIR" in lines[0]
+
+
+@pytest.mark.usefixtures("told")
 def test_no_folder_for_the_cache() -> None:
     """Code without a file beside which a cache could lie, as in a frozen application."""
     names: dict = {}
     exec("def double(x, y, n):\n    for i in range(n):\n        y[i] = x[i] * 2\n", names)
-    assert doubles(Kernel(names["double"], _signature))
+    for _ in range(2):
+        assert doubles(Kernel(names["double"], _signature))
 
 
+@pytest.mark.usefixtures("told")
+def test_no_home_for_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(numba.config, "CACHE_DIR", "")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert doubles(Kernel(double, _signature))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("told")
 def test_a_full_disk_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    tried = []
 
     def full(*args: object) -> None:
+        tried.append(args)
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(numba.core.caching.IndexDataCacheFile, "save", full)
+    for _ in range(2):
+        assert doubles(Kernel(double, _signature))
+    assert len(tried) == 1, "it is not compiled twice each time"
+
+
+def test_a_folder_that_cannot_be_written_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path / "file" / "cache"))
+    monkeypatch.setattr(numba.core.caching.InTreeCacheLocator, "from_function", classmethod(lambda *args: None))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
     assert doubles(Kernel(double, _signature))
+    assert list((tmp_path / "user").rglob("*double-*.nbi")), "the user's cache folder took it"
 
 
 def test_one_compilation_for_all_threads() -> None:

@@ -2,7 +2,7 @@
 
 Weights stay in block form in the mapped file; kernels (`numba_kernels`) read them there, with activations rounded to 8
 bits as the native backend does. A pass is a Python loop over the lowered steps; each step hands ranges of rows, tokens
-or heads to threads. Kernels are compiled at their first call (half a second each) and cached on disk.
+or heads to threads. Kernels are compiled when `prepare` or the first pass needs them, about a second each, and cached.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..blocks import F32, BlockType
+from ..blocks import F32
 from ..errors import BackendError, Cancelled, NonFiniteError
 from ..kv import Sequence
 from ..plan import Plan
@@ -24,29 +24,14 @@ from . import check_pass
 from .lowering import LoweredStep, lower
 from .numba_kernels import attention as attention_kernels
 from .numba_kernels import pool, vector
-from .numba_kernels.linear import LINEAR, quantize_q8_32, quantize_q8_256
+from .numba_kernels.jit import Kernel
+from .numba_kernels.linear import LINEAR
+from .numba_matrix import GROUPS, NONE, ROWS, Matrix, Scratch, input_kind, linear_rows
 
 _CHUNK_WORK = 1 << 19  # multiply-adds (or as much time) that are worth handing to another thread
 _CHUNKS_PER_THREAD = 4  # more than one, so that a thread that is held up does not hold up all
-_ROW_STEP = 16  # rows of a matrix are handed out in multiples of this
-_NONE = np.empty(0, np.float32)  # no bias, no residual
+_PLAIN = {n: getattr(vector, n) for n in ("rmsnorm", "rope", "add", "softcap", "route")}  # one kernel each, by op
 _GATED = {"silu": vector.gated_silu, "gelu_tanh": vector.gated_gelu_tanh}
-_GROUPS = {"q8_32": (32, 32, quantize_q8_32), "q8_256": (256, 16, quantize_q8_256)}  # per scale, per sum, kernel
-
-
-@dataclass(frozen=True)
-class _Matrix:
-    """A weight as its bytes in the file, uint8 (rows * row_bytes,), one row after the other."""
-
-    type: BlockType
-    data: np.ndarray
-    rows: int
-    cols: int
-
-    def part(self, index: int, n: int) -> _Matrix:
-        """Matrix `index` of n that follow each other."""
-        size = self.data.size // n
-        return _Matrix(self.type, self.data[index * size : (index + 1) * size], self.rows // n, self.cols)
 
 
 @dataclass
@@ -73,18 +58,48 @@ class NumbaBackend:
         self, plan: Plan, weights: Weights, *, n_threads: int = 1, max_tokens: int = 512, pack: bool = True
     ) -> None:
         self.plan, self.max_tokens, self.n_threads = plan, max_tokens, max(1, n_threads)
-        self._matrices: dict[str, _Matrix] = {}
+        self._matrices: dict[str, Matrix] = {}
         self._vectors: dict[str, np.ndarray] = {}
         for name, shape in plan.weights.items():
             if len(shape) > 1:  # the matrices of experts follow each other: one tall matrix
                 rows = math.prod(shape[:-1])
-                self._matrices[name] = _Matrix(weights.type(name), weights.data(name).reshape(-1), rows, shape[-1])
+                self._matrices[name] = Matrix(weights.type(name), weights.data(name).reshape(-1), rows, shape[-1])
             else:  # norms and biases: small, float32
                 self._vectors[name] = np.ascontiguousarray(weights.float32(name), dtype=np.float32).reshape(-1)
-        self._scratch = _Scratch(plan, self._matrices, max_tokens)
+        self._scratch = Scratch(plan, self._matrices, max_tokens)
         self._fused = lower(plan)
         self._plain = lower(plan, fuse=False)  # step i is plan step i
         self._now: _Pass | None = None
+
+    def prepare(self, kv_type: str, progress: Callable[[int, int], object] | None = None) -> None:
+        """Compiles, or loads from the cache, the kernels that passes with pages of `kv_type` will call.
+
+        progress(done, total) is called before each kernel that is not ready yet, and at the end.
+        """
+        wanted = [kernel for kernel in self._kernels(kv_type) if not kernel.ready]
+        for done, kernel in enumerate(wanted):
+            if progress:
+                progress(done, len(wanted))
+            kernel.compile()
+        if progress and wanted:
+            progress(len(wanted), len(wanted))
+
+    def _kernels(self, kv_type: str) -> list[Kernel]:
+        """The kernels of the lowered plan, each once."""
+        found: dict[Kernel, None] = {}
+        for step in self._fused:
+            for name in step.weights if step.op in ("linear", "linear_gated", "experts") else ():
+                matrix = self._matrices[name]
+                kind = input_kind(matrix)
+                found.update(dict.fromkeys([GROUPS[kind][2]] if kind in GROUPS else []))
+                found[LINEAR[matrix.type.id if matrix.type.id in LINEAR else F32.id]] = None
+            if step.op == "attention":
+                found.update(dict.fromkeys(attention_kernels.KERNELS[kv_type]))
+            elif "activation" in step.params:
+                found[_GATED[step.params["activation"]]] = None
+            elif step.op in _PLAIN:
+                found[_PLAIN[step.op]] = None
+        return list(found)
 
     # ---- passes --------------------------------------------------------------------------------------------------
 
@@ -189,7 +204,7 @@ class NumbaBackend:
 
     def _embed(self, step: LoweredStep, now: _Pass) -> None:
         m = self._matrices[step.weights[0]]
-        rows = m.data.reshape(m.rows, -1)[now.tokens]  # (n, row bytes), a copy of these rows only
+        rows = m.by_row[now.tokens]  # (n, row bytes), a copy of these rows only
         self._view(step.outputs[0])[...] = dequantize(rows, m.type, (now.tokens.size, m.cols))
 
     def _rmsnorm(self, step: LoweredStep, now: _Pass) -> None:
@@ -282,117 +297,55 @@ class NumbaBackend:
     # ---- matrices ------------------------------------------------------------------------------------------------
 
     def _linear(self, step: LoweredStep, now: _Pass) -> None:
-        residual = _NONE if step.residual is None else self._scratch.buffer(step.residual)
+        residual = NONE if step.residual is None else self._scratch.buffer(step.residual)
         self._multiply(step, now, [self._scratch.buffer(b) for b in step.outputs], residual)
 
     def _linear_gated(self, step: LoweredStep, now: _Pass) -> None:
         gate, up = self._scratch.buffer(step.outputs[0]), self._scratch.up
-        self._multiply(step, now, [gate, up], _NONE)
+        self._multiply(step, now, [gate, up], NONE)
         self._activate(step, gate, up)
 
     def _multiply(self, step: LoweredStep, now: _Pass, outs: list[np.ndarray], residual: np.ndarray) -> None:
         """outs[j] = input @ weights[j].T (+ biases[j]) (+ residual): the rows of all weights are one list of work."""
         matrices = [self._matrices[w] for w in step.weights]
-        biases = [_NONE if b is None else self._vectors[b] for b in step.biases]
+        biases = [NONE if b is None else self._vectors[b] for b in step.biases]
         n_cols, x = self._rows(step.inputs[0]), self._scratch.buffer(step.inputs[0])
         self._products(matrices, x, n_cols, outs, now, biases, residual)
 
     def _products(
         self,
-        matrices: list[_Matrix],
+        matrices: list[Matrix],
         x: np.ndarray,
         n_cols: int,
         outs: list[np.ndarray],
         now: _Pass,
         biases: list[np.ndarray] | None = None,
-        residual: np.ndarray = _NONE,
+        residual: np.ndarray = NONE,
     ) -> None:
         """As `_multiply`, for n_cols columns at x."""
         if n_cols == 0:
             return
-        biases = biases or [_NONE] * len(matrices)
-        inputs = {kind: self._activations(kind, x, n_cols, matrices[0].cols) for kind in {_input(m) for m in matrices}}
+        biases = biases or [NONE] * len(matrices)
+        kinds = {input_kind(m) for m in matrices}
+        inputs = {kind: self._activations(kind, x, n_cols, matrices[0].cols) for kind in kinds}
         starts = [0]  # of each weight in the common list, in steps of 16 rows
         for m in matrices:
-            starts.append(starts[-1] + math.ceil(m.rows / _ROW_STEP))
+            starts.append(starts[-1] + math.ceil(m.rows / ROWS))
 
         def rows(first: int, last: int) -> None:
             for j, m in enumerate(matrices):
                 a, b = max(first, starts[j]) - starts[j], min(last, starts[j + 1]) - starts[j]
                 if a < b:
                     tail = (n_cols, biases[j], residual, outs[j], m.rows, now.cancel)
-                    _linear_rows(m, a * _ROW_STEP, min(b * _ROW_STEP, m.rows), inputs[_input(m)], tail)
+                    linear_rows(m, a * ROWS, min(b * ROWS, m.rows), inputs[input_kind(m)], tail)
 
-        self._spread(starts[-1], _ROW_STEP * matrices[0].cols * n_cols, rows)
+        self._spread(starts[-1], ROWS * matrices[0].cols * n_cols, rows)
 
     def _activations(self, kind: str, x: np.ndarray, n_cols: int, k: int) -> tuple[np.ndarray, ...]:
         """x (n_cols, k) as the kernels want it: itself, or (int8 q, float32 scales, int32 sums) in scratch memory."""
         if kind == "f32":
             return (x,)
-        _, _, quantize = _GROUPS[kind]
+        _, _, quantize = GROUPS[kind]
         target = self._scratch.quantised(kind)
         self._spread(n_cols, 8 * k, lambda a, b: quantize(x, a, b, k, *target))
         return target
-
-
-def _input(m: _Matrix) -> str:
-    return m.type.activation if m.type.id in LINEAR else "f32"
-
-
-def _linear_rows(m: _Matrix, first: int, last: int, inputs: tuple[np.ndarray, ...], tail: tuple[Any, ...]) -> None:
-    """Rows [first, last) of one matrix. A type without a kernel is decoded, 16 rows at a time."""
-    kernel = LINEAR.get(m.type.id)
-    if kernel is not None:
-        kernel(m.data, m.cols, first, last, *inputs, *tail)
-        return
-    n_cols, bias, residual, y, n_rows, cancel = tail
-    by_row = m.data.reshape(m.rows, -1)
-    for r in range(first, last, _ROW_STEP):
-        here = slice(r, min(r + _ROW_STEP, last))
-        n = here.stop - r
-        plain = dequantize(by_row[here], m.type, (n, m.cols)).reshape(-1).view(np.uint8)
-        part = np.empty((n_cols, n), np.float32)
-        LINEAR[F32.id](plain, m.cols, 0, n, *inputs, n_cols, _NONE, _NONE, part.reshape(-1), n, cancel)
-        if bias.size:
-            part += bias[here]
-        if residual.size:
-            part += residual[: n_cols * n_rows].reshape(n_cols, n_rows)[:, here]
-        y[: n_cols * n_rows].reshape(n_cols, n_rows)[:, here] = part
-
-
-class _Scratch:
-    """Buffers and quantised activations. Sized for max_tokens; memory is taken only where a pass writes."""
-
-    def __init__(self, plan: Plan, matrices: dict[str, _Matrix], max_tokens: int) -> None:
-        self._plan, self._max_tokens = plan, max_tokens
-        self._buffers: dict[int, np.ndarray] = {}
-        self._widest = max((m.cols for m in matrices.values()), default=1)
-        self._quantised: dict[str, tuple[np.ndarray, ...]] = {}
-        self._up: np.ndarray | None = None
-
-    def buffer(self, index: int) -> np.ndarray:
-        """float32 (max_tokens * cols,) of a plan buffer."""
-        if index not in self._buffers:
-            self._buffers[index] = np.zeros(self._max_tokens * self._plan.buffers[index].cols, np.float32)
-        return self._buffers[index]
-
-    @property
-    def up(self) -> np.ndarray:
-        """float32, the product that a gated linear step multiplies with; as large as the widest buffer of tokens."""
-        if self._up is None:
-            widest = max(b.cols for b in self._plan.buffers if b.rows == "tokens")
-            self._up = np.zeros(self._max_tokens * widest, np.float32)
-        return self._up
-
-    def quantised(self, kind: str) -> tuple[np.ndarray, ...]:
-        """(int8, float32 scales, int32 sums) for max_tokens columns of the widest input."""
-        if kind not in self._quantised:
-            per_scale, per_sum, _ = _GROUPS[kind]
-            n = self._max_tokens * self._widest
-            self._quantised[kind] = (
-                np.zeros(n, np.int8), np.zeros(n // per_scale + 1, np.float32), np.zeros(n // per_sum + 1, np.int32)
-            )  # fmt: skip
-        return self._quantised[kind]
-
-    def close(self) -> None:
-        self._buffers, self._quantised, self._up = {}, {}, None

@@ -212,7 +212,8 @@ class progress_bar:  # noqa: N801 (used like a function)
 
 
 def _stage(progress: Any) -> str:
-    return {"prefill": "reading the prompt"}.get(progress.stage, progress.stage)
+    words = {"prefill": "reading the prompt", "compiling": "compiling kernels (kept for the next start)"}
+    return words.get(progress.stage, progress.stage)
 
 
 def _make_bar() -> Any:

@@ -1,13 +1,17 @@
 """Compiles kernels when they are first called, once per process, and keeps the machine code for the next one.
 
-Numba keeps compiled code beside the source, else in the user's cache folder (`NUMBA_CACHE_DIR` overrides both). Where
-none of them can be written the kernel is compiled for this process only: slower to start, never an error.
+Numba keeps compiled code in `NUMBA_CACHE_DIR`, else beside the source, else in the user's cache folder: the first of
+them that can be written. Where none can, kernels are compiled for this process only: slower to start, one line in the
+log, never an error. File names hold a digest of all that the code depends on, the processor too: several machines may
+share a folder, and several processes may start at once.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -29,12 +33,47 @@ f32s, i8s, i16s, i32s, u16s = (t[::1] for t in (types.float32, types.int8, types
 ro_u8s = types.Array(types.uint8, 1, "C", readonly=True)
 
 
-def _source_digest() -> str:
-    """Changes with any file of this package. Numba itself only looks at the file in which a kernel stands."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(path.read_bytes())
+_KERNELS = Path(__file__).parent
+_SOURCES = (_KERNELS.parent.parent / "blocks.py", _KERNELS.parent.parent / "quants" / "unpack.py")  # their constants
+_cache_failed = False  # a cache that could not be written once is not tried again
+_told: set[str] = set()
+
+
+@functools.cache
+def _stamp() -> str:
+    """Names the files of the cache. Numba itself only looks at the one file in which a kernel stands, and two processes
+    that write its index at once could give one processor the code of another."""
+    from numba.core.registry import cpu_target
+
+    processor = cpu_target.target_context.codegen().magic_tuple()
+    digest = hashlib.sha256(repr((numba.__version__, processor)).encode())
+    for path in (*sorted(_KERNELS.glob("*.py")), *_SOURCES):
+        if path.is_file():  # a frozen application has none; there Numba looks at the executable
+            digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
+
+
+def _has_folder() -> bool:
+    """Without a home Numba would make a folder that is called `~`."""
+    known = numba.config.CACHE_DIR or os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~") != "~"
+    return bool(known) or os.access(_KERNELS, os.W_OK)
+
+
+def _drop_cached(function: Callable[..., Any]) -> bool:
+    """Removes the cache's list of this kernel, which may be damaged. False: there is none, that was not the fault."""
+    try:
+        from numba.core.caching import FunctionCache
+
+        os.unlink(FunctionCache(function)._cache_file._index_path)
+        return True
+    except Exception:
+        return False
+
+
+def _tell_once(line: str) -> None:
+    if line not in _told:
+        _told.add(line)
+        _log.warning(line)
 
 
 class Kernel:
@@ -51,6 +90,10 @@ class Kernel:
     def __call__(self, *args: Any) -> Any:
         return (self._compiled or self.compile())(*args)
 
+    @property
+    def ready(self) -> bool:
+        return self._compiled is not None
+
     def compile(self) -> Callable[..., Any]:
         """Compiles now, or loads from the cache, unless that was done before."""
         with _compiling:
@@ -61,13 +104,24 @@ class Kernel:
         return self._compiled
 
     def _build(self) -> Callable[..., Any]:
+        global _cache_failed
         options: dict[str, Any] = {"nogil": True, "parallel": False, "error_model": "numpy"}
-        self.function.__qualname__ = f"{self.name}-{_DIGEST}"  # names the cache file
-        try:
-            return numba.njit(self.signature, cache=True, **options)(self.function)
-        except Exception as e:  # no folder can be written, disk full, a damaged cache file
-            _log.debug("numba cache is not usable (%s); compiling %s for this process only", e, self.name)
-            return numba.njit(self.signature, cache=False, **options)(self.function)
+        self.function.__qualname__ = f"{self.name}-{_stamp()}"  # names the cache file
+        for last in (False, True):
+            if _cache_failed or not _has_folder():
+                break
+            try:
+                return numba.njit(self.signature, cache=True, **options)(self.function)
+            except Exception as e:  # no folder can be written, disk full, a damaged cache file
+                _log.debug("numba cache of %s: %s", self.name, e)
+                if last or not _drop_cached(self.function):
+                    _cache_failed = isinstance(e, OSError)
+                    break
+        _tell_once(
+            "compiled kernels cannot be kept, so every start takes some seconds longer; "
+            "set NUMBA_CACHE_DIR to a folder that can be written"
+        )
+        return numba.njit(self.signature, cache=False, **options)(self.function)
 
 
 def variant(template: FunctionType, **values: Any) -> FunctionType:
@@ -86,5 +140,3 @@ def kernel(*args: Any) -> Callable[[Callable[..., Any]], Kernel]:
 
     return wrap
 
-
-_DIGEST = _source_digest()
