@@ -93,6 +93,8 @@ INLINE vfloat v_scaled_sub(vfloat acc, vfloat d, float dx, vint s) {
 #define WIDE_Q6_K(...) 0
 #include "vnni_panels.h"
 
+#include "avx512_attention.h"
+
 const el_kernels el_kernels_avx512 = {
     .name = "avx512vnni",
     .need = EL_CPU_AVX2 | EL_CPU_FMA | EL_CPU_F16C | EL_CPU_AVX512 | EL_CPU_AVX512VNNI,
@@ -104,6 +106,7 @@ const el_kernels el_kernels_avx512 = {
             [EL_TYPE_Q5_K] = panels_q5_k,
             [EL_TYPE_Q6_K] = panels_q6_k,
         },
+    ATTENTION_ENTRIES
 };
 
 #if defined(__clang__)
