@@ -159,7 +159,8 @@ def fit_n_ctx(n_ctx: int | None, trained: int, plan: Plan, weights: Weights, kv_
     need = cache_bytes(plan.kv, kv_type, n_ctx)
     if need > free:
         fits = default_n_ctx(n_ctx, plan.kv, kv_type, free)
-        tips = [f"n_ctx={fits}"] + (["kv_type='f16'"] if kv_type == "f32" else [])
+        smaller = {"f32": "f16", "f16": "q8_0"}.get(kv_type)
+        tips = [f"n_ctx={fits}"] + ([f"kv_type='{smaller}'"] if smaller else [])
         raise NotEnoughMemoryError(cost + need, have, tips, what=f"the model with a context of {n_ctx} tokens")
     if n_ctx > trained:
         _log.warning("n_ctx=%d is more than the %d tokens that the model was trained for", n_ctx, trained)

@@ -47,7 +47,8 @@ def load(
       their short or long factors hold: `edgellm show` tells the limit.
     - `threads`: number of threads, or "auto": one per fast core that this process may use.
     - `backend`: "native" (compiled), "numba", "reference" (slow NumPy), or "auto": the fastest that is there.
-    - `kv_type`: "f16", "f32", or "auto": f32 where the weights are F32, else f16.
+    - `kv_type`: how the KV cache keeps its numbers: "f32", "f16", "q8_0" (8 bits and a scale per head and token: half
+      the memory of f16), or "auto": f32 where the weights are F32, else f16.
     - `chat_template`: Jinja template to use instead of the one in the file.
     - `seed`: used by every call that brings none; None: a new random one each time (`Result.seed` tells it).
     - `progress`: called with a `Progress`; when it returns False, loading ends with `Cancelled`.

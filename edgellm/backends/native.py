@@ -24,7 +24,7 @@ from . import check_pass
 from .lowering import LoweredStep, lower
 
 _ROWS, _PANELS = 0, 1
-_KV_TYPES = {"f32": 0, "f16": 1}
+_KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 2}
 _PACK_ROWS = 1024  # rows that one packing task turns into panels
 _LINE = 64  # bytes; panels start on cache lines
 

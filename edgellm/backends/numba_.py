@@ -36,15 +36,14 @@ _GATED = {"silu": vector.gated_silu, "gelu_tanh": vector.gated_gelu_tanh}
 
 @dataclass
 class _Pass:
-    """What one pass works on. `cache` is the pool's arena as flat elements; `turns` are cos and sin by rope table."""
+    """What one pass works on. `turns` are cos and sin by rope table."""
 
     tokens: np.ndarray  # int32 (n,)
     position: int
     outputs: np.ndarray  # int32 (m,)
     table: np.ndarray  # int32 (n_layers, blocks)
     kv_type: str
-    cache: np.ndarray
-    page_size: int  # elements
+    cache: tuple[np.ndarray, np.ndarray, int]  # attention.views
     cancel: np.ndarray  # int32 (1,)
     turns: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
 
@@ -143,16 +142,13 @@ class NumbaBackend:
         if not self._fused:
             raise BackendError("the backend is closed")
         tokens, outputs = check_pass(self.plan, tokens, position, outputs, seq, self.max_tokens)
-        kv = seq.pool
-        raw = kv.arena.reshape(-1)
         self._now = _Pass(
             tokens=tokens,
             position=position,
             outputs=outputs,
             table=seq.table,
-            kv_type=kv.kv_type,
-            cache=raw.view(np.float32 if kv.kv_type == "f32" else np.uint16),
-            page_size=kv.page_bytes // kv.dtype.itemsize,
+            kv_type=seq.pool.kv_type,
+            cache=attention_kernels.views(seq.pool),
             cancel=np.zeros(1, np.int32) if cancel is None else cancel,
         )
         positions = np.arange(position, position + tokens.size, dtype=np.float64)
@@ -232,13 +228,13 @@ class NumbaBackend:
         out, table = self._scratch.buffer(step.outputs[0]), now.table[p["layer"]]
         n_kv, dim, group = p["n_kv_heads"], p["head_dim"], p["n_heads"] // p["n_kv_heads"]
         store, attend = attention_kernels.KERNELS[now.kv_type]
-        store(k, v, now.cache, now.page_size, table, n_kv, dim, now.position, n)
+        store(k, v, *now.cache, table, n_kv, dim, now.position, n)
         tiles = math.ceil(n / attention_kernels.TILE)
         seen = now.position + n if not p["window"] else min(now.position + n, p["window"] + n)
 
         def run(a: int, b: int) -> None:
             attend(
-                q, out, now.cache, now.page_size, table, p["n_heads"], n_kv, dim, p["window"], p["scale"],
+                q, out, *now.cache, table, p["n_heads"], n_kv, dim, p["window"], p["scale"],
                 p["softcap"], now.position, n, a, b, now.cancel,
             )  # fmt: skip
 

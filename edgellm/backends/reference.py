@@ -1,7 +1,7 @@
 """The reference backend: NumPy, float32, on dequantised weights. It defines what every op computes.
 
 Slow, short and obviously right; the other backends are compared with it. It reads and writes the same KV pages as they
-do, so with f16 pages K and V are rounded to f16.
+do, so with f16 pages K and V are rounded to f16, and with q8_0 pages to 8 bits.
 """
 
 from __future__ import annotations
@@ -226,16 +226,14 @@ def _store(now: _Pass, layer: int, k: np.ndarray, v: np.ndarray) -> None:
     for i in range(len(k)):
         block, lane = divmod(now.position + i, PAGE_TOKENS)
         for head in range(k.shape[1]):
-            pool.k_view(int(table[block]), head)[:, lane] = k[i, head]
-            pool.v_view(int(table[block]), head)[lane] = v[i, head]
+            pool.store(int(table[block]), head, lane, k[i, head], v[i, head])
 
 
 def _load(now: _Pass, layer: int, head: int, length: int) -> tuple[np.ndarray, np.ndarray]:
     """Keys and values of positions [0, length) of one KV head: float32 (length, head_dim) each."""
     pool, pages = now.seq.pool, now.seq.table[layer, : n_blocks(length)]
-    keys = np.concatenate([pool.k_view(int(p), head).T for p in pages])
-    values = np.concatenate([pool.v_view(int(p), head) for p in pages])
-    return keys[:length].astype(np.float32), values[:length].astype(np.float32)
+    keys, values = zip(*(pool.load(int(p), head) for p in pages), strict=True)
+    return np.concatenate(keys)[:length], np.concatenate(values)[:length]
 
 
 ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {"silu": silu, "gelu_tanh": gelu_tanh}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgellm.cli.common import print_json, progress_bar
+from edgellm.cli.common import kv_type_options, print_json, progress_bar
 
 if TYPE_CHECKING:
     from edgellm.bench import BenchResult
@@ -44,9 +44,7 @@ class NumberList(click.ParamType):
 @click.option("-d", "--n-depth", type=NumberList(0), default="0", show_default=True, help="Tokens in the cache before.")
 @click.option("-t", "--threads", type=NumberList(1), default=None, help="Thread counts [default: auto].")
 @click.option("-r", "--repetitions", type=click.IntRange(1), default=5, show_default=True, help="How often.")
-@click.option("-ctk", "--kv-type", "--cache-type-k", "kv_type", default="auto", show_default=True,
-              metavar="TYPE", help="Number type of the KV cache: f16, f32, ...")
-@click.option("-ctv", "--cache-type-v", "kv_type_v", metavar="TYPE", help="The same as -ctk, as llama-bench wants it.")
+@kv_type_options
 @click.option("--backend", type=click.Choice(["auto", "native", "numba", "reference"]), default="auto",
               show_default=True, help="What runs the model.")
 @click.option("--contention", "busy", type=click.IntRange(0, 1024), default=0, metavar="N",
@@ -66,7 +64,6 @@ def command(
     threads: list[int] | None,
     repetitions: int,
     kv_type: str,
-    kv_type_v: str | None,
     backend: str,
     busy: int,
     shares: bool,
@@ -86,8 +83,6 @@ def command(
         from edgellm.cli.bench_machine import measure
 
         return measure(threads, form)
-    if kv_type_v not in (None, kv_type):
-        raise click.UsageError(f"keys and values have one type here: -ctk is {kv_type}, -ctv {kv_type_v}")
     if model is not None and model_option is not None:
         raise click.UsageError("give the model once: as an argument or with -m")
     if not any(n_prompt) and not any(n_gen):

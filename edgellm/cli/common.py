@@ -38,6 +38,33 @@ def _apply(options: list[_F], function: _F) -> _F:
     return function
 
 
+def kv_type_options(function: _F) -> _F:
+    """-ctk and -ctv, as llama.cpp has them. A page holds K and V in one type, so that both must name the same."""
+
+    def same(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+        seen = ctx.meta.setdefault("kv_types", {})
+        seen[param.name] = value
+        if seen.get("v_type") not in (None, seen.get("kv_type", seen.get("v_type"))):
+            raise click.BadParameter(
+                f"K is '{seen['kv_type']}' and V '{seen['v_type']}', but a page holds both in one type; "
+                "give -ctk and -ctv the same one",
+                ctx,
+                param,
+            )
+        return value
+
+    choices = click.Choice(["auto", "f32", "f16", "q8_0"])
+    return _apply(
+        [
+            click.option("-ctk", "--kv-type", "--cache-type-k", "kv_type", type=choices, default="auto", callback=same,
+                         show_default=True, help="Number type of the KV cache."),
+            click.option("-ctv", "--cache-type-v", "v_type", type=choices, callback=same, expose_value=False,
+                         hidden=True),
+        ],
+        function,
+    )  # fmt: skip
+
+
 def load_options(function: _F) -> _F:
     """Options of commands that load a model; `load_model` takes them."""
     return _apply(
@@ -47,8 +74,7 @@ def load_options(function: _F) -> _F:
             click.option("-t", "--threads", type=ThreadCount(), default="auto", help="Threads.", show_default=True),
             click.option("--backend", type=click.Choice(["auto", "native", "numba", "reference"]), default="auto",
                          show_default=True, help="What runs the model."),
-            click.option("--kv-type", "-ctk", "kv_type", type=click.Choice(["auto", "f16", "f32"]), default="auto",
-                         show_default=True, help="Number type of the KV cache."),
+            kv_type_options,
             click.option("--chat-template-file", type=click.Path(), metavar="FILE",
                          help="Jinja chat template to use instead of the model's own."),
         ],

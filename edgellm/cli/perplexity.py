@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgellm.cli.common import ThreadCount, print_json, progress_bar, read_text
+from edgellm.cli.common import ThreadCount, kv_type_options, print_json, progress_bar, read_text
 
 if TYPE_CHECKING:
     from edgellm.perplexity import PerplexityResult
@@ -27,8 +27,7 @@ if TYPE_CHECKING:
 @click.option("-t", "--threads", type=ThreadCount(), default="auto", help="Threads.", show_default=True)
 @click.option("--backend", type=click.Choice(["auto", "native", "numba", "reference"]), default="auto",
               show_default=True, help="What runs the model.")
-@click.option("-ctk", "--kv-type", "kv_type", type=click.Choice(["auto", "f16", "f32"]), default="auto",
-              show_default=True, help="Number type of the KV cache.")
+@kv_type_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(
     model: str | None,

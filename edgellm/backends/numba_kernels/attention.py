@@ -1,9 +1,10 @@
 """Attention over KV pages: a streaming softmax (Milakov and Gimelshein 2018).
 
-A page holds, for each KV head, K as [head_dim][64] and V as [64][head_dim]. It is decoded to float32 once for all the
-queries of a tile: up to 16 tokens times the query heads that share the KV head. The cache is cut into splits of 8 pages
-at fixed positions. Each split gives every query a partial result (maximum, sum, weighted values); these are merged in
-ascending order. A query's sums depend on nothing but its own position, so tiles, passes and threads change no bit.
+A page holds, for each KV head, K as [head_dim][64] and V as [64][head_dim]; of q8_0 pages 64 scales follow K, and V.
+It is decoded to float32 once for all the queries of a tile: up to 16 tokens times the query heads that share the KV
+head. The cache is cut into splits of 8 pages at fixed positions. Each split gives every query a partial result
+(maximum, sum, weighted values); these are merged in ascending order. A query's sums depend on nothing but its own
+position, so tiles, passes and threads change no bit.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ import numpy as np
 from numba import types
 from numba.extending import register_jitable
 
-from .intrinsics import at, f16_to_f32, f32_to_f16, fma, is_set, put, sum64
-from .jit import F32, INT, Kernel, f32s, i32s, u16s, variant
+from .intrinsics import at, f16_to_f32, f32_to_f16, fma, is_set, put, rint, sum64
+from .jit import F32, INT, Kernel, f32s, i8s, i32s, u16s, variant
 from .vector import exp32, tanh32
 
 TILE = 16  # tokens whose queries share one decoded page
@@ -30,12 +31,14 @@ def _itself(x: Any) -> Any:
 
 
 ENCODE, DECODE = _itself, _itself  # float32 -> element of a page and back; `variant` sets them
+SCALED = False  # a page has scales
 
 
-def _store(k, v, arena, page_size, table, n_heads, head_dim, position, n_tokens):
+def _store(k, v, arena, scales, page_size, table, n_heads, head_dim, position, n_tokens):
     """Writes k and v, (n_tokens, n_heads, head_dim), of positions [position, position + n_tokens) to their pages.
 
-    `arena` is the pool as elements of its type, `page_size` elements per page; `table` names the page of each block.
+    `arena` is the pool as elements of its type, `page_size` elements per page, `scales` the pool as float16 bits;
+    `table` names the page of each block.
     """
     for token in range(n_tokens):
         block, lane = (position + token) // PAGE, (position + token) % PAGE
@@ -48,14 +51,44 @@ def _store(k, v, arena, page_size, table, n_heads, head_dim, position, n_tokens)
 
 
 @register_jitable
+def _store_row(x, source, n, arena, start, step, scales, scale):
+    """x[source ..] (n) as int8 to arena[start], arena[start + step], ...; its float16 scale to scales[scale]."""
+    top = np.float32(0.0)
+    for i in range(n):
+        size = abs(at(x, source + i))
+        top = size if size > top or size != size else top
+    bits = f32_to_f16(top / np.float32(127.0))
+    put(scales, scale, bits)
+    d = f16_to_f32(bits)
+    inverse = np.float32(1.0) / d if d > 0 else np.float32(0.0)
+    for i in range(n):
+        value = at(x, source + i) * inverse
+        value = value if value < np.float32(127.0) else np.float32(127.0)  # NaN becomes 127
+        value = value if value > np.float32(-127.0) else np.float32(-127.0)
+        put(arena, start + i * step, np.int8(rint(value)))
+
+
+def _store_q8_0(k, v, arena, scales, page_size, table, n_heads, head_dim, position, n_tokens):
+    """As `_store`, for int8 pages."""
+    half = (head_dim + 2) * PAGE  # bytes of K, or V, of one head
+    for token in range(n_tokens):
+        block, lane = (position + token) // PAGE, (position + token) % PAGE
+        for head in range(n_heads):
+            base = np.int64(at(table, block)) * page_size + head * 2 * half
+            source, scale = (token * n_heads + head) * head_dim, (base + head_dim * PAGE) // 2 + lane
+            _store_row(k, source, head_dim, arena, base + lane, PAGE, scales, scale)
+            _store_row(v, source, head_dim, arena, base + half + lane * head_dim, 1, scales, scale + half // 2)
+
+
+@register_jitable
 def _first_seen(position, window):
     """The first position that a token at `position` sees."""
     return max(position - window + 1, 0) if window > 0 else 0
 
 
 @register_jitable
-def _score(q, query, page, head_dim, scale, softcap, low, high, scores, here, state, s):
-    """scores[here + t] = scale * q . K[t], -inf outside lanes [low, high); the split's maximum grows with them."""
+def _score(q, query, page, factors, head_dim, softcap, low, high, scores, here, state, s):
+    """scores[here + t] = factors[t] * q . K[t], -inf outside lanes [low, high); the split's maximum grows with them."""
     for t in range(PAGE):
         put(scores, here + t, np.float32(0.0))
     for d in range(head_dim):
@@ -64,7 +97,7 @@ def _score(q, query, page, head_dim, scale, softcap, low, high, scores, here, st
             put(scores, here + t, fma(factor, at(page, d * PAGE + t), at(scores, here + t)))
     top = at(state, s + _PART_TOP)
     for t in range(PAGE):
-        value = at(scores, here + t) * scale
+        value = at(scores, here + t) * at(factors, t)
         if softcap > 0:
             value = softcap * tanh32(value / softcap)
         value = value if low <= t and t < high else np.float32(-np.inf)
@@ -74,14 +107,17 @@ def _score(q, query, page, head_dim, scale, softcap, low, high, scores, here, st
 
 
 @register_jitable
-def _weigh(page, head_dim, low, high, scores, here, state, s, part, target):
-    """Adds the values of lanes [low, high), weighed by exp(score - maximum), to part[target ..]; and the weights."""
+def _weigh(page, factors, head_dim, low, high, scores, here, state, s, part, target):
+    """Adds the values of lanes [low, high), weighed by exp(score - maximum), to part[target ..]; and the weights.
+
+    A value is factors[t] * page[t].
+    """
     top = at(state, s + _PART_TOP)
     for t in range(PAGE):
         put(scores, here + t, exp32(at(scores, here + t) - top))
     put(state, s + _PART_SUM, at(state, s + _PART_SUM) + sum64(scores, here))
     for t in range(low, high):
-        factor = at(scores, here + t)
+        factor = at(scores, here + t) * at(factors, t)
         for d in range(head_dim):
             put(part, target + d, fma(factor, at(page, t * head_dim + d), at(part, target + d)))
 
@@ -108,7 +144,7 @@ def _begin(state, s, mixed, part, target, head_dim):
 
 
 def _attend(
-    q, out, arena, page_size, table, n_heads, n_kv, head_dim, window, scale, softcap, position, n_tokens, first,
+    q, out, arena, scales, page_size, table, n_heads, n_kv, head_dim, window, scale, softcap, position, n_tokens, first,
     last, cancel,
 ):  # fmt: skip
     """Items [first, last) of (token tile, KV head): out = softmax(scale * q . K) V, both (n_tokens, n_heads, head_dim).
@@ -116,8 +152,10 @@ def _attend(
     A token at position p sees [max(0, p - window + 1), p] (window 0: all up to p).
     """
     group, area = n_heads // n_kv, head_dim * PAGE
+    half = page_size // (2 * n_kv)  # elements of K, or V, of one head, scales with them
     n_states = min(TILE, n_tokens) * group  # queries of a tile
     page = np.empty(area, np.float32)  # K (head_dim, 64) or V (64, head_dim)
+    factors = np.empty(PAGE, np.float32)
     scores = np.empty(n_states * SPLIT * PAGE, np.float32)  # (n_states, SPLIT, 64)
     state = np.empty(n_states * _STATE, np.float32)  # (n_states, _STATE)
     mixed, part = np.empty(n_states * head_dim, np.float32), np.empty(n_states * head_dim, np.float32)
@@ -134,9 +172,14 @@ def _attend(
                 for block in range(max(split * SPLIT, start), min(split * SPLIT + SPLIT, end)):
                     if is_set(cancel):
                         return
-                    base = np.int64(at(table, block)) * page_size + (head * 2 + values) * area
+                    base = np.int64(at(table, block)) * page_size + (head * 2 + values) * half
                     for i in range(area):
                         put(page, i, DECODE(at(arena, base + i)))
+                    for t in range(PAGE):
+                        factor = np.float32(1.0) if values else scale
+                        if SCALED:
+                            factor *= f16_to_f32(at(scales, (base + area) // 2 + t))
+                        put(factors, t, factor)
                     for i in range((t1 - t0) * group):
                         own = position + t0 + i // group
                         low = max(_first_seen(own, window) - block * PAGE, 0)
@@ -144,9 +187,9 @@ def _attend(
                         here, s = (i * SPLIT + block % SPLIT) * PAGE, i * _STATE
                         if low < high and values == 0:
                             query = ((t0 + i // group) * n_heads + head * group + i % group) * head_dim
-                            _score(q, query, page, head_dim, scale, softcap, low, high, scores, here, state, s)
+                            _score(q, query, page, factors, head_dim, softcap, low, high, scores, here, state, s)
                         elif low < high:
-                            _weigh(page, head_dim, low, high, scores, here, state, s, part, i * head_dim)
+                            _weigh(page, factors, head_dim, low, high, scores, here, state, s, part, i * head_dim)
             for i in range((t1 - t0) * group):
                 own = position + t0 + i // group
                 first_split = _first_seen(own, window) // (PAGE * SPLIT)
@@ -160,16 +203,23 @@ def _attend(
                 put(out, target + d, at(mixed, i * head_dim + d) / at(state, i * _STATE + _SUM))
 
 
-def _pair(kv_type: str, arena: Any, encode: Any, decode: Any) -> tuple[Kernel, Kernel]:
-    store = types.void(f32s, f32s, arena, INT, i32s, INT, INT, INT, INT)
-    attend = types.void(f32s, f32s, arena, INT, i32s, INT, INT, INT, INT, F32, F32, INT, INT, INT, INT, i32s)
-    return (
-        Kernel(variant(_store, ENCODE=encode), store, f"store_{kv_type}"),
-        Kernel(variant(_attend, DECODE=decode), attend, f"attend_{kv_type}"),
-    )
+def _pair(kv_type: str, arena: Any, store_source: Any, attend_source: Any) -> tuple[Kernel, Kernel]:
+    store = types.void(f32s, f32s, arena, u16s, INT, i32s, INT, INT, INT, INT)
+    attend = types.void(f32s, f32s, arena, u16s, INT, i32s, INT, INT, INT, INT, F32, F32, INT, INT, INT, INT, i32s)
+    return Kernel(store_source, store, f"store_{kv_type}"), Kernel(attend_source, attend, f"attend_{kv_type}")
+
+
+_ELEMENTS: dict[str, Any] = {"f32": np.float32, "f16": np.uint16, "q8_0": np.int8}
+
+
+def views(pool: Any) -> tuple[np.ndarray, np.ndarray, int]:
+    """A page pool as kernels take it: its arena as flat elements, and as float16 bits, and elements per page."""
+    cache = pool.arena.reshape(-1).view(_ELEMENTS[pool.kv_type])
+    return cache, pool.arena.reshape(-1).view(np.uint16), pool.page_bytes // cache.itemsize
 
 
 KERNELS: dict[str, tuple[Kernel, Kernel]] = {  # by the pool's type: (store, attend)
-    "f32": _pair("f32", f32s, _itself, _itself),
-    "f16": _pair("f16", u16s, f32_to_f16, f16_to_f32),
+    "f32": _pair("f32", f32s, variant(_store), variant(_attend)),
+    "f16": _pair("f16", u16s, variant(_store, ENCODE=f32_to_f16), variant(_attend, DECODE=f16_to_f32)),
+    "q8_0": _pair("q8_0", i8s, variant(_store_q8_0), variant(_attend, DECODE=np.float32, SCALED=True)),
 }
