@@ -46,7 +46,7 @@ mingw:
 	@echo "build/edgellm.dll: $$(wc -c < build/edgellm.dll) bytes"
 
 # The kernels on their own: every level against the portable one, beside guard pages (tests/native/suite.c).
-SUITE := tests/native/suite.c native/cpu.c native/dispatch.c native/selftest.c native/pack.c \
+SUITE := tests/native/suite.c native/cpu.c native/columns.c native/dispatch.c native/selftest.c native/pack.c \
          $(wildcard native/kernels/*.c)
 SUITE_FLAGS := -std=c11 -ffp-contract=off -fno-math-errno -Wall -Wextra -Inative
 

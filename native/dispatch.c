@@ -32,6 +32,7 @@ static atomic_int state; /* 0 never initialised, 1 a thread is at it, 2 ready */
 static void merge(el_kernels *into, const el_kernels *from) {
     into->name = from->name;
     into->need |= from->need;
+    into->wide |= from->wide;
     for (int layout = 0; layout < 2; layout++)
         for (int type = 0; type < EL_TYPE_LIMIT; type++)
             if (from->linear[layout][type]) {
@@ -176,6 +177,37 @@ int64_t el_kv_half_bytes(int kv_type, int64_t head_dim) {
 /* ---- one linear call, for tests and tools ------------------------------------------------------------------ */
 static void *aligned64(void *p) { return (void *)(((uintptr_t)p + 63) & ~(uintptr_t)63); }
 
+typedef struct {
+    el_act act;
+    void *memory;
+} test_columns;
+
+/* What linear.c does for a pass: n_cols columns of x (n_cols, k) as int8, wide blocks too. */
+static int quantise_for_test(test_columns *t, int format, const float *x, int64_t k, int64_t n_cols) {
+    int64_t k_pad = (k + 255) / 256 * 256;
+    t->act = (el_act){.f = x, .ldf = k, .k = k, .k_pad = k_pad};
+    if (format == EL_ACTF_F32) return EL_OK;
+    int64_t ld_d = format == EL_ACTF_Q8_32 ? k_pad / 32 : k_pad / 256, ld_sum = format == EL_ACTF_Q8_32 ? ld_d : k_pad / 16;
+    int64_t wide = n_cols / EL_TILE_COLUMNS * EL_TILE_COLUMNS, column_bytes = k_pad + 4 * ld_d + 4 * ld_sum;
+    t->memory = malloc((size_t)((n_cols + wide) * column_bytes + 512));
+    if (!t->memory) return EL_E_NOMEM;
+    int8_t *q = aligned64(t->memory);
+    float *d = aligned64(q + n_cols * k_pad);
+    int32_t *sum = aligned64(d + n_cols * ld_d);
+    int8_t *tile_q = aligned64(sum + n_cols * ld_sum);
+    float *tile_d = aligned64(tile_q + wide * k_pad);
+    int32_t *tile_sum = aligned64(tile_d + wide * ld_d);
+    for (int64_t m = 0; m < n_cols; m++)
+        (format == EL_ACTF_Q8_32 ? el_k.quantize_q8_32 : el_k.quantize_q8_256)(x + m * k, k, q + m * k_pad, d + m * ld_d,
+                                                                              sum + m * ld_sum);
+    for (int64_t m = 0; m < wide; m += EL_TILE_COLUMNS)
+        el_tile_columns(format, k_pad, q + m * k_pad, d + m * ld_d, sum + m * ld_sum, tile_q + m * k_pad, tile_d + m * ld_d,
+                        tile_sum + m * ld_sum);
+    t->act.q = q, t->act.d = d, t->act.sum = sum;
+    if (el_k.wide && wide) t->act.tile_q = tile_q, t->act.tile_d = tile_d, t->act.tile_sum = tile_sum;
+    return EL_OK;
+}
+
 int el_linear_test(int type, int layout, const void *w, int64_t rows, int64_t k, int64_t row0, int64_t row1,
                    const float *x, int64_t n_cols, float *y, int64_t ldy) {
     int status = el_init(NULL);
@@ -187,24 +219,9 @@ int el_linear_test(int type, int layout, const void *w, int64_t rows, int64_t k,
         (layout == EL_PANELS ? row0 % EL_PANEL_ROWS || el_panel_bytes(type, rows, k) < 0 : el_row_bytes(type, k) < 0) ||
         k > INT64_MAX / 16 || (n_cols && k + 512 > INT64_MAX / 16 / n_cols))
         return EL_E_ARGUMENT;
-    int64_t k_pad = (k + 255) / 256 * 256, act = formats[type].act;
-    int64_t ld_d = act == EL_ACTF_Q8_32 ? k_pad / 32 : k_pad / 256, ld_sum = act == EL_ACTF_Q8_32 ? k_pad / 32 : k_pad / 16;
-    el_act a = {.f = x, .ldf = k, .k = k, .k_pad = k_pad};
-    void *memory = NULL;
-    if (act != EL_ACTF_F32) {
-        memory = malloc((size_t)(n_cols * (k_pad + 4 * ld_d + 4 * ld_sum) + 256));
-        if (!memory) return EL_E_NOMEM;
-        int8_t *q = aligned64(memory);
-        float *d = aligned64(q + n_cols * k_pad);
-        int32_t *sum = aligned64(d + n_cols * ld_d);
-        for (int64_t m = 0; m < n_cols; m++)
-            (act == EL_ACTF_Q8_32 ? el_k.quantize_q8_32 : el_k.quantize_q8_256)(x + m * k, k, q + m * k_pad,
-                                                                               d + m * ld_d, sum + m * ld_sum);
-        a.q = q;
-        a.d = d;
-        a.sum = sum;
-    }
-    kernel(w, row0, row1, &a, n_cols, y, ldy);
-    free(memory);
-    return EL_OK;
+    test_columns t = {0};
+    status = quantise_for_test(&t, formats[type].act, x, k, n_cols);
+    if (status == EL_OK) kernel(w, row0, row1, &t.act, n_cols, y, ldy);
+    free(t.memory);
+    return status;
 }

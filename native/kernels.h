@@ -18,6 +18,7 @@
 #include "edgellm.h"
 
 #define EL_PANEL_ROWS 16
+#define EL_TILE_COLUMNS 16 /* columns that wide kernels take at once */
 #define EL_TYPE_LIMIT 64 /* GGUF type ids below this have a row in the tables */
 
 /* How a linear kernel wants its input. Each block format names one (formats/blocks.toml). */
@@ -37,7 +38,15 @@ typedef struct {
     const int32_t *sum; /* (n_cols, k_pad / 32 or / 16) */
     int64_t k;
     int64_t k_pad;
+    /* The whole blocks of 16 columns once more, side by side (columns.c); NULL in narrow passes */
+    const int8_t *tile_q;    /* (n_cols / 16, k_pad / 64, 16, 64) */
+    const float *tile_d;     /* (n_cols / 16, k_pad / 32 or / 256, 16) */
+    const int32_t *tile_sum; /* (n_cols / 16, k_pad / 32, 16); q8_256: (n_cols / 16, k_pad / 256, 16, 16) int16 pairs */
 } el_act;
+
+/* Fills one block of 16 columns of tile_q, tile_d, tile_sum from its columns' q, d, sum. */
+void el_tile_columns(int format, int64_t k_pad, const int8_t *q, const float *d, const int32_t *sum, int8_t *tile_q,
+                     float *tile_d, int32_t *tile_sum);
 
 /* y[m * ldy + r - row0] = dot(row r, column m) for r in [row0, row1), m in [0, n_cols).
  * `w` is the whole tensor. For panels row0 is a multiple of 16 and rows beyond row1 are not written. */
@@ -47,6 +56,7 @@ typedef void (*el_linear_fn)(const void *w, int64_t row0, int64_t row1, const el
 typedef struct {
     const char *name;
     uint32_t need;                                /* EL_CPU_* bits this table requires */
+    int wide;                                     /* its linear kernels make use of el_act's tiles */
     el_linear_fn linear[2][EL_TYPE_LIMIT];        /* [layout][GGUF type id] */
     /* x (k) -> q (k_pad), d, sum; the padding gets zeros */
     void (*quantize_q8_32)(const float *x, int64_t k, int8_t *q, float *d, int32_t *sum);

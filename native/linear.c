@@ -25,30 +25,38 @@ typedef struct {
 typedef struct {
     const el_plan *plan;
     const float *x;
-    int64_t k, k_pad;
+    int64_t k, k_pad, n_cols;
+    int64_t per_scale, per_sum;
     int format;
 } quantize_job;
 
-static void quantize_column(void *ctx, int64_t column, int worker) {
+/* One block of 16 columns, or what is left of it; a whole block is also laid side by side for wide kernels. */
+static void quantize_block(void *ctx, int64_t block, int worker) {
     (void)worker;
     const quantize_job *job = ctx;
-    const float *x = job->x + column * job->k;
-    int8_t *q = job->plan->act_q[job->format] + column * job->k_pad;
-    if (job->format == EL_ACTF_Q8_32)
-        el_k.quantize_q8_32(x, job->k, q, job->plan->act_d[job->format] + column * (job->k_pad / 32),
-                            job->plan->act_sum[job->format] + column * (job->k_pad / 32));
-    else
-        el_k.quantize_q8_256(x, job->k, q, job->plan->act_d[job->format] + column * (job->k_pad / 256),
-                             job->plan->act_sum[job->format] + column * (job->k_pad / 16));
+    const el_plan *p = job->plan;
+    int64_t m0 = block * EL_TILE_COLUMNS, m1 = m0 + EL_TILE_COLUMNS;
+    int64_t ld_d = job->k_pad / job->per_scale, ld_sum = job->k_pad / job->per_sum;
+    int8_t *q = p->act_q[job->format];
+    float *d = p->act_d[job->format];
+    int32_t *sum = p->act_sum[job->format];
+    for (int64_t m = m0; m < m1 && m < job->n_cols; m++)
+        (job->format == EL_ACTF_Q8_32 ? el_k.quantize_q8_32 : el_k.quantize_q8_256)(
+            job->x + m * job->k, job->k, q + m * job->k_pad, d + m * ld_d, sum + m * ld_sum);
+    if (m1 > job->n_cols || !el_k.wide) return;
+    int64_t ld_tile_sum = job->format == EL_ACTF_Q8_32 ? ld_sum : ld_d * 16;
+    el_tile_columns(job->format, job->k_pad, q + m0 * job->k_pad, d + m0 * ld_d, sum + m0 * ld_sum,
+                    p->tile_q[job->format] + m0 * job->k_pad, p->tile_d[job->format] + m0 * ld_d,
+                    p->tile_sum[job->format] + m0 * ld_tile_sum);
 }
 
 void el_quantize_columns(el_run *run, const float *x, int64_t k, int64_t n_cols, int format) {
     if (format == EL_ACTF_F32) return;
-    quantize_job q = {run->plan, x, k, (k + 255) / 256 * 256, format};
-    if (n_cols < 4) /* cheaper than waking anybody */
-        for (int64_t m = 0; m < n_cols; m++) quantize_column(&q, m, 0);
-    else
-        el_pool_run(quantize_column, &q, n_cols, run->pass->cancel);
+    int by_32 = format == EL_ACTF_Q8_32;
+    quantize_job q = {run->plan, x, k, (k + 255) / 256 * 256, n_cols, by_32 ? 32 : 256, by_32 ? 32 : 16, format};
+    int64_t n_blocks = (n_cols + EL_TILE_COLUMNS - 1) / EL_TILE_COLUMNS; /* one block is cheaper than waking anybody */
+    if (n_blocks == 1) quantize_block(&q, 0, 0);
+    else el_pool_run(quantize_block, &q, n_blocks, run->pass->cancel);
 }
 
 static void quantize_input(const linear_job *job) {
@@ -71,6 +79,10 @@ el_act el_activations(const el_plan *plan, int type, const float *x, int64_t k, 
     act.q = plan->act_q[format] + m0 * k_pad;
     act.d = plan->act_d[format] + m0 * (k_pad / per_scale);
     act.sum = plan->act_sum[format] + m0 * (k_pad / per_sum);
+    if (!el_k.wide || !plan->tile_q[format] || m0 % EL_TILE_COLUMNS) return act;
+    act.tile_q = plan->tile_q[format] + m0 * k_pad;
+    act.tile_d = plan->tile_d[format] + m0 * (k_pad / per_scale);
+    act.tile_sum = plan->tile_sum[format] + m0 * (k_pad / per_scale) * (per_scale == 32 ? 1 : 16);
     return act;
 }
 

@@ -153,6 +153,11 @@ static int allocate_activations(el_plan *p) {
         p->act_d[f] = el_arena_alloc(p->act_bytes[1][f]);
         p->act_sum[f] = el_arena_alloc(p->act_bytes[2][f]);
         if (!p->act_q[f] || !p->act_d[f] || !p->act_sum[f]) return EL_E_NOMEM;
+        if (p->max_tokens < EL_TILE_COLUMNS) continue;
+        p->tile_q[f] = el_arena_alloc(p->act_bytes[0][f]);
+        p->tile_d[f] = el_arena_alloc(p->act_bytes[1][f]);
+        p->tile_sum[f] = el_arena_alloc(p->act_bytes[2][f]);
+        if (!p->tile_q[f] || !p->tile_d[f] || !p->tile_sum[f]) return EL_E_NOMEM;
     }
     return el_experts_allocate(p);
 }
@@ -215,6 +220,9 @@ void el_plan_free(el_plan *p) {
         el_arena_free(p->act_q[f], p->act_bytes[0][f]);
         el_arena_free(p->act_d[f], p->act_bytes[1][f]);
         el_arena_free(p->act_sum[f], p->act_bytes[2][f]);
+        el_arena_free(p->tile_q[f], p->act_bytes[0][f]);
+        el_arena_free(p->tile_d[f], p->act_bytes[1][f]);
+        el_arena_free(p->tile_sum[f], p->act_bytes[2][f]);
     }
     el_arena_free(p->worker_scratch, p->n_workers * p->worker_floats * (int64_t)sizeof(float));
     el_arena_free(p->partials, p->partial_bytes);

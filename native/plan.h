@@ -43,6 +43,9 @@ struct el_plan {
     int8_t *act_q[3];        /* by el_act_format: (max_tokens, k_pad); NULL: no step needs it */
     float *act_d[3];
     int32_t *act_sum[3];
+    int8_t *tile_q[3];       /* the same in blocks of 16 columns (kernels.h), for passes that wide */
+    float *tile_d[3];
+    int32_t *tile_sum[3];
     int64_t act_bytes[3][3];
 
     float *worker_scratch;   /* (n_workers, worker_floats) */

@@ -107,6 +107,23 @@ static int same_floats(const float *a, const float *b, int64_t n) {
 static int same_bytes(const void *a, const void *b, int64_t n) { return memcmp(a, b, (size_t)n) == 0; }
 
 /* ---- the checks ------------------------------------------------------------------------------------------------ */
+/* The whole blocks of 16 columns side by side, for the levels that have wide kernels */
+static void add_tiles(pool *b, el_act *a, int format, int64_t n_cols) {
+    int64_t ld_d = a->k_pad / (format == EL_ACTF_Q8_256 ? 256 : 32);
+    int64_t ld_sum = a->k_pad / (format == EL_ACTF_Q8_256 ? 16 : 32);
+    int64_t wide = n_cols / EL_TILE_COLUMNS * EL_TILE_COLUMNS;
+    int8_t *q = take(b, wide * a->k_pad, 64);
+    float *d = take(b, wide * ld_d * 4, 4);
+    int32_t *sum = take(b, wide * ld_sum * 4, 4);
+    if (b->failed) return;
+    for (int64_t m = 0; m < wide; m += EL_TILE_COLUMNS)
+        el_tile_columns(format, a->k_pad, a->q + m * a->k_pad, a->d + m * ld_d, a->sum + m * ld_sum, q + m * a->k_pad,
+                        d + m * ld_d, sum + m * ld_sum);
+    a->tile_q = q;
+    a->tile_d = d;
+    a->tile_sum = sum;
+}
+
 /* (n_cols, k) activations, quantised as the type wants; portable, so that the linear kernel alone is tested */
 static el_act activations(pool *b, int format, int64_t k, int64_t n_cols, int kind, uint64_t *seed) {
     int64_t k_pad = (k + 255) / 256 * 256, ld_d = k_pad / (format == EL_ACTF_Q8_256 ? 256 : 32);
@@ -126,6 +143,7 @@ static el_act activations(pool *b, int format, int64_t k, int64_t n_cols, int ki
     a.q = q;
     a.d = d;
     a.sum = sum;
+    if (n_cols >= EL_TILE_COLUMNS) add_tiles(b, &a, format, n_cols);
     return a;
 }
 
@@ -273,14 +291,15 @@ static void plain_give(void *p, size_t bytes) {
 
 static int run_checks(const el_kernels *table) {
     static const el_memory memory = {plain_take, plain_give};
+    static const int64_t widths[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 35};
     int ok = 1;
     for (int layout = 0; layout < 2; layout++)
         for (int type = 0; type < EL_TYPE_LIMIT; type++) {
             if (!table->linear[layout][type]) continue;
             if (!el_kernels_portable.linear[layout][type]) return 0;
             int64_t k = el_row_bytes(type, 1) > 0 ? 53 : el_row_bytes(type, 32) > 0 ? 160 : 512;
-            for (int64_t n_cols = 1; n_cols <= 7 && ok == 1; n_cols++)
-                ok = el_check_linear(table, layout, type, 21, k, n_cols, (uint64_t)(type * 8 + n_cols), &memory);
+            for (int i = 0; i < (int)(sizeof widths / sizeof *widths) && ok == 1; i++)
+                ok = el_check_linear(table, layout, type, 21, k, widths[i], (uint64_t)(type * 8 + i), &memory);
         }
     for (int seed = 0; seed < 4 && ok == 1; seed++) ok = el_check_vector(table, 299, (uint64_t)seed, &memory);
     for (int type = 0; type < EL_N_KV_TYPES; type++)

@@ -19,6 +19,7 @@
 #endif
 
 #define INLINE static inline __attribute__((always_inline))
+#define NOINLINE __attribute__((noinline)) /* GCC runs out of registers when a whole table is one function */
 #define UNROLL _Pragma("GCC unroll 17")
 #define AHEAD 1024 /* bytes of software prefetch; hardware streams stop at page ends */
 
@@ -86,18 +87,22 @@ INLINE vfloat v_scaled_sub(vfloat acc, vfloat d, float dx, vint s) {
 
 #define NARROW_COLUMNS 8
 #define NARROW_MORE(PANEL) NARROW(PANEL, 5) NARROW(PANEL, 6) NARROW(PANEL, 7) NARROW(PANEL, 8)
-#define WIDE_Q4_0(...) 0
-#define WIDE_Q8_0(...) 0
-#define WIDE_Q4_K(...) 0
-#define WIDE_Q5_K(...) 0
-#define WIDE_Q6_K(...) 0
 #include "vnni_panels.h"
+#include "avx512_wide.h"
+
+#define WIDE_Q4_0(...) wide_rows(wide_q4_0, __VA_ARGS__)
+#define WIDE_Q8_0(...) wide_rows(wide_q8_0, __VA_ARGS__)
+#define WIDE_Q4_K(...) wide_rows(wide_q4_k, __VA_ARGS__)
+#define WIDE_Q5_K(...) wide_rows(wide_q5_k, __VA_ARGS__)
+#define WIDE_Q6_K(...) wide_rows(wide_q6_k, __VA_ARGS__)
+VNNI_PANEL_FUNCTIONS
 
 #include "avx512_attention.h"
 
 const el_kernels el_kernels_avx512 = {
     .name = "avx512vnni",
     .need = EL_CPU_AVX2 | EL_CPU_FMA | EL_CPU_F16C | EL_CPU_AVX512 | EL_CPU_AVX512VNNI,
+    .wide = 1,
     .linear[EL_PANELS] =
         {
             [EL_TYPE_Q4_0] = panels_q4_0,

@@ -122,6 +122,7 @@ INLINE vfloat v_scaled_sub(vfloat acc, vfloat d, float dx, vint s) {
 #define WIDE_Q5_K(...) 0
 #define WIDE_Q6_K(...) 0
 #include "vnni_panels.h"
+VNNI_PANEL_FUNCTIONS
 
 const el_kernels el_kernels_avxvnni = {
     .name = "avxvnni",

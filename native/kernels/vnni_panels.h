@@ -189,7 +189,7 @@ INLINE void panel_k(const enum k_kind kind, const int64_t bytes, const uint8_t *
 #define NARROW(PANEL, C) \
     case C: PANEL(C); break;
 
-/* `WIDE_COLUMNS` columns at a time go to WIDE where there is one; the others in steps of up to 8. */
+/* WIDE takes what it can and says how many columns that was (0: there is none); the others go in steps. */
 #define PANEL_FN(NAME, GROUP_BYTES, PANEL, WIDE)                                                                 \
     static void NAME(const void *w, int64_t row0, int64_t row1, const el_act *x, int64_t n_cols, float *y,       \
                      int64_t ldy) {                                                                              \
@@ -216,8 +216,9 @@ INLINE void panel_k(const enum k_kind kind, const int64_t bytes, const uint8_t *
 #define Q4_K_NARROW(C) panel_k(K4, 2368, group, x, m0, C, n_rows, out, ldy)
 #define Q5_K_NARROW(C) panel_k(K5, 2880, group, x, m0, C, n_rows, out, ldy)
 #define Q6_K_NARROW(C) panel_k(K6, 3392, group, x, m0, C, n_rows, out, ldy)
-PANEL_FN(panels_q4_0, x->k / 64 * 576 + (x->k % 64 ? 320 : 0), Q4_0_NARROW, WIDE_Q4_0)
-PANEL_FN(panels_q8_0, x->k / 64 * 1088 + (x->k % 64 ? 576 : 0), Q8_0_NARROW, WIDE_Q8_0)
-PANEL_FN(panels_q4_k, x->k / 256 * 2368, Q4_K_NARROW, WIDE_Q4_K)
-PANEL_FN(panels_q5_k, x->k / 256 * 2880, Q5_K_NARROW, WIDE_Q5_K)
-PANEL_FN(panels_q6_k, x->k / 256 * 3392, Q6_K_NARROW, WIDE_Q6_K)
+#define VNNI_PANEL_FUNCTIONS \
+    PANEL_FN(panels_q4_0, x->k / 64 * 576 + (x->k % 64 ? 320 : 0), Q4_0_NARROW, WIDE_Q4_0) \
+    PANEL_FN(panels_q8_0, x->k / 64 * 1088 + (x->k % 64 ? 576 : 0), Q8_0_NARROW, WIDE_Q8_0) \
+    PANEL_FN(panels_q4_k, x->k / 256 * 2368, Q4_K_NARROW, WIDE_Q4_K) \
+    PANEL_FN(panels_q5_k, x->k / 256 * 2880, Q5_K_NARROW, WIDE_Q5_K) \
+    PANEL_FN(panels_q6_k, x->k / 256 * 3392, Q6_K_NARROW, WIDE_Q6_K)
