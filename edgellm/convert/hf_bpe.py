@@ -6,7 +6,7 @@ from typing import Any
 
 from ..errors import TokenizerError, one_line
 from ..tokenizers.pattern_syntax import PatternError, parse
-from ..tokenizers.pretokenizers import ALL_WORDS, DIGIT, DIGITS, GPT2, NO_WORDS, PUNCTUATION, RULES
+from ..tokenizers.pretokenizers import ALL_WORDS, BYTE_DIGITS, DIGIT, DIGITS, GPT2, NO_WORDS, PUNCTUATION, RULES
 from .hf_vocabulary import Vocabulary, looks_special
 from .pieces import CONTROL, NORMAL, UNUSED, USER_DEFINED
 from .strict_json import read_object
@@ -83,7 +83,9 @@ def _is_byte_level(table: dict[str, Any]) -> bool:
 
 def _pre_name(table: dict[str, Any], path: str) -> str:
     """The GGUF name of the rule by which this file cuts text, found by what it does, not by any name."""
-    wanted = [_expression(step, path) for step in _parts(table)]
+    steps = _parts(table)
+    kinds = [step.get("type") for step in steps]
+    wanted = [_expression(step, path, "ByteLevel" in kinds[:i]) for i, step in enumerate(steps)]
     wanted = tuple(parse(text) for text in wanted if text)
     whole = ALL_WORDS if table["model"].get("ignore_merges") else NO_WORDS
     for name, rule in RULES.items():
@@ -95,14 +97,15 @@ def _pre_name(table: dict[str, Any], path: str) -> str:
     )  # fmt: skip
 
 
-def _expression(step: dict[str, Any], path: str) -> str | None:
-    """One step of the pre-tokenizer as a regular expression whose matches become words; None: it cuts nothing."""
+def _expression(step: dict[str, Any], path: str, bytes_done: bool) -> str | None:
+    """One step of the pre-tokenizer as a regular expression whose matches become words; None: it cuts nothing.
+    `bytes_done`: an earlier step has written bytes as letters."""
     kind, pattern = step.get("type"), step.get("pattern")
     text = None
     if kind == "ByteLevel" and not step.get("add_prefix_space"):
         text = GPT2 if step.get("use_regex", True) else ""
     elif kind == "Digits":
-        text = DIGIT if step.get("individual_digits") else DIGITS
+        text = DIGIT if step.get("individual_digits") else BYTE_DIGITS if bytes_done else DIGITS
     elif kind == "Punctuation" and step.get("behavior") == "Contiguous":
         text = PUNCTUATION
     elif kind == "Split" and isinstance(pattern, dict) and isinstance(pattern.get("Regex"), str):
