@@ -163,6 +163,19 @@ def quantize(x: np.ndarray, block: BlockType, importance: np.ndarray | None = No
     return out
 
 
+def pack_panels(data: np.ndarray, block: BlockType, rows: int, k: int) -> np.ndarray:
+    """uint8 rows of a (rows, k) matrix in `block`'s format -> its panels, flat uint8 (formats/panels.md)."""
+    ffi, lib = library()
+    data = np.ascontiguousarray(data).reshape(-1)
+    size = lib.el_panel_bytes(block.id, rows, k)
+    if size < 0 or data.size != rows * block.row_bytes(k):
+        raise InvalidArgumentError(f"{data.size} bytes are not a {rows} x {k} matrix of {block.name} to pack")
+    out = np.empty(size, dtype=np.uint8)
+    rc = lib.el_pack_panels(block.id, ffi.from_buffer(data), ffi.from_buffer(out), rows, k, 0, rows)
+    check(rc, f"packing {block.name}")
+    return out
+
+
 def dequantize(data: np.ndarray, block: BlockType, shape: Sequence[int]) -> np.ndarray:
     """uint8 data of a (rows, k) matrix in `block`'s format -> float32 (rows, k)."""
     ffi, lib = library()

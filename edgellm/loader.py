@@ -38,6 +38,7 @@ class Loaded:
         chat_template: str | None,
         seed: int | None,
         progress: ProgressCallback | None,
+        pack: bool = True,
     ) -> None:
         from edgellm.gguf import open_gguf
 
@@ -47,7 +48,7 @@ class Loaded:
         self.file = open_gguf(path)
         try:
             self.path, self.metadata = self.file.path, self.file.metadata
-            self._prepare(n_ctx, backend, kv_type, chat_template, progress)
+            self._prepare(n_ctx, backend, kv_type, chat_template, pack, progress)
         except BaseException:
             self.close()
             raise
@@ -59,6 +60,7 @@ class Loaded:
         backend: str,
         kv_type: str,
         chat_template: str | None,
+        pack: bool,
         progress: ProgressCallback | None,
     ) -> None:
         from edgellm.backends import NAMES, create
@@ -80,8 +82,11 @@ class Loaded:
         _check_vocabulary(self.file, self.tokenizer.n_vocab, self.plan.n_vocab)
         self.sampling_defaults = _sampling_defaults(self.file)
         self.chat_template = chat_template if chat_template is not None else _own_template(self.file)
-        tell(progress, Progress("loading", 0, 0))  # backends do not tell how far they are
-        self.runner = create(backend, self.plan, weights, n_threads=self.threads, max_tokens=PREFILL_CHUNK)
+        tell(progress, Progress("loading", 0, weights.n_bytes))
+        self.runner = create(
+            backend, self.plan, weights, n_threads=self.threads, max_tokens=PREFILL_CHUNK, pack=pack,
+            progress=_fraction(progress, weights.n_bytes),
+        )  # fmt: skip
         tell(progress, Progress("loading", weights.n_bytes, weights.n_bytes))
         if hasattr(self.runner, "prepare"):  # compiles its kernels: seconds, the first time
             self.runner.prepare(self.kv_type, lambda n, of: tell(progress, Progress("compiling", n, of, "kernels")))
@@ -104,6 +109,13 @@ def tell(progress: ProgressCallback | None, value: Progress) -> None:
     """Call back; an answer of False ends the work with Cancelled."""
     if progress is not None and progress(value) is False:
         raise Cancelled(f"{value.stage} was stopped by its progress callback")
+
+
+def _fraction(progress: ProgressCallback | None, n_bytes: int) -> Callable[[int, int], None] | None:
+    """A backend's own count of bytes as a share of all the weights; the last step is told when the backend is there."""
+    if progress is None:
+        return None
+    return lambda done, total: tell(progress, Progress("loading", min(done * n_bytes // total, n_bytes - 1), n_bytes))
 
 
 def backend_isa(runner: Any) -> str:

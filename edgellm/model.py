@@ -39,6 +39,7 @@ def load(
     chat_template: str | None = None,
     seed: int | None = None,
     progress: Callable[[Progress], Any] | None = None,
+    pack: bool = True,
 ) -> Model:
     """Load a GGUF file; without `path`, the small built-in model.
 
@@ -52,6 +53,8 @@ def load(
     - `chat_template`: Jinja template to use instead of the one in the file.
     - `seed`: used by every call that brings none; None: a new random one each time (`Result.seed` tells it).
     - `progress`: called with a `Progress`; when it returns False, loading ends with `Cancelled`.
+    - `pack`: False reads the weights straight from the mapped file, for machines short of memory: slower, but memory
+      that the system can take back at any time, and the same logits. A packed file (`edgellm pack`) is used in place.
 
     Raises ModelFileNotFoundError, ModelFormatError and its subclasses (a file that is damaged or not supported),
     NotEnoughMemoryError, BackendError, InvalidArgumentError.
@@ -69,6 +72,7 @@ def load(
             chat_template=chat_template,
             seed=seed,
             progress=progress,
+            pack=pack,
         )
     )
 

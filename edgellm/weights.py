@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .errors import ModelFormatError, PlanError
+from .quants.panels import ROWS, panel_bytes
 
 if TYPE_CHECKING:
     from .blocks import BlockType
@@ -57,15 +58,29 @@ class Weights:
         return self._shapes[name]
 
     def span(self, name: str) -> tuple[int, int]:
-        """Where the bytes of a weight are in the file: (offset, number of bytes)."""
+        """Where the bytes of a weight are in the file: (offset, number of bytes). As rows, also where it has panels."""
         info, part = self.file.tensors[_tensor(name)], part_of(name)
         if part is None:
             return info.offset, info.n_bytes
         row = info.n_bytes // info.shape[0]
         return info.offset + part[1] * row, (part[2] - part[1]) * row
 
+    def panels(self, name: str) -> np.ndarray | None:
+        """The bytes of a weight that the file holds in panels: a read-only uint8 view of the mapping; else None.
+
+        None also where a part of a tensor begins inside a group of 16 rows.
+        """
+        info, part = self.file.tensors[_tensor(name)], part_of(name)
+        if not info.panels:
+            return None
+        stored = self.file.stored(info.name)
+        if part is None:
+            return stored
+        group = panel_bytes(ROWS, info.shape[-1], info.type)
+        return None if part[1] % ROWS else stored[part[1] // ROWS * group : -(-part[2] // ROWS) * group]
+
     def data(self, name: str) -> np.ndarray:
-        """The bytes of a weight as they are in the file: a read-only uint8 view of the mapping."""
+        """The bytes of a weight row by row: a read-only uint8 view of the mapping; of one in panels a new array."""
         offset, n_bytes = self.span(name)
         start = offset - self.file.tensors[_tensor(name)].offset
         return self.file.data(_tensor(name))[start : start + n_bytes]

@@ -14,13 +14,13 @@ PACKAGE = ROOT / "edgellm"
 # Each name may import what stands on the lines above it, and parts of itself; never what stands on its own line.
 FLOORS = [
     {"_native", "blocks", "errors"},
-    {"machine", "results", "builtin", "clib", "ops"},
+    {"machine", "results", "builtin", "clib", "ops", "parallel"},
     {"plan", "probe", "quants", "sampling", "template", "worker"},
     {"gguf"},
     {"config", "imatrix", "kv", "tokenizers", "weights"},
     {"rope"},
     {"backends", "convert", "models"},  # models never import backends, and the other way round
-    {"generate", "quantize"},
+    {"generate", "pack", "quantize"},
     {"loader"},
     {"calibrate", "model"},
     {"bench", "perplexity"},

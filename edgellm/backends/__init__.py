@@ -7,6 +7,7 @@ Each is imported only when it is asked for.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from ..weights import Weights
 
 NAMES = ("auto", "native", "numba", "reference")
+# called with (bytes done, bytes in all) while weights are made ready; what it raises ends the loading
+LoadProgress = Callable[[int, int], object]
 _log = logging.getLogger("edgellm")
 _told: set[str] = set()
 
@@ -90,12 +93,19 @@ def check_pass(
 
 
 def create(
-    name: str, plan: Plan, weights: Weights, *, n_threads: int = 1, max_tokens: int = 512, pack: bool = True
+    name: str,
+    plan: Plan,
+    weights: Weights,
+    *,
+    n_threads: int = 1,
+    max_tokens: int = 512,
+    pack: bool = True,
+    progress: LoadProgress | None = None,
 ) -> Backend:
     """The backend `name` ("auto", "native", "numba", "reference") for one model.
 
     "auto" is native where the compiled library loads, else numba, which it says once in a log line. `max_tokens` is the
-    most tokens of one pass; `pack` turns weights into panels where the backend has them.
+    most tokens of one pass; `pack` turns weights into panels where the backend has them, and tells `progress`.
     Raises InvalidArgumentError (unknown name), BackendError (the backend cannot run here), NotEnoughMemoryError.
     """
     if name not in NAMES:
@@ -104,7 +114,8 @@ def create(
         try:
             from .native import NativeBackend
 
-            return NativeBackend(plan, weights, n_threads=n_threads, max_tokens=max_tokens, pack=pack)
+            options = {"n_threads": n_threads, "max_tokens": max_tokens, "pack": pack, "progress": progress}
+            return NativeBackend(plan, weights, **options)
         except ImportError as e:
             if name == "native":
                 raise BackendError(f"the compiled library is not available ({e}); use backend='numba'") from None

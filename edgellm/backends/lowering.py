@@ -14,10 +14,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..ops import Op
 from ..plan import Plan, Step
+from ..quants.panels import ROWS
+from ..weights import part_of
+
+if TYPE_CHECKING:
+    from ..weights import Weights
 
 MAX_GROUP = 4  # weights that one linear step may carry (native/edgellm.h)
 
@@ -140,3 +145,25 @@ def _join_residual(a: LoweredStep, b: LoweredStep, dead) -> LoweredStep | None:
     if b.outputs[0] == a.inputs[0]:  # the result would overwrite the input while other rows still read it
         return None
     return replace(a, outputs=b.outputs, residual=other, last=b.last)
+
+
+# ---- which weights lie in panels -------------------------------------------------------------------------------------
+
+
+def panel_weights(plan: Plan, weights: Weights) -> list[str]:
+    """Names of the plan's weights that native kernels read in panels: those that are multiplied, in the plan's order.
+
+    Experts only where each begins a group of 16 rows. A table that only tokens are looked up in stays in rows.
+    """
+    multiplied = {s.weights[0] for s in plan.steps if s.op is Op.LINEAR}
+    multiplied |= {w for s in plan.steps if s.op is Op.EXPERTS for w in s.weights if plan.weights[w][1] % ROWS == 0}
+    return [name for name in plan.weights if name in multiplied and weights.type(name).has_panel]
+
+
+def panel_tensors(plan: Plan, weights: Weights) -> list[str]:
+    """Names of the file's tensors that a packed file holds in panels: all their parts are, and begin a group."""
+    wanted, found = set(panel_weights(plan, weights)), {}
+    for name in plan.weights:
+        tensor, first, _ = part_of(name) or (name, 0, 0)
+        found[tensor] = found.get(tensor, True) and name in wanted and first % ROWS == 0
+    return [tensor for tensor, good in found.items() if good]

@@ -1,15 +1,16 @@
 """The native backend: hands the whole lowered plan to C, one call per pass, with the GIL released.
 
 What lives where: weights with a panel form are packed into one arena at load, in parallel, and the mapped pages they
-came from are given back; everything else is read straight from the mapped file. Buffers belong to the C plan, KV pages
+came from are given back; a packed file has the panels itself, and they are used where they are mapped; everything else
+is read straight from the mapped file. Buffers belong to the C plan, KV pages
 to `edgellm.kv`. This file only turns Python objects into the structs of native/edgellm.h.
 """
 
 from __future__ import annotations
 
-import functools
 import math
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,15 +18,16 @@ import numpy as np
 from .. import blocks, clib
 from ..errors import NonFiniteError, NotEnoughMemoryError
 from ..kv import Sequence
-from ..ops import ACTIVATIONS, ROPE_STYLES, Op
+from ..ops import ACTIVATIONS, ROPE_STYLES
+from ..parallel import parallel
 from ..plan import Plan
 from ..weights import Weights
-from . import check_pass
-from .lowering import LoweredStep, lower
+from . import LoadProgress, check_pass
+from .lowering import LoweredStep, lower, panel_weights
 
 _ROWS, _PANELS = 0, 1
 _KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 2}
-_PACK_ROWS = 1024  # rows that one packing task turns into panels
+_PACK_BYTES = 2 << 20  # of rows that one packing task turns into panels
 _LINE = 64  # bytes; panels start on cache lines
 
 
@@ -38,14 +40,21 @@ class NativeBackend:
     name = "native"
 
     def __init__(
-        self, plan: Plan, weights: Weights, *, n_threads: int = 1, max_tokens: int = 512, pack: bool = True
+        self,
+        plan: Plan,
+        weights: Weights,
+        *,
+        n_threads: int = 1,
+        max_tokens: int = 512,
+        pack: bool = True,
+        progress: LoadProgress | None = None,
     ) -> None:
         if not clib.available():
             raise ImportError("edgellm._native was not built")
         self._ffi, self._lib = clib.library()
         self.plan, self.n_threads, self.max_tokens = plan, n_threads, max_tokens
         self.calls = 0  # native calls for forward passes, for the tests
-        self._table = _WeightTable(plan, weights, n_threads, pack)
+        self._table = _WeightTable(plan, weights, n_threads, pack, progress)
         self._fused = _NativePlan(plan, lower(plan), self._table, max_tokens)
         self._single: _NativePlan | None = None  # one native step per plan step, made when somebody debugs
         self._debug: tuple[Any, ...] | None = None
@@ -128,25 +137,33 @@ def _kv_struct(ffi: Any, seq: Sequence, keep: list[Any]) -> Any:
 
 
 class _WeightTable:
-    """The plan's weights as el_weight structs: panels in one arena, rows in the mapped file, vectors as float32.
+    """The plan's weights as el_weight structs: panels in one arena or in the mapped (packed) file, rows in the mapped
+    file, vectors as float32.
 
     Experts are packed as one matrix where each begins at a panel's border: 16 rows of a panel are of one expert.
     """
 
-    def __init__(self, plan: Plan, weights: Weights, n_threads: int, pack: bool) -> None:
+    def __init__(
+        self, plan: Plan, weights: Weights, n_threads: int, pack: bool, progress: LoadProgress | None = None
+    ) -> None:
         self._ffi, self._lib = clib.library()
         self.ids = {name: i for i, name in enumerate(plan.weights)}
         self._keep: list[np.ndarray] = []  # arrays that structs point into
         self.structs = self._ffi.new("el_weight[]", len(self.ids))
-        multiplied = {s.weights[0] for s in plan.steps if s.op is Op.LINEAR}
-        multiplied |= {w for s in plan.steps if s.op is Op.EXPERTS for w in s.weights if plan.weights[w][1] % 16 == 0}
-        panels = [name for name in plan.weights if pack and name in multiplied and weights.type(name).has_panel]
         self._arena, self._arena_bytes = self._ffi.NULL, 0
-        offsets = self._reserve(panels, weights)
+        wanted = panel_weights(plan, weights)
+        stored = {name: panels for name in wanted if (panels := weights.panels(name)) is not None}
+        offsets = self._reserve([name for name in wanted if pack and name not in stored], weights)
         for name in self.ids:
-            if name not in offsets:
+            if name in stored:
+                self._map_panels(name, weights, stored[name])
+            elif name not in offsets:
                 self._map_rows(name, weights)
-        self._pack(offsets, weights, n_threads)
+        try:
+            self._pack(offsets, weights, n_threads, progress)
+        except BaseException:
+            self.close()
+            raise
 
     def _reserve(self, names: list[str], weights: Weights) -> dict[str, int]:
         """Where in the arena each tensor's panels go."""
@@ -170,32 +187,80 @@ class _WeightTable:
         else:
             data, struct.type = weights.data(name), weights.type(name).id
             struct.rows, struct.cols = _matrix(shape)
+        struct.layout = _ROWS
+        self._point(struct, data)
+
+    def _map_panels(self, name: str, weights: Weights, panels: np.ndarray) -> None:
+        """Panels of a packed file, used where they are mapped."""
+        struct = self.structs[self.ids[name]]
+        struct.type, struct.layout = weights.type(name).id, _PANELS
+        struct.rows, struct.cols = _matrix(weights.shape(name))
+        self._point(struct, panels)
+
+    def _point(self, struct: Any, data: np.ndarray) -> None:
         self._keep.append(data)
-        struct.layout, struct.bytes = _ROWS, data.size
+        struct.bytes = data.size
         struct.data = self._ffi.from_buffer(data)
 
-    def _pack(self, offsets: dict[str, int], weights: Weights, n_threads: int) -> None:
-        """Rows into panels, all cores at once; each source is given back to the system when it is done."""
-        with ThreadPoolExecutor(max_workers=max(1, n_threads)) as pool:
-            for name, offset in offsets.items():
-                kind, (rows, k) = weights.type(name).id, _matrix(weights.shape(name))
-                source = self._ffi.from_buffer(weights.data(name))
-                target = self._ffi.cast("char *", self._arena) + offset
-                task = functools.partial(self._pack_rows, kind, source, target, rows, k)
-                for rc in pool.map(task, range(0, rows, _PACK_ROWS)):
-                    clib.check(rc, f"packing {name}")
-                weights.file.advise_dont_need(*weights.span(name))
-                struct = self.structs[self.ids[name]]
-                struct.type, struct.layout, struct.rows, struct.cols = kind, _PANELS, rows, k
-                struct.data, struct.bytes = target, self._lib.el_panel_bytes(kind, rows, k)
+    def _pack(
+        self, offsets: dict[str, int], weights: Weights, n_threads: int, progress: LoadProgress | None
+    ) -> None:
+        """Rows into panels, all cores at once; what is done of the source is given back to the system."""
+        tasks = [task for name, offset in offsets.items() for task in self._tasks(name, offset, weights)]
+        total, done = sum(weights.span(name)[1] for name in offsets), 0
+        with closing(parallel(tasks, lambda task: task.run(self._lib), n_threads)) as finished:
+            for task, _ in finished:
+                weights.file.advise_dont_need(task.offset, task.n_bytes)
+                done += task.n_bytes
+                if progress is not None:
+                    progress(done, total)
 
-    def _pack_rows(self, kind: int, source: Any, target: Any, rows: int, k: int, first: int) -> int:
-        return self._lib.el_pack_panels(kind, source, target, rows, k, first, min(first + _PACK_ROWS, rows))
+    def _tasks(self, name: str, offset: int, weights: Weights) -> list[_PackTask]:
+        """The tensor in stretches of whole groups of rows; also fills in its struct."""
+        kind, (rows, k) = weights.type(name), _matrix(weights.shape(name))
+        source, target = self._ffi.from_buffer(weights.data(name)), self._ffi.cast("char *", self._arena) + offset
+        struct = self.structs[self.ids[name]]
+        struct.type, struct.layout, struct.rows, struct.cols = kind.id, _PANELS, rows, k
+        struct.data, struct.bytes = target, self._lib.el_panel_bytes(kind.id, rows, k)
+        row, place = kind.row_bytes(k), weights.span(name)[0]
+        step = max(1, _PACK_BYTES // (16 * row)) * 16
+        return [
+            _PackTask(name, kind.id, source, target, rows, k, at, min(at + step, rows), place, row)
+            for at in range(0, rows, step)
+        ]
 
     def close(self) -> None:
         self._lib.el_arena_free(self._arena, self._arena_bytes)
         self._arena, self._arena_bytes = self._ffi.NULL, 0
         self._keep.clear()
+
+
+@dataclass(frozen=True)
+class _PackTask:
+    """Rows first .. last - 1 of a matrix (rows, k) that begins at `place` of the file and has `row` bytes a row."""
+
+    name: str
+    kind: int
+    source: Any
+    target: Any
+    rows: int
+    k: int
+    first: int
+    last: int
+    place: int
+    row: int
+
+    def run(self, lib: Any) -> None:
+        rc = lib.el_pack_panels(self.kind, self.source, self.target, self.rows, self.k, self.first, self.last)
+        clib.check(rc, f"packing {self.name}")
+
+    @property
+    def offset(self) -> int:
+        return self.place + self.first * self.row
+
+    @property
+    def n_bytes(self) -> int:
+        return (self.last - self.first) * self.row
 
 
 def _matrix(shape: tuple[int, ...]) -> tuple[int, int]:

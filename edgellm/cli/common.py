@@ -75,6 +75,8 @@ def load_options(function: _F) -> _F:
             click.option("--backend", type=click.Choice(["auto", "native", "numba", "reference"]), default="auto",
                          show_default=True, help="What runs the model."),
             kv_type_options,
+            click.option("--no-pack", is_flag=True,
+                         help="Read the weights straight from the file: slower, in less memory."),
             click.option("--chat-template-file", type=click.Path(), metavar="FILE",
                          help="Jinja chat template to use instead of the model's own."),
         ],
@@ -158,6 +160,7 @@ def load_model(path: str | None, options: dict[str, Any]) -> Model:
 
     names = ("n_ctx", "threads", "backend", "kv_type")
     chosen = {name: options.pop(name) for name in names if name in options}
+    chosen["pack"] = not options.pop("no_pack", False)
     template_file = options.pop("chat_template_file", None)
     if template_file is not None:
         chosen["chat_template"] = read_text(template_file)

@@ -91,6 +91,7 @@ def _summary(file: Any) -> dict[str, Any]:
         "chat_template": "tokenizer.chat_template" in metadata,
         "sliding_window": metadata.get(f"{arch}.attention.sliding_window") or None,
         "longrope_original_context": _longrope_limit(file, arch),
+        "packed": _packed(file),
     }
 
 
@@ -100,6 +101,16 @@ def _longrope_limit(file: Any, arch: str) -> Any:
         return None
     trained = file.metadata.get(f"{arch}.context_length")
     return file.metadata.get(f"{arch}.rope.scaling.original_context_length", trained)
+
+
+def _packed(file: Any) -> dict[str, Any] | None:
+    """Where a packed file comes from; None for any other one."""
+    info = file.packed
+    if info is None:
+        return None
+    panels = sum(t.panels for t in file.tensors.values())
+    source = {"name": info.source_name, "bytes": info.source_bytes, "sha256": info.source_sha256}
+    return {"panel_version": info.panel_version, "tensors_in_panels": panels, "source": source}
 
 
 def _metadata(file: Any) -> dict[str, Any]:
@@ -121,6 +132,7 @@ def _tensors(file: Any) -> list[dict[str, Any]]:
     for t in file.tensors.values():
         path, offset = file.place_of(t.name)
         row = {"name": t.name, "shape": list(t.shape), "type": t.type.name, "bytes": t.n_bytes, "offset": offset}
+        row |= {"panels": True, "stored_bytes": t.stored_bytes} if t.panels else {}
         rows.append(row if len(file.paths) == 1 else row | {"file": os.path.basename(path)})
     return rows
 
@@ -176,6 +188,9 @@ def _print_summary(s: dict[str, Any]) -> None:
         ("vocabulary", s["vocabulary"] if s["vocabulary"] is not None else "-"),
         ("chat template", "yes" if s["chat_template"] else "no"),
     ]
+    if s.get("packed"):
+        source = s["packed"]["source"]
+        pairs.insert(1, ("packed", f"from {one_line(source['name'], 100)}, {size_text(source['bytes'])}"))
     _rows(pairs)
 
 
@@ -213,7 +228,8 @@ def _print_tensors(tensors: list[dict[str, Any]]) -> None:
     width = max((len(t["name"]) for t in tensors), default=0)
     for t in tensors:
         shape = " x ".join(map(str, t["shape"]))
-        click.echo(f"{one_line(t['name']):<{width}}  {t['type']:<5} {shape:>16}  {size_text(t['bytes']):>9}")
+        where = "  in panels" if "panels" in t else ""
+        click.echo(f"{one_line(t['name']):<{width}}  {t['type']:<5} {shape:>16}  {size_text(t['bytes']):>9}{where}")
 
 
 def _print_template(template: str | None) -> None:

@@ -107,7 +107,8 @@ class Metadata(Mapping[str, Any]):
         self._file = file
         self._values: dict[str, Any] = {}
         self.types: dict[str, tuple[ValueType, ValueType | None]] = {}  # (type, element type of an array)
-        self.offsets: dict[str, int] = {}  # byte offset of each value
+        self.offsets: dict[str, int] = {}  # byte offset of each value (of an array: of its item type)
+        self.ends: dict[str, int] = {}  # byte offset behind each value
         self.warnings: list[str] = []
         self._walk_budget, self._eager_budget = MAX_WALKED_ITEMS, MAX_EAGER_BYTES
 
@@ -126,8 +127,12 @@ class Metadata(Mapping[str, Any]):
     def drop(self, keys: Iterable[str]) -> None:
         """Forget keys that say nothing about the model."""
         for key in keys:
-            for table in (self._values, self.types, self.offsets):
+            for table in (self._values, self.types, self.offsets, self.ends):
                 table.pop(key, None)
+
+    def raw(self, key: str) -> bytes:
+        """The bytes of a value as they are in the file, its type code first."""
+        return self._file.buffer[self.offsets[key] - 4 : self.ends[key]]
 
     def length(self, key: str) -> int:
         """Number of items of an array, without decoding it."""
@@ -195,6 +200,7 @@ class Metadata(Mapping[str, Any]):
                         cursor.fail("K8", "a bool is neither 0 nor 1", key, value, "0 or 1", back=1)
                     value = bool(value)
                 self._put(key, value, kind)
+            self.ends[key] = cursor.pos
 
     def _put(self, key: str, value: Any, kind: ValueType, item: ValueType | None = None) -> None:
         self._values[key] = value

@@ -69,6 +69,17 @@ class AtomicFile:
         except OSError as error:
             self._fail(error)
 
+    def rewrite(self, data: bytes) -> None:
+        """Put `data` over the first bytes, which were written before; go on at the end."""
+        if self._out is None:
+            raise OutputError("nothing can be written, because an earlier write failed", path=self.path)
+        try:
+            self._out.seek(0)
+            self._out.write(data)
+            self._out.seek(0, os.SEEK_END)
+        except OSError as error:
+            self._fail(error)
+
     def commit(self) -> None:
         """Flush to disk and take the place of the output."""
         if self._out is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from math import prod
 from types import TracebackType
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from ..blocks import BlockType
 from ..errors import MissingTensorError, ModelFormatError, UnsupportedQuantError, one_line
+from ..quants.panels import unpack_panels
 from .constants import (
     DEFAULT_ALIGNMENT,
     HEADER_BYTES,
@@ -21,8 +23,9 @@ from .constants import (
     ValueType,
 )
 from .metadata import REQUIRED, Cursor, Metadata, read_counts
+from .packed import PackInfo, check_version, read_info
 from .source import MappedFile
-from .tensors import TensorInfo, place, read_entries
+from .tensors import TensorInfo, align_up, place, read_entries
 
 # what people open by mistake, by its first bytes
 _LOOKALIKES = (
@@ -79,11 +82,23 @@ class GGUFFile:
         self.metadata.read(cursor, n_keys)
         self.warnings = self.metadata.warnings
         self.alignment = _read_alignment(cursor, self.metadata)
+        is_packed = check_version(self.metadata, self.path)
         entries = read_entries(cursor, n_tensors, self.alignment)
         header_end = cursor.pos
         self.tensors, data_end = place(cursor, entries, self.alignment)
+        self.packed = self._packed(is_packed, align_up(header_end, self.alignment))
         self._check_tail(header_end if not entries else data_end, strict)
         self._bound: set[str] = set()
+
+    def _packed(self, is_packed: bool, data_start: int) -> PackInfo | None:
+        """What a packed file says of itself (rules L1 to L7); None for any other file."""
+        strange = next((t for t in self.tensors.values() if t.panels), None)
+        if strange is not None and not is_packed:
+            raise ModelFormatError(
+                "a tensor is in panels, but the file does not say that it is packed", path=self.path,
+                offset=strange.offset, field=f"type of {strange.name}", rule="L1",
+            )  # fmt: skip
+        return read_info(self.metadata, self._file, self.tensors, self.alignment, data_start) if is_packed else None
 
     def _check_tail(self, end: int, strict: bool) -> None:
         """Rule T15. A file may end right after the last tensor or after its padding."""
@@ -144,9 +159,21 @@ class GGUFFile:
         return extra
 
     def data(self, name: str) -> np.ndarray:
-        """The bytes of a tensor: read-only uint8 view of the map, no copy. Raises MissingTensorError."""
+        """The bytes of a tensor, row by row: read-only uint8 view of the map, no copy. Raises MissingTensorError.
+
+        A tensor that lies in panels is turned into rows again, a new array.
+        """
         info = self._info(name)
-        return np.frombuffer(self._file.buffer, dtype=np.uint8, count=info.n_bytes, offset=info.offset)
+        if not info.panels:
+            return self.stored(name)
+        rows = unpack_panels(self.stored(name), prod(info.shape[:-1]), info.shape[-1], info.type).reshape(-1)
+        self.advise_dont_need(info.offset, info.stored_bytes)
+        return rows
+
+    def stored(self, name: str) -> np.ndarray:
+        """The bytes of a tensor as they are stored, rows or panels: read-only uint8 view of the map, no copy."""
+        info = self._info(name)
+        return np.frombuffer(self._file.buffer, dtype=np.uint8, count=info.stored_bytes, offset=info.offset)
 
     def _info(self, name: str) -> TensorInfo:
         info = self.tensors.get(name)

@@ -40,6 +40,8 @@ def is_part(file: GGUFFile) -> bool:
             file.path, "the keys of a split file contradict each other", ", ".join(KEYS), (number, count, total),
             f"no < count, {here} tensors here", file.metadata.offsets.get("split.count"),
         )  # fmt: skip
+    if count > 1 and file.packed is not None:
+        _fail(file.path, "a packed file cannot be a part of a model", "split.count", count, 1)
     return count > 1
 
 
@@ -110,6 +112,7 @@ class SplitGGUFFile(GGUFFile):
         self._home: dict[str, GGUFFile] = {}
         self.tensors: dict[str, TensorInfo] = {}
         self._bound: set[str] = set()
+        self.packed = None
         for part, start in zip(parts, self._starts, strict=True):
             self._check_keys(part)
             self._add_tensors(part, start)
@@ -151,6 +154,9 @@ class SplitGGUFFile(GGUFFile):
 
     def data(self, name: str) -> np.ndarray:
         return self._home[self._info(name).name].data(name)
+
+    def stored(self, name: str) -> np.ndarray:
+        return self._home[self._info(name).name].stored(name)
 
     def advise_dont_need(self, offset: int, n: int) -> None:
         i = max(0, bisect.bisect_right(self._starts, offset) - 1)

@@ -9,18 +9,26 @@ from ..blocks import BY_ID, BY_NAME, BlockType
 from ..errors import UnsupportedQuantError, one_line
 from .constants import MAX_BYTES, MAX_DIM, MAX_DIMS, MAX_NAME_BYTES, OTHER_TYPES, REMOVED_TYPES
 from .metadata import Cursor
+from .packed import fits_panels, panel_type_of, stored_bytes
 
 
 @dataclass(frozen=True)
 class TensorInfo:
     """A tensor of the file. `shape` is rows first (NumPy order, the reverse of the file's), `offset` counts from the
-    start of the file, `n_bytes` is the data without padding."""
+    start of the file, `n_bytes` is the data as rows, without padding. `panels`: the file holds it in panels
+    (formats/packed.md), which take `stored_bytes`."""
 
     name: str
     type: BlockType
     shape: tuple[int, ...]
     offset: int
     n_bytes: int
+    panels: bool = False
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of the data in the file, without padding behind it."""
+        return stored_bytes(self.type, self.shape, self.panels)
 
 
 @dataclass(frozen=True)
@@ -30,9 +38,10 @@ class _Entry:
     name: str
     type: BlockType
     shape: tuple[int, ...]
-    n_bytes: int
+    n_bytes: int  # in the file
     offset: int
     at: int
+    panels: bool
 
 
 def align_up(n: int, alignment: int) -> int:
@@ -50,10 +59,10 @@ def read_entries(cursor: Cursor, n_tensors: int, alignment: int) -> list[_Entry]
             cursor.fail("T1", "two tensors have the same name", "tensor name", name)
         seen.add(name)
         shape = _read_shape(cursor, name)
-        kind = _read_type(cursor, name)
-        n_bytes = _n_bytes(cursor, name, shape, kind, alignment)
+        kind, panels = _read_type(cursor, name)
+        n_bytes = _n_bytes(cursor, name, shape, kind, alignment, panels)
         at = cursor.pos
-        entries.append(_Entry(name, kind, shape, n_bytes, cursor.u64(f"offset of {name}"), at))
+        entries.append(_Entry(name, kind, shape, n_bytes, cursor.u64(f"offset of {name}"), at, panels))
     return entries
 
 
@@ -76,11 +85,12 @@ def _read_shape(cursor: Cursor, name: str) -> tuple[int, ...]:
     return tuple(reversed(dims))
 
 
-def _read_type(cursor: Cursor, name: str) -> BlockType:
+def _read_type(cursor: Cursor, name: str) -> tuple[BlockType, bool]:
+    """(block type, whether the tensor is in panels)."""
     code = cursor.u32(f"type of {name}")
-    kind = BY_ID.get(code)
-    if kind is not None:
-        return kind
+    kind, in_panels = BY_ID.get(code), panel_type_of(code)
+    if kind is not None or in_panels is not None:
+        return kind or in_panels, kind is None
     signed = code - (1 << 32) if code >= 1 << 31 else code
     if code in OTHER_TYPES:
         what = f"has type {OTHER_TYPES[code]}, which is not supported yet"
@@ -94,13 +104,17 @@ def _read_type(cursor: Cursor, name: str) -> BlockType:
     )  # fmt: skip
 
 
-def _n_bytes(cursor: Cursor, name: str, shape: tuple[int, ...], kind: BlockType, alignment: int) -> int:
+def _n_bytes(
+    cursor: Cursor, name: str, shape: tuple[int, ...], kind: BlockType, alignment: int, panels: bool
+) -> int:
     """Bytes of the data. Sizes are exact (Python integers), the limit is what a signed 64-bit reader can hold."""
     if shape[-1] % kind.block_size:
         cursor.fail(
             "T9", f"a row is no multiple of the {kind.name} block", f"dim 0 of {name}", shape[-1], kind.block_size, 12
         )
-    n_bytes = prod(shape) // kind.block_size * kind.type_size
+    if panels and not fits_panels(shape):
+        cursor.fail("L3", "a tensor of this shape cannot be in panels", f"shape of {name}", shape, None, 4)
+    n_bytes = stored_bytes(kind, shape, panels)
     if n_bytes > MAX_BYTES:
         cursor.fail("T5", "the size of a tensor overflows", f"size of {name}", n_bytes, MAX_BYTES, back=4)
     if align_up(n_bytes, alignment) > MAX_BYTES:
@@ -120,7 +134,8 @@ def place(cursor: Cursor, entries: list[_Entry], alignment: int) -> tuple[dict[s
         running += align_up(e.n_bytes, alignment)
         if start + running > MAX_BYTES:
             cursor.fail("T7", "the sum of the tensor sizes overflows", f"end of {e.name}", running, MAX_BYTES)
-        infos[e.name] = TensorInfo(e.name, e.type, e.shape, start + e.offset, e.n_bytes)
+        rows = e.n_bytes if not e.panels else stored_bytes(e.type, e.shape, False)
+        infos[e.name] = TensorInfo(e.name, e.type, e.shape, start + e.offset, rows, e.panels)
     for e in entries:
         end = start + e.offset + e.n_bytes
         if end > cursor.end:

@@ -9,7 +9,6 @@ import os
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
 from types import TracebackType
 from typing import Any
 
@@ -21,6 +20,7 @@ from ..quants import resolve_type
 from .constants import (
     DEFAULT_ALIGNMENT,
     FLOATS,
+    HEADER_BYTES,
     INTEGERS,
     MAGIC,
     MAX_DIM,
@@ -31,6 +31,7 @@ from .constants import (
     ValueType,
 )
 from .output import AtomicFile
+from .packed import PANEL_TYPE, fits_panels, stored_bytes
 from .tensors import align_up
 
 _SHORT = {
@@ -46,6 +47,7 @@ class _Tensor:
     type: BlockType
     shape: tuple[int, ...]  # rows first
     n_bytes: int
+    type_id: int
 
 
 class GGUFWriter:
@@ -57,17 +59,20 @@ class GGUFWriter:
             w.write_tensor("output_norm.weight", np.ones(64, np.float32))
 
     As a context manager it closes at the end and aborts on an exception. Raises OutputError when the system refuses
-    (nothing half-written stays), InvalidArgumentError when it is used wrongly.
+    (nothing half-written stays), InvalidArgumentError when it is used wrongly. `alignment` other than 32 needs the key
+    general.alignment, which the caller adds.
     """
 
-    def __init__(self, path: str | os.PathLike[str], arch: str | None) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], arch: str | None, alignment: int = DEFAULT_ALIGNMENT
+    ) -> None:
         self._out = AtomicFile(path)
-        self.path = self._out.path
+        self.path, self.alignment = self._out.path, alignment
         self._metadata: dict[str, bytes] = {}
         self._tensors: dict[str, _Tensor] = {}
         self._order: list[_Tensor] = []
         self._written = 0
-        self._started = self._done = False
+        self._started = self._done = self._stale = False  # stale: `replace` came after the header was written
         if arch is not None:  # None: not a model (an importance matrix)
             self.add("general.architecture", arch)
 
@@ -84,16 +89,38 @@ class GGUFWriter:
         raw = key.encode("utf-8")
         if not 0 < len(raw) <= MAX_KEY_BYTES or "\0" in key or key in self._metadata:
             raise InvalidArgumentError(f"metadata key {key[:80]!r} is empty, too long, holds a NUL or was added before")
-        wanted = _SHORT.get(kind) if isinstance(kind, str) else kind
-        if kind is not None and wanted is None:
-            raise InvalidArgumentError(f"unknown metadata type {kind!r}; known: {', '.join(_SHORT)}")
+        wanted = _kind(kind)
         try:
             self._metadata[key] = _string(raw) + _encode(value, wanted)
         except (TypeError, ValueError, OverflowError, struct.error) as error:
             raise InvalidArgumentError(f"metadata {key}: the value does not fit its type: {error}") from None
 
-    def add_tensor_info(self, name: str, shape: Sequence[int], type: BlockType | str | int) -> int:
-        """Describe the next tensor; returns its bytes. `shape`: rows first, the last entry a multiple of the block."""
+    def add_raw(self, key: str, raw: bytes) -> None:
+        """Add a value as another file has it: type code and value (`Metadata.raw`), which nobody looks at here."""
+        self.add(key, 0)
+        self._metadata[key] = _string(key.encode("utf-8")) + raw
+
+    def replace(self, key: str, value: Any, kind: ValueType | str) -> None:
+        """Give a key another value of the same length, at any time before `close`: what only the data tell."""
+        new = _string(key.encode("utf-8")) + _encode(value, _kind(kind))
+        if self._done or len(self._metadata.get(key, b"")) != len(new):
+            raise InvalidArgumentError(f"metadata {key}: only a value of the same length can take its place")
+        self._metadata[key] = new
+        self._stale = self._started
+
+    def value_offset(self, key: str) -> int:
+        """Byte offset of a key's value in the file; of a string: of its length."""
+        before = list(self._metadata).index(key)
+        sizes = [len(entry) for entry in self._metadata.values()]
+        return HEADER_BYTES + sum(sizes[:before]) + 8 + len(key.encode("utf-8")) + 4
+
+    def add_tensor_info(
+        self, name: str, shape: Sequence[int], type: BlockType | str | int, panels: bool = False
+    ) -> int:
+        """Describe the next tensor; returns its bytes. `shape`: rows first, the last entry a multiple of the block.
+
+        `panels`: its data will come in panels (formats/packed.md), not row by row.
+        """
         self._open_for_description()
         kind, shape = resolve_type(type), tuple(int(n) for n in shape)
         if not 0 < len(name.encode("utf-8")) <= MAX_NAME_BYTES or "\0" in name or name in self._tensors:
@@ -102,7 +129,10 @@ class GGUFWriter:
             raise InvalidArgumentError(f"tensor {name}: shape {shape} needs 1 to {MAX_DIMS} sizes from 1 to {MAX_DIM}")
         if shape[-1] % kind.block_size:
             raise InvalidArgumentError(f"tensor {name}: a row of {shape[-1]} is no multiple of the {kind.name} block")
-        tensor = _Tensor(name, kind, shape, prod(shape) // kind.block_size * kind.type_size)
+        if panels and not (kind.has_panel and fits_panels(shape)):
+            raise InvalidArgumentError(f"tensor {name}: {kind.name} of shape {shape} has no panels")
+        type_id = int(kind.id) + (PANEL_TYPE if panels else 0)
+        tensor = _Tensor(name, kind, shape, stored_bytes(kind, shape, panels), type_id)
         self._tensors[name] = tensor
         self._order.append(tensor)
         return tensor.n_bytes
@@ -135,7 +165,7 @@ class GGUFWriter:
         if count != tensor.n_bytes:
             self.abort()
             raise InvalidArgumentError(f"tensor {name}: {tensor.n_bytes} bytes expected, got {count}")
-        self._out.write(bytes(align_up(count, DEFAULT_ALIGNMENT) - count))
+        self._out.write(bytes(align_up(count, self.alignment) - count))
         self._written += 1
 
     def close(self) -> None:
@@ -147,6 +177,8 @@ class GGUFWriter:
             self.abort()
             raise InvalidArgumentError(f"{self.path}: tensor {due} was described but not written")
         self._start()
+        if self._stale:
+            self._out.rewrite(self.header())
         self._out.commit()
         self._done = True
 
@@ -170,26 +202,34 @@ class GGUFWriter:
         if hasattr(self, "_out"):  # not when the path was refused
             self._out.abort()
 
-    # ---- inside --------------------------------------------------------------------------------------------------
+    # ---- the header --------------------------------------------------------------------------------------------------
 
-    def _header(self) -> bytes:
+    def header(self) -> bytes:
+        """The bytes before the data, as far as they are described."""
         parts = [MAGIC, struct.pack("<IQQ", 3, len(self._order), len(self._metadata)), *self._metadata.values()]
         offset = 0
         for t in self._order:
             parts.append(_string(t.name.encode("utf-8")))
-            parts.append(struct.pack(f"<I{len(t.shape)}QIQ", len(t.shape), *reversed(t.shape), t.type.id, offset))
-            offset += align_up(t.n_bytes, DEFAULT_ALIGNMENT)
+            parts.append(struct.pack(f"<I{len(t.shape)}QIQ", len(t.shape), *reversed(t.shape), t.type_id, offset))
+            offset += align_up(t.n_bytes, self.alignment)
         header = b"".join(parts)
-        return header + bytes(align_up(len(header), DEFAULT_ALIGNMENT) - len(header))
+        return header + bytes(align_up(len(header), self.alignment) - len(header))
 
     def _start(self) -> None:
         """Open the output and write the header, at the first call."""
         if self._started:
             return
         self._started = True
-        header = self._header()
-        self._out.open(len(header) + sum(align_up(t.n_bytes, DEFAULT_ALIGNMENT) for t in self._order))
+        header = self.header()
+        self._out.open(len(header) + sum(align_up(t.n_bytes, self.alignment) for t in self._order))
         self._out.write(header)
+
+
+def _kind(kind: ValueType | str | None) -> ValueType | None:
+    wanted = _SHORT.get(kind) if isinstance(kind, str) else kind
+    if kind is not None and wanted is None:
+        raise InvalidArgumentError(f"unknown metadata type {kind!r}; known: {', '.join(_SHORT)}")
+    return wanted
 
 
 def _byte_view(data: Any) -> memoryview:
