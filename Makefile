@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PY     := $(BIN)/python
 
-.PHONY: tokenizer-parity help chat test native lint gen-check native-suite asan mingw peer-check compare convert-memory parity clean
+.PHONY: tokenizer-parity help chat test native lint gen-check native-suite asan suite-arm64 suite-x86 mingw peer-check compare convert-memory parity clean
 
 help:
 	@echo "make chat     install into $(VENV) and talk to the built-in model"
@@ -58,7 +58,26 @@ native-suite:
 asan:
 	@mkdir -p build
 	$(CC) $(SUITE_FLAGS) -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all $(SUITE) -o build/kernel-suite-asan -lm
-	build/kernel-suite-asan
+	build/kernel-suite-asan --quick
+
+# Other CPUs, emulated (Debian: qemu-user gcc-aarch64-linux-gnu libc6-dev-arm64-cross). Each run says which level must be in
+# use, and that instructions which the CPU lacks end in a refusal. qemu-user has no AVX512: that runs natively only.
+ARM64_CC ?= aarch64-linux-gnu-gcc
+ARM64 := qemu-aarch64 -cpu
+X86   := qemu-x86_64 -cpu
+suite-arm64:
+	@mkdir -p build
+	$(ARM64_CC) $(SUITE_FLAGS) -Werror -O2 -static $(SUITE) -o build/kernel-suite-arm64 -lm
+	$(ARM64) cortex-a53 build/kernel-suite-arm64 --quick --expect neon --liar
+	$(ARM64) cortex-a76 build/kernel-suite-arm64 --quick --expect dotprod --liar dotprod
+	$(ARM64) max build/kernel-suite-arm64 --quick --expect i8mm i8mm
+
+suite-x86:
+	@mkdir -p build
+	$(CC) $(SUITE_FLAGS) -Werror -O2 -static $(SUITE) -o build/kernel-suite-x86 -lm
+	build/kernel-suite-x86
+	$(X86) Nehalem build/kernel-suite-x86 --quick --expect portable --liar
+	$(X86) Haswell build/kernel-suite-x86 --quick --expect avx2 --liar avx2
 
 # Slow comparisons with other programs; their last results are in docs/. PEER_PYTHON: an environment with llama-cpp-python.
 PEER_PYTHON ?= python3

@@ -125,6 +125,20 @@ int el_set_isa(const char *name) {
     return EL_OK;
 }
 
+int el_break_level_test(const char *name, int fault) {
+    int level = name ? find_level(name) : -1, status = el_init(NULL);
+    if (level < 1 || fault < EL_FAULT_NONE || fault > EL_FAULT_ILLEGAL) return EL_E_ARGUMENT;
+    if (status != EL_OK) return status;
+    if (!usable[level]) return EL_E_UNSUPPORTED;
+    el_kernels table = *levels[level];
+    el_add_fault(&table, fault);
+    int passed = el_selftest(&table);
+    if (passed < 0) return EL_E_NOMEM;
+    usable[level] = passed ? 1 : -1;
+    use_levels(N_LEVELS - 1);
+    return EL_OK;
+}
+
 const char *el_kernel_level(int type, int layout) {
     if (type < 0 || type >= EL_TYPE_LIMIT || (layout != EL_ROWS && layout != EL_PANELS)) return NULL;
     return el_init(NULL) == EL_OK ? el_linear_level[layout][type] : NULL;

@@ -32,6 +32,9 @@ int el_n_levels(void);                    /* levels compiled in, lowest first */
 const char *el_level_name(int level);
 int el_level_usable(int level);           /* 1 usable, 0 the CPU or the OS lacks it, -1 failed its self-test */
 int el_set_isa(const char *name);         /* switch the tables (tests); no pass may be running */
+/* For tests: the self-test of a level runs again, with a fault in one of its functions, and the tables are made anew. */
+enum el_fault { EL_FAULT_NONE = 0, EL_FAULT_RESULT = 1, EL_FAULT_ILLEGAL = 2 };
+int el_break_level_test(const char *name, int fault);
 const char *el_kernel_level(int type, int layout); /* level whose linear kernel runs this type; NULL: none */
 
 /* ---- memory ------------------------------------------------------------------------------------ */

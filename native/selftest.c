@@ -308,6 +308,26 @@ static int run_checks(const el_kernels *table) {
     return ok;
 }
 
+/* ---- faults, for tests ------------------------------------------------------------------------------------------- */
+static void wrong_add(const float *a, const float *b, float *y, int64_t n) {
+    el_kernels_portable.add(a, b, y, n);
+    y[n - 1] = nextafterf(y[n - 1], INFINITY); /* one unit in the last place of one number */
+}
+
+static void illegal_add(const float *a, const float *b, float *y, int64_t n) {
+#if defined(__x86_64__) && !defined(_WIN32)
+    __asm__ volatile("ud2");
+#elif defined(__aarch64__) && !defined(_WIN32)
+    __asm__ volatile(".inst 0"); /* UDF #0 */
+#endif
+    wrong_add(a, b, y, n); /* elsewhere nothing is caught */
+}
+
+void el_add_fault(el_kernels *table, int fault) {
+    if (fault == EL_FAULT_RESULT) table->add = wrong_add;
+    if (fault == EL_FAULT_ILLEGAL) table->add = illegal_add;
+}
+
 #ifdef _WIN32
 int el_selftest(const el_kernels *table) { return run_checks(table); }
 #else

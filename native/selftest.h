@@ -20,6 +20,9 @@ int el_check_vector(const el_kernels *table, int64_t n, uint64_t seed, const el_
 int el_check_attention(const el_kernels *table, int kv_type, int64_t n_rows, int64_t head_dim, int64_t first,
                        int64_t end, uint64_t seed, const el_memory *memory);
 
+/* Puts a fault (enum el_fault) into one function of a table, so that tests see it refused. */
+void el_add_fault(el_kernels *table, int fault);
+
 /* Every function of `table` on a few small sizes, guarded against illegal instructions where the system allows it.
  * 1 passed, 0 a result differs or an instruction is illegal, -1 out of memory. */
 int el_selftest(const el_kernels *table);

@@ -1,7 +1,12 @@
 /* suite.c: every kernel level against the portable one, over odd sizes, with a guard page right behind (or right
  * before) each buffer. Exits with 1 and a message per mismatch; a read past a buffer ends the program.
  *
- * usage: suite [level]      `make native-suite` and `make asan` build and run it
+ * usage: suite [--quick] [--expect LEVEL] [--liar] [LEVEL ...]      built and run by `make native-suite asan suite-x86 suite-arm64`
+ *   --quick    fewer sizes: for emulators and sanitizers
+ *   --expect   LEVEL must be the highest one in use; without it, what the machine has is what is tested
+ *   --liar     levels that the CPU does not have must be refused when they are tried all the same (only emulators refuse
+ *              for sure: a machine may run what its hypervisor does not announce)
+ *   LEVEL ...  only these levels
  */
 #if !defined(_WIN32)
 #define _DEFAULT_SOURCE
@@ -53,36 +58,58 @@ static void expect(int result, const char *level, const char *what, int type, in
             layout, a, b, c, result < 0 ? ": out of memory" : "");
 }
 
+/* ---- sizes: no multiples of 16 rows, halves of tiles, tiles of columns that are not full ----------------------------- */
+typedef struct {
+    int n, v[24];
+} sizes;
+static const sizes row_counts = {7, {1, 3, 15, 16, 17, 33, 50}}, few_row_counts = {3, {1, 17, 33}};
+static const sizes widths = {12, {1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 17, 37}};
+static const sizes few_widths = {11, {1, 2, 3, 4, 5, 6, 7, 8, 9, 17, 35}};
+static const sizes float_k = {9, {1, 7, 8, 15, 16, 17, 31, 64, 100}}, few_float_k = {4, {1, 15, 33, 100}};
+static const sizes k_32 = {8, {32, 64, 96, 160, 256, 288, 512, 1056}}, few_k_32 = {4, {32, 64, 160, 288}};
+static const sizes k_256 = {3, {256, 512, 1280}}, few_k_256 = {2, {256, 768}};
+static const sizes head_dims = {15, {1, 2, 7, 8, 9, 16, 24, 31, 48, 64, 80, 96, 128, 144, 200}};
+static const sizes few_head_dims = {5, {1, 9, 31, 64, 144}};
+static const sizes query_rows = {17, {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17}};
+static const sizes few_query_rows = {7, {1, 2, 3, 4, 5, 9, 17}};
+
+static int quick;
+#define SIZES(NAME) (quick ? &few_##NAME : &NAME)
+
+static const sizes *depths(int type) {
+    int act = el_act_format_of(type);
+    if (act == EL_ACTF_F32) return SIZES(float_k);
+    return act == EL_ACTF_Q8_32 ? SIZES(k_32) : SIZES(k_256);
+}
+
 static void linear_suite(const el_kernels *table) {
-    static const int rows[] = {1, 3, 15, 16, 17, 33}, block_k[] = {32, 64, 96, 160, 256, 512, 1056};
-    static const int float_k[] = {1, 7, 8, 15, 16, 17, 31, 64, 100}, big_k[] = {256, 512, 1280};
+    const sizes *rows = SIZES(row_counts), *columns = SIZES(widths);
     for (int layout = 0; layout < 2; layout++)
         for (int type = 0; type < EL_TYPE_LIMIT; type++) {
             if (!table->linear[layout][type]) continue;
-            int act = el_act_format_of(type), n_k = act == EL_ACTF_F32 ? 9 : act == EL_ACTF_Q8_32 ? 7 : 3;
-            const int *ks = act == EL_ACTF_F32 ? float_k : act == EL_ACTF_Q8_32 ? block_k : big_k;
-            for (int r = 0; r < 6; r++)
-                for (int i = 0; i < n_k; i++)
-                    for (int n_cols = 1; n_cols <= 17; n_cols += n_cols == 9 ? 8 : 1)
-                        expect(el_check_linear(table, layout, type, rows[r], ks[i], n_cols,
-                                               (uint64_t)(r * 1000 + i * 10 + n_cols), &memory),
-                               table->name, "linear", type, layout, rows[r], ks[i], n_cols);
+            const sizes *k = depths(type);
+            for (int r = 0; r < rows->n; r++)
+                for (int i = 0; i < k->n; i++)
+                    for (int c = 0; c < columns->n; c++)
+                        expect(el_check_linear(table, layout, type, rows->v[r], k->v[i], columns->v[c],
+                                               (uint64_t)(r * 1000 + i * 10 + c), &memory),
+                               table->name, "linear", type, layout, rows->v[r], k->v[i], columns->v[c]);
         }
 }
 
 static void other_suite(const el_kernels *table) {
-    for (int n = 1; n <= 70; n++)
+    for (int n = 1; n <= 70; n += quick ? 3 : 1)
         for (uint64_t seed = 0; seed < 4; seed++)
             expect(el_check_vector(table, n, seed, &memory), table->name, "vector", 0, 0, n, (long)seed, 0);
     for (int n = 256; n <= 800; n += 87)
         expect(el_check_vector(table, n, (uint64_t)n, &memory), table->name, "vector", 0, 0, n, n, 0);
-    static const int dims[] = {1, 2, 7, 8, 9, 16, 24, 31, 48, 64, 80, 96, 128, 144, 200};
+    const sizes *dims = SIZES(head_dims), *rows = SIZES(query_rows);
     for (int type = 0; type < EL_N_KV_TYPES; type++)
-        for (int n_rows = 1; n_rows <= 17; n_rows++)
-            for (int i = 0; i < 15; i++) {
-                int first = (n_rows * 7 + i) % 64, end = first + (i * 11) % (65 - first);
-                expect(el_check_attention(table, type, n_rows, dims[i], first, end, (uint64_t)(i + n_rows), &memory),
-                       table->name, "attention", type, 0, n_rows, dims[i], first);
+        for (int r = 0; r < rows->n; r++)
+            for (int i = 0; i < dims->n; i++) {
+                int n = rows->v[r], first = (n * 7 + i) % 64, end = first + (i * 11) % (65 - first);
+                expect(el_check_attention(table, type, n, dims->v[i], first, end, (uint64_t)(i + n), &memory),
+                       table->name, "attention", type, 0, n, dims->v[i], first);
             }
 }
 
@@ -93,11 +120,11 @@ static uint32_t bits_of(float f) {
     return u;
 }
 
-/* exp of every 1,000th float from -110 to 90: within 1.5 units in the last place, and one subnormal step */
+/* exp of every 1,000th (10,007th) float from -110 to 90: within 1.5 units in the last place, and one subnormal step */
 static void exp_suite(const el_kernels *table) {
     double worst = 0;
     for (int sign = 0; sign < 2; sign++)
-        for (uint32_t u = bits_of(1e-9f); u < bits_of(sign ? 110.0f : 88.72f); u += 1000) {
+        for (uint32_t u = bits_of(1e-9f); u < bits_of(sign ? 110.0f : 88.72f); u += quick ? 10007 : 1000) {
             float x, sum;
             memcpy(&x, &u, 4);
             if (sign) x = -x;
@@ -169,72 +196,112 @@ static void attention_suite(const el_kernels *table) {
     }
 }
 
-/* ---- the self-test itself: a wrong table and an illegal instruction must be found ---------------------------------- */
-static void wrong_add(const float *a, const float *b, float *y, int64_t n) {
-    for (int64_t i = 0; i < n; i++) y[i] = i == 200 ? a[i] : a[i] + b[i];
-}
-
+/* ---- the self-test itself: wrong tables and illegal instructions must be found --------------------------------------- */
 static void wrong_q8_0(const void *w, int64_t row0, int64_t row1, const el_act *x, int64_t n_cols, float *y, int64_t ldy) {
     el_kernels_portable.linear[EL_ROWS][EL_TYPE_Q8_0](w, row0, row1, x, n_cols, y, ldy);
     if (n_cols == 3) y[0] = nextafterf(y[0], 1e9f);
 }
 
-static void stray_write(const float *a, const float *b, float *y, int64_t n) {
-    el_kernels_portable.add(a, b, y, n);
-    y[n - 1] += 1.0f;
-}
-
-#if (defined(__x86_64__) || defined(__aarch64__)) && !defined(_WIN32)
-static void illegal_add(const float *a, const float *b, float *y, int64_t n) {
-    (void)a, (void)b, (void)y, (void)n;
-#if defined(__x86_64__)
-    __asm__ volatile("ud2");
-#else
-    __asm__ volatile("udf #0");
-#endif
-}
-#define HAS_ILLEGAL 1
-#endif
-
 static void selftest_suite(void) {
     el_kernels wrong = {.name = "wrong", .need = 1};
     expect(el_selftest(&wrong), "self-test", "an empty table", 0, 0, 0, 0, 0);
-    wrong.add = wrong_add;
-    expect(!el_selftest(&wrong), "self-test", "a wrong sum that was let pass", 0, 0, 0, 0, 0);
-    wrong.add = stray_write;
-    expect(!el_selftest(&wrong), "self-test", "a wrong last element that was let pass", 0, 0, 0, 0, 0);
-    wrong.add = NULL;
     wrong.linear[EL_ROWS][EL_TYPE_Q8_0] = wrong_q8_0;
     expect(!el_selftest(&wrong), "self-test", "one wrong bit that was let pass", 0, 0, 0, 0, 0);
-#ifdef HAS_ILLEGAL
     wrong.linear[EL_ROWS][EL_TYPE_Q8_0] = NULL;
-    wrong.add = illegal_add;
-    expect(!el_selftest(&wrong), "self-test", "an illegal instruction that was let pass", 0, 0, 0, 0, 0);
-    expect(!el_selftest(&wrong), "self-test", "a second illegal instruction", 0, 0, 0, 0, 0);
-#endif
+    for (int fault = EL_FAULT_RESULT; fault <= EL_FAULT_ILLEGAL; fault++) {
+        el_add_fault(&wrong, fault);
+        expect(!el_selftest(&wrong), "self-test", "a fault that was let pass", fault, 0, 0, 0, 0);
+        expect(!el_selftest(&wrong), "self-test", "the same fault again", fault, 0, 0, 0, 0);
+    }
 }
 
-int main(int argc, char **argv) {
-    int n_levels = 0, status = el_init(NULL);
-    if (status != EL_OK) {
-        fprintf(stderr, "el_init: status %d\n", status);
-        return 1;
+/* A usable level breaks, is refused, and its work goes to the levels below; then it comes back. */
+static void refusal_suite(void) {
+    for (int i = 1; i < el_n_levels(); i++) {
+        const char *name = el_level_name(i);
+        if (el_level_usable(i) != 1) continue;
+        for (int fault = EL_FAULT_RESULT; fault <= EL_FAULT_ILLEGAL; fault++) {
+            int ok = el_break_level_test(name, fault) == EL_OK && el_level_usable(i) == -1 &&
+                     el_set_isa(name) == EL_E_UNSUPPORTED && strcmp(el_isa(), name) != 0;
+            for (int layout = 0; layout < 2; layout++)
+                for (int type = 0; type < EL_TYPE_LIMIT; type++) {
+                    const char *level = el_kernel_level(type, layout);
+                    ok = ok && !(level && strcmp(level, name) == 0);
+                }
+            expect(ok, name, "refusing a broken level", fault, 0, 0, 0, 0);
+            ok = el_break_level_test(name, EL_FAULT_NONE) == EL_OK && el_level_usable(i) == 1;
+            expect(ok, name, "taking a mended level back", fault, 0, 0, 0, 0);
+        }
     }
-    for (int i = 0; i < el_n_levels(); i++) {
-        if (argc > 1 && strcmp(argv[1], el_level_name(i))) continue;
-        int usable = el_level_usable(i);
-        if (usable == -1) expect(0, el_level_name(i), "self-test", 0, 0, 0, 0, 0);
-        if (usable == 0) continue; /* a level that failed runs too: its messages tell where */
-        linear_suite(el_level_table(i));
-        other_suite(el_level_table(i));
-        n_levels++;
-        if (usable != 1 || el_set_isa(el_level_name(i)) != EL_OK) continue;
-        exp_suite(&el_k); /* the merged table, as models see it */
+}
+
+/* A CPU that announces more than it has: its illegal instructions must end in a refusal, not in a dead process. */
+static void liar_suite(void) {
+    int n = 0;
+    for (int i = 1; i < el_n_levels(); i++) {
+        if (el_level_usable(i) || !el_level_table(i)->need) continue;
+        expect(!el_selftest(el_level_table(i)), el_level_name(i), "instructions this CPU does not have", 0, 0, 0, 0, 0);
+        printf("%-10s refused: the CPU lacks it\n", el_level_name(i));
+        n++;
+    }
+    expect(n > 0, "suite", "no level is missing here: --liar", 0, 0, 0, 0, 0);
+}
+
+/* The level that must be in use is, and linear kernels come from it. */
+static void expected_level(const char *name) {
+    int n = 0;
+    for (int layout = 0; layout < 2; layout++)
+        for (int type = 0; type < EL_TYPE_LIMIT; type++) {
+            const char *level = el_kernel_level(type, layout);
+            n += level && strcmp(level, name) == 0;
+        }
+    printf("in use: %s, %d of its linear kernels\n", el_isa(), n);
+    if (strcmp(el_isa(), name) == 0 && n) return;
+    failures++;
+    fprintf(stderr, "expected %s to be the level in use, it is %s\n", name, el_isa());
+}
+
+static void level_suite(int level) {
+    int before = checks;
+    linear_suite(el_level_table(level));
+    other_suite(el_level_table(level));
+    if (el_level_usable(level) == 1 && el_set_isa(el_level_name(level)) == EL_OK) { /* merged, as models see it */
+        exp_suite(&el_k);
         op_suite(&el_k);
         attention_suite(&el_k);
     }
+    printf("%-10s %d checks\n", el_level_name(level), checks - before);
+}
+
+static int named(const char *name, int n, char **names) {
+    for (int i = 0; i < n; i++)
+        if (strcmp(name, names[i]) == 0) return 1;
+    return n == 0;
+}
+
+int main(int argc, char **argv) {
+    const char *expected = NULL;
+    int liar = 0, n_levels = 0, at = 1, status = el_init(NULL);
+    for (; at < argc && argv[at][0] == '-'; at++) {
+        if (strcmp(argv[at], "--quick") == 0) quick = 1;
+        else if (strcmp(argv[at], "--liar") == 0) liar = 1;
+        else if (strcmp(argv[at], "--expect") == 0 && at + 1 < argc) expected = argv[++at];
+        else return fprintf(stderr, "usage: suite [--quick] [--expect LEVEL] [--liar] [LEVEL ...]\n"), 2;
+    }
+    if (status != EL_OK) return fprintf(stderr, "el_init: status %d\n", status), 1;
+    if (expected) expected_level(expected);
+    for (int i = 0; i < el_n_levels(); i++) {
+        int usable = el_level_usable(i);
+        if (!named(el_level_name(i), argc - at, argv + at)) continue;
+        if (usable == -1) expect(0, el_level_name(i), "self-test", 0, 0, 0, 0, 0);
+        if (usable == 0) continue; /* a level that failed runs too: its messages tell where */
+        level_suite(i);
+        n_levels++;
+    }
     selftest_suite();
+    refusal_suite();
+    if (liar) liar_suite();
     printf("kernel suite: %d checks, %d failures\n", checks, failures);
-    if (!n_levels) fprintf(stderr, "no usable level is called %s\n", argc > 1 ? argv[1] : "anything");
+    if (!n_levels) fprintf(stderr, "no usable level has such a name\n");
     return failures || !n_levels;
 }
