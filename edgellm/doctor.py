@@ -156,7 +156,13 @@ def _native_lines(native: dict[str, Any]) -> list[str]:
     if not native["available"]:
         return [f"native      no: {native['reason']}; the Numba backend runs instead (slower)"]
     levels = ", ".join(f"{name}: {state}" for name, state in native["levels"].items())
-    lines = [f"native      {native['isa']}  ({levels})", "kernels     type   rows        panels"]
+    lines = [f"native      {native['isa']}  ({levels})"]
+    for name in (name for name, state in native["levels"].items() if state == "failed its self-test"):
+        lines.append(
+            f"            warning: {name} is not used: this CPU announces it, but its self-test gave wrong bits or an illegal "
+            "instruction; the levels below do its work. Please report it with this page."
+        )
+    lines.append("kernels     type   rows        panels")
     for name, kernel in native["kernels"].items():
         lines.append(f"            {name:<6} {kernel['rows'] or '-':<11} {kernel['panels'] or '-'}")
     return lines

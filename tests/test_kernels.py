@@ -336,6 +336,32 @@ def test_levels_can_be_named_and_switched(use_level):
     assert lib.el_level_usable(lib.el_n_levels()) == 0
 
 
+@pytest.mark.parametrize("fault", [lib.EL_FAULT_RESULT, lib.EL_FAULT_ILLEGAL])
+@pytest.mark.skipif(len(level_names()) == 1, reason="only the portable level runs on this machine")
+def test_a_level_that_fails_its_self_test_is_not_used_and_doctor_says_so(fault, use_level):
+    """One bit of one number, or one illegal instruction. An illegal one is not tried where nothing catches it."""
+    from edgellm import clib, doctor
+
+    level = level_names()[-1]
+    x = np.random.default_rng(5).normal(size=(3, 64)).astype(np.float32)
+    w = make_weights("Q4_0", 16, 64)
+    use_level(level)
+    expected = linear("Q4_0", ROWS, w, 16, 64, x)
+    assert "failed" not in doctor.describe(doctor.examine())
+    try:
+        assert lib.el_break_level_test(level.encode(), fault) == lib.EL_OK
+        assert clib.levels()[level] == "failed its self-test" and clib.isa() == level_names()[-1] != level
+        assert lib.el_set_isa(level.encode()) == lib.EL_E_UNSUPPORTED
+        text = doctor.describe(doctor.examine())
+        assert f"{level}: failed its self-test" in text and f"warning: {level} is not used" in text
+        assert linear("Q4_0", ROWS, w, 16, 64, x).tobytes() == expected.tobytes()
+    finally:
+        assert lib.el_break_level_test(level.encode(), lib.EL_FAULT_NONE) == lib.EL_OK
+    assert clib.isa() == level
+    assert lib.el_break_level_test(b"portable", fault) == lib.EL_E_ARGUMENT
+    assert lib.el_break_level_test(ffi.NULL, fault) == lib.EL_E_ARGUMENT
+
+
 def test_the_first_call_can_cap_the_level():
     """In a process of its own: the choice is made once. A name that no level has changes nothing."""
     code = (
