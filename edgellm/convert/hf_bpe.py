@@ -4,47 +4,29 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..errors import TokenizerError, one_line
+from ..errors import TokenizerError
 from ..tokenizers.pattern_syntax import PatternError, parse
 from ..tokenizers.pretokenizers import ALL_WORDS, BYTE_DIGITS, DIGIT, DIGITS, GPT2, NO_WORDS, PUNCTUATION, RULES
-from .hf_vocabulary import Vocabulary, looks_special
-from .pieces import CONTROL, NORMAL, UNUSED, USER_DEFINED
-from .strict_json import read_object
+from .hf_vocabulary import Vocabulary
+from .pieces import NORMAL
 
 
-def from_tokenizer_json(path: str, n_vocab: int) -> Vocabulary:
-    """Raises TokenizerError for other kinds of tokenizer, and for a split rule that has no name in GGUF."""
-    table = read_object(path)
-    model = table.get("model")
-    kind = model.get("type") if isinstance(model, dict) else None
-    if kind != "BPE" or not _is_byte_level(table):
+def fill(v: Vocabulary, table: dict[str, Any], path: str) -> None:
+    """Raises TokenizerError for BPE without byte-level pieces, and for a split rule that has no name in GGUF."""
+    model = table["model"]
+    if not _is_byte_level(table):
         raise TokenizerError(
-            "this kind of tokenizer.json is not supported yet", path=path, field="model.type",
-            value=f"{kind} without byte-level pieces" if kind == "BPE" else kind, limit="byte-level BPE",
+            "this kind of tokenizer.json is not supported; a folder with tokenizer.model beside it can be converted",
+            path=path, field="model.type", value="BPE without byte-level pieces", limit="byte-level BPE",
         )  # fmt: skip
-    v = Vocabulary("gpt2", "default", [f"[PAD{i}]" for i in range(n_vocab)], [UNUSED] * n_vocab)
+    v.model = "gpt2"
     for text, i in _vocab(model, path).items():
-        _place(v, i, text, NORMAL, path)
-    for row in table.get("added_tokens") or []:
-        text, i = (row.get("content"), row.get("id")) if isinstance(row, dict) else (None, None)
-        if not isinstance(text, str) or not text:
-            raise TokenizerError("an added token has no content", path=path, field="added_tokens", value=row)
-        _place(v, i, text, CONTROL if row.get("special") or looks_special(text) else USER_DEFINED, path)
+        v.place(i, text, NORMAL, path)
     v.merges = _merges(model, path)
     v.pre = _pre_name(table, path)
     _refuse_more(table, path)
-    v.notes += _not_kept(table)
-    v.flags = {"add_bos_token": _adds_first(table), "add_eos_token": False}
-    return v
-
-
-def _place(v: Vocabulary, i: Any, text: str, kind: int, path: str) -> None:
-    if type(i) is not int or i < 0:
-        raise TokenizerError("a token id is no whole number", path=path, field=one_line(text), value=i)
-    if i < len(v.pieces):
-        v.pieces[i], v.types[i] = text, kind
-    else:
-        v.notes.append(f"token {i} '{one_line(text, 40)}' lies beyond the embedding table and was left out")
+    if _normalizer(table) == "NFC":
+        v.notes.append("text is not put into Unicode form NFC before it is cut: decoding gives back what was encoded")
 
 
 def _vocab(model: dict[str, Any], path: str) -> dict[str, Any]:
@@ -147,27 +129,3 @@ def _normalizer(table: dict[str, Any]) -> Any:
             return "Sequence"
         step = step["normalizers"][0] if step["normalizers"] else None
     return step.get("type", "unknown") if isinstance(step, dict) else step
-
-
-def _not_kept(table: dict[str, Any]) -> list[str]:
-    """Remarks on what GGUF has no room for."""
-    notes = []
-    if _normalizer(table) == "NFC":
-        notes.append("text is not put into Unicode form NFC before it is cut: decoding gives back what was encoded")
-    strips = [row["content"] for row in table.get("added_tokens") or [] if row.get("lstrip") or row.get("rstrip")]
-    if strips:
-        notes.append(f"white space beside these added tokens is kept: {one_line(', '.join(strips), 120)}")
-    return notes
-
-
-def _adds_first(table: dict[str, Any]) -> bool:
-    """Whether the post-processor puts a special token before the text."""
-    post = table.get("post_processor")
-    steps = post.get("processors") if isinstance(post, dict) and post.get("type") == "Sequence" else [post]
-    for step in steps or []:
-        if isinstance(step, dict) and step.get("type") == "TemplateProcessing":
-            single = step.get("single")
-            return bool(
-                isinstance(single, list) and single and isinstance(single[0], dict) and "SpecialToken" in single[0]
-            )
-    return False

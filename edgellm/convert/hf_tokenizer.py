@@ -5,15 +5,22 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import numpy as np
+
 from ..errors import ConvertError, TokenizerError, one_line
-from .hf_bpe import from_tokenizer_json
 from .hf_config import HFConfig, Key
+from .hf_json import from_tokenizer_json
 from .hf_vocabulary import Vocabulary, looks_special
 from .pieces import BYTE, CONTROL, SPACE, UNKNOWN, UNUSED, USER_DEFINED
 from .sentencepiece_model import SentencePieceModel, read_model
 from .strict_json import read_object
 
 _PAD_SCORE, _ADDED_SCORE = -10000.0, -1000.0
+# Role in GGUF (which spells "seperator" so) and name in Hugging Face's files; the last three are BERT's.
+_ROLES = (
+    ("bos", "bos"), ("eos", "eos"), ("unknown", "unk"), ("padding", "pad"), ("cls", "cls"), ("seperator", "sep"),
+    ("mask", "mask"),
+)  # fmt: skip
 # Pieces by which a turn ends: the first of generation_config's further end tokens that reads so becomes `eot`.
 _TURN_ENDS = ("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "</s>")
 
@@ -94,6 +101,7 @@ def _add_tokens(v: Vocabulary, folder: str, settings: dict[str, Any]) -> None:
         if not isinstance(text, str) or not key.isdecimal() or len(key) > 9:
             raise TokenizerError("must be an id with a content", path=path, field="added_tokens_decoder", value=key)
         _put(v, int(key), text, bool(row.get("special")) or looks_special(text), path)
+        v.set_attributes(int(key), row)
 
 
 def _put(v: Vocabulary, i: Any, text: str, control: bool, path: str) -> None:
@@ -130,7 +138,7 @@ def _special_ids(v: Vocabulary, c: HFConfig, folder: str, settings: dict[str, An
     """Ids by role. The text in tokenizer_config.json counts first, then config.json, then the tokenizer's own."""
     ids = {text: i for i, text in enumerate(v.pieces)}
     found: dict[str, int] = {}
-    for role, name in (("bos", "bos"), ("eos", "eos"), ("unknown", "unk"), ("padding", "pad")):
+    for role, name in _ROLES if v.model == "bert" else _ROLES[:4]:
         text = settings.get(f"{name}_token")
         text = text.get("content") if isinstance(text, dict) else text
         configured = _id_list(c.raw.get(f"{name}_token_id"), len(v.pieces), c.path, f"{name}_token_id")
@@ -210,4 +218,11 @@ def _keys(v: Vocabulary, special: dict[str, int], flags: dict[str, bool]) -> lis
     if v.merges is not None:
         keys.append(("tokenizer.ggml.merges", v.merges, "str"))
     keys += [(f"tokenizer.ggml.{role}_token_id", i, "u32") for role, i in special.items()]
-    return keys + [(f"tokenizer.ggml.{name}", value, "bool") for name, value in flags.items()]
+    keys += [(f"tokenizer.ggml.{name}", value, "bool") for name, value in flags.items()]
+    if v.charsmap:
+        keys.append(("tokenizer.ggml.precompiled_charsmap", np.frombuffer(v.charsmap, np.uint8), None))
+    keys += [(f"edgellm.tokenizer.{name}", value, "bool") for name, value in v.own_flags.items() if value]
+    normalized = v.attributes.pop("normalized", [])
+    if v.model == "gpt2":  # elsewhere they are found as they are written only
+        v.attributes["normalized"] = [i for i in normalized if v.types[i] == USER_DEFINED]
+    return keys + [(f"edgellm.tokenizer.{name}", sorted(ids), "u32") for name, ids in v.attributes.items() if ids]

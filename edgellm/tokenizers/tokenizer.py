@@ -42,6 +42,7 @@ OTHER_KINDS = {"rwkv": "RWKV", "plamo2": "PLaMo 2"}
 # Some models strip the white space after their special pieces, and GGUF has no key for it: what llama.cpp does by name.
 STRIPPING_MODELS = ("phi-3", "phi3")
 KEEP_SPACE_AFTER = frozenset(("<unk>", "<s>", "<|endoftext|>"))
+SHORT_STRETCH, MAX_STRETCHES = 64, 20_000  # characters; stretches of text that one call remembers
 _SPACES = re.compile("[ \t\n\v\f\r]*")
 
 
@@ -77,6 +78,7 @@ class Tokenizer:
         if self.add_eos:
             self._last = [self.eos_id]
         self.add_space_prefix = vocab.flags.get("add_space_prefix", False)
+        self._prefix_first_only = vocab.flags.get("prefix_first_only", False)
         self.eog_ids = _end_ids(vocab)
         self.control_ids = frozenset(np.flatnonzero(vocab.types == CONTROL).tolist())
         self._hidden = frozenset(np.flatnonzero(np.isin(vocab.types, (CONTROL, UNKNOWN))).tolist())
@@ -127,19 +129,32 @@ class Tokenizer:
 
     def _encode(self, text: str, trusted: Sequence[Span], add_special: bool) -> list[int]:
         ids: list[int] = [self.bos_id] if add_special and self.add_bos else []
-        at = 0
+        known: dict[tuple[str, bool], list[int]] = {}  # short stretches between special pieces: they come again
+        at, strip_after = 0, self._strip_after
         for start, end, token in self._special.cuts(text, trusted):
             if start < at:  # inside white space that was stripped
                 continue
             if start > at:
-                ids += self._model.encode(text[at:start], self.add_space_prefix)
+                ids += self._stretch(text[at:start], at == 0, known)
             ids.append(token)
             at = end
-            if token in self._strip_after:
+            if token in strip_after:
                 at = _SPACES.match(text, end).end()
         if at < len(text):
-            ids += self._model.encode(text[at:], self.add_space_prefix)
+            ids += self._stretch(text[at:], at == 0, known)
         return ids + self._last if add_special else ids
+
+    def _stretch(self, text: str, at_start: bool, known: dict[tuple[str, bool], list[int]]) -> list[int]:
+        """Ids of the text between two special pieces."""
+        prefix = self.add_space_prefix and (at_start or not self._prefix_first_only)
+        if len(text) > SHORT_STRETCH:
+            return self._model.encode(text, prefix)
+        ids = known.get((text, prefix))
+        if ids is None:
+            if len(known) >= MAX_STRETCHES:
+                known.clear()
+            ids = known[text, prefix] = self._model.encode(text, prefix)
+        return ids
 
     @cached_property
     def _special(self) -> SpecialPieces:
@@ -147,7 +162,7 @@ class Tokenizer:
         types, pieces = self.vocab.types, self.vocab.pieces
         anywhere = {pieces[i]: i for i in np.flatnonzero(types == USER_DEFINED).tolist()}
         vouched = {pieces[i]: i for i in sorted(self._hidden)}
-        return SpecialPieces(anywhere, vouched)
+        return SpecialPieces(anywhere, vouched, self.vocab.attributes)
 
     @cached_property
     def _strip_after(self) -> frozenset[int]:

@@ -54,6 +54,7 @@ class UnigramModel:
         self.usable = np.flatnonzero(~np.isin(vocab.types, (UNKNOWN, CONTROL, BYTE)))  # what text can become
         self.unknown_score = float(vocab.scores[self.usable].min(initial=0.0)) - UNKNOWN_PENALTY
         self.scores = np.where(vocab.types == USER_DEFINED, 0.0, vocab.scores.astype(np.float64))  # (n_pieces)
+        self.prefix_if_missing = vocab.flags.get("prefix_if_missing", False)
         self._native = native_model(native, self._handle)
         self.charsmap = CharsMap(vocab, native)
         self._twin: _Search | None = None
@@ -79,8 +80,10 @@ class UnigramModel:
         """The text that is spelled, with U+2581 for spaces."""
         text = self.charsmap.apply(text)
         if self.vocab.flags["remove_extra_whitespaces"]:
-            text = _SPACES.sub(" ", text).strip(" ")
-        if space_prefix and text:
+            text = _SPACES.sub(" ", text).rstrip(" ")
+            if not self.prefix_if_missing:  # else a space in front is the prefix
+                text = text.lstrip(" ")
+        if space_prefix and text and not (self.prefix_if_missing and text[0] in (" ", SPACE)):
             text = " " + text
         return text.replace(" ", SPACE)
 

@@ -50,6 +50,10 @@ TURN_ENDS = frozenset(
 MAYBE_TURN_ENDS = frozenset(["<eos>", "[EOS]", "<eot>", "<|end▁of▁sentence|>", "<｜end▁of▁sentence｜>"])
 
 PREFIX = "tokenizer.ggml."
+# Keys that only edgellm's converter writes (formats/checkpoints.md): flags, and lists of special pieces.
+OWN_PREFIX = "edgellm.tokenizer."
+OWN_FLAGS = ("prefix_if_missing", "prefix_first_only")
+ATTRIBUTES = ("lstrip", "rstrip", "single_word", "normalized")
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,7 @@ class Vocab:
     model_name: str = ""  # general.name, for rules that the format has no key for
     merges: list[str] | None = None
     charsmap: bytes = b""  # tokenizer.ggml.precompiled_charsmap
+    attributes: dict[str, frozenset[int]] = field(default_factory=dict)  # edgellm.tokenizer.NAME: "lstrip", ...
     path: Any = None
     ids: dict[str, int] = field(default_factory=dict, repr=False)  # piece -> id
 
@@ -145,10 +150,28 @@ class _Reader:
             "normalizer.lowercase", "normalizer.strip_accents", "escape_whitespaces", "treat_whitespace_as_suffix",
         )  # fmt: skip
         found = {name: self.metadata[PREFIX + name] for name in names if PREFIX + name in self.metadata}
+        own = {name: self.metadata[OWN_PREFIX + name] for name in OWN_FLAGS if OWN_PREFIX + name in self.metadata}
+        found |= own
         for name, value in found.items():
             if not isinstance(value, (bool, np.bool_)):
                 raise self.error("this key must be true or false", name, "K12", value=value)
         return {name: bool(value) for name, value in found.items()}
+
+    def attributes(self, n: int) -> dict[str, frozenset[int]]:
+        """The lists of special pieces `edgellm.tokenizer.NAME` (rule V2: each must name a piece)."""
+        found = {}
+        for name in ATTRIBUTES:
+            value = self.metadata.get(OWN_PREFIX + name)
+            if value is None:
+                continue
+            ids = np.asarray(value)
+            if ids.dtype.kind not in "iu" or ids.ndim != 1 or (ids >= n).any() or (ids < 0).any():
+                raise TokenizerError(
+                    "must be a list of token ids", path=self.path, field=OWN_PREFIX + name, limit=f"0 to {n - 1}",
+                    rule="V2",
+                )  # fmt: skip
+            found[name] = frozenset(ids.tolist())
+        return found
 
     def special_ids(self, n: int) -> dict[str, int]:
         """Every `tokenizer.ggml.NAME_token_id` (rule V2: each must name a piece)."""
@@ -227,6 +250,7 @@ def read_vocab(metadata: Mapping[str, Any], path: Any = None) -> Vocab:
         model_name=name if isinstance(name, str) else "",
         merges=reader.strings("merges"),
         charsmap=reader.byte_string("precompiled_charsmap"),
+        attributes=reader.attributes(n),
         path=path,
         ids=ids,
     )
