@@ -159,8 +159,8 @@ def _native_lines(native: dict[str, Any]) -> list[str]:
     lines = [f"native      {native['isa']}  ({levels})"]
     for name in (name for name, state in native["levels"].items() if state == "failed its self-test"):
         lines.append(
-            f"            warning: {name} is not used: this CPU announces it, but its self-test gave wrong bits or met an "
-            "illegal instruction; the levels below do its work. Please report it with this page."
+            f"            warning: {name} is not used: this CPU announces it, but its self-test gave wrong bits or "
+            "an illegal instruction; the levels below do its work. Please report it with this page."
         )
     lines.append("kernels     type   rows        panels")
     for name, kernel in native["kernels"].items():
