@@ -64,7 +64,8 @@ int el_linear_test(int type, int layout, const void *w, int64_t rows, int64_t k,
 enum el_op {
     EL_OP_EMBED = 0,      /* out[0] (tokens, dim) = rows `token id` of w[0] */
     EL_OP_RMSNORM = 1,    /* out[0] = in[0] / rms(in[0]) * w[0], each i[0] columns on their own; f[0] = eps */
-    EL_OP_LINEAR = 2,     /* out[j] = in[0] @ w[j]^T (+ b[j]) for j < n; in[1] >= 0: + in[1] (residual, n = 1) */
+    EL_OP_LINEAR = 2,     /* out[j] = in[0] @ w[j]^T (+ b[j]) for j < n; in[1] >= 0: + in[1] (residual, n = 1);
+                             i[3] here and in LINEAR_GATED and EXPERTS: 1 if activations are held in two int8 planes */
     EL_OP_LINEAR_GATED = 3, /* out[0] = act(in[0] @ w[0]^T) * (in[0] @ w[1]^T); i[0] = activation; biases b[0], b[1] */
     EL_OP_ROPE = 4,       /* in place on in[0] (and in[1]): i[0] head_dim, i[1] rotary dims, i[2] style, i[3] table */
     EL_OP_ATTENTION = 5,  /* out[0] = attention of in[0] = q, in[1] = k, in[2] = v over the cache; i[0] layer,

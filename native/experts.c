@@ -62,9 +62,10 @@ static int expert_weight_ok(const el_plan *p, int32_t id, int64_t n_experts, int
 
 int el_experts_ok(const el_plan *p, const el_step *s) {
     int64_t n = s->i[1];
-    if (s->in[0] < 0 || s->in[1] < 0 || s->out[0] < 0 || s->w[0] < 0 || s->w[2] < 0 || n < 1 || n > EL_MAX_EXPERTS ||
+    if (s->i[3] < 0 || s->i[3] > 1 || s->in[0] < 0 || s->in[1] < 0 || s->out[0] < 0 || s->w[0] < 0 || s->w[2] < 0 || n < 1 || n > EL_MAX_EXPERTS ||
         s->i[2] < 1 || s->i[2] > n || p->weights[s->w[0]].rows % n ||
-        p->weights[s->w[0]].rows > (int64_t)EL_MAX_CHUNKS / 2 * EL_GATED_ROWS || s->out[0] == s->in[0] || s->out[0] == s->in[1])
+        p->weights[s->w[0]].rows > (int64_t)EL_MAX_CHUNKS / 2 * EL_GATED_ROWS ||
+        p->weights[s->w[2]].rows > (int64_t)EL_MAX_CHUNKS / 2 * EL_GATED_ROWS || s->out[0] == s->in[0] || s->out[0] == s->in[1])
         return 0;
     int64_t dim = p->buffers[s->in[0]].cols, width = p->weights[s->w[0]].rows / n;
     int32_t kind = p->buffers[s->in[0]].rows_kind;
@@ -140,9 +141,8 @@ static void gather_pair(void *ctx, int64_t pair, int worker) {
 static void multiply(const experts_job *job, int j, int64_t expert, const float *x, int64_t m0, int64_t n, int64_t r0,
                      int64_t r1, float *y, int64_t ldy) {
     const el_weight *w = &job->run->plan->weights[job->step->w[j]];
-    el_act act = el_activations(job->run->plan, w->type, x, w->cols, m0);
     int64_t base = expert * job->rows;
-    el_k.linear[w->layout][w->type](w->data, base + r0, base + r1, &act, n, y, ldy);
+    el_multiply(job->run->plan, w, x, el_planes(job->step, w), m0, n, base + r0, base + r1, y, ldy);
 }
 
 /* The rows, the expert and the pairs of one chunk. */
@@ -159,8 +159,9 @@ static void hidden_chunk(void *ctx, int64_t chunk, int worker) {
     const el_pairs *a = &job->run->plan->pairs;
     float *gate = el_worker_scratch(job->run, worker), *up = gate + EL_COLUMN_BLOCK * EL_GATED_ROWS;
     int64_t r0, r1, i = chunk_rows(job, chunk, &r0, &r1), width = r1 - r0, last = job->first_pair[i + 1];
-    for (int64_t m0 = job->first_pair[i]; m0 < last; m0 += EL_COLUMN_BLOCK) {
-        int64_t n = last - m0 < EL_COLUMN_BLOCK ? last - m0 : EL_COLUMN_BLOCK;
+    const int64_t most = EL_COLUMN_BLOCK / (1 + job->step->i[3]);
+    for (int64_t m0 = job->first_pair[i], n; m0 < last; m0 += n) {
+        n = last - m0 < most ? last - m0 : most;
         multiply(job, 0, job->active[i], a->x, m0, n, r0, r1, gate, width);
         multiply(job, 1, job->active[i], a->x, m0, n, r0, r1, up, width);
         for (int64_t m = 0; m < n; m++)
@@ -170,13 +171,16 @@ static void hidden_chunk(void *ctx, int64_t chunk, int worker) {
 
 /* y = down hidden */
 static void down_chunk(void *ctx, int64_t chunk, int worker) {
-    (void)worker;
     const experts_job *job = ctx;
     const el_pairs *a = &job->run->plan->pairs;
-    int64_t r0, r1, i = chunk_rows(job, chunk, &r0, &r1), last = job->first_pair[i + 1];
-    for (int64_t m0 = job->first_pair[i]; m0 < last; m0 += EL_COLUMN_BLOCK) {
-        int64_t n = last - m0 < EL_COLUMN_BLOCK ? last - m0 : EL_COLUMN_BLOCK;
-        multiply(job, 2, job->active[i], a->hidden, m0, n, r0, r1, a->y + m0 * job->dim + r0, job->dim);
+    float *y = el_worker_scratch(job->run, worker);
+    int64_t r0, r1, i = chunk_rows(job, chunk, &r0, &r1), width = r1 - r0, last = job->first_pair[i + 1];
+    const int64_t most = EL_COLUMN_BLOCK / (1 + job->step->i[3]);
+    for (int64_t m0 = job->first_pair[i], n; m0 < last; m0 += n) {
+        n = last - m0 < most ? last - m0 : most;
+        multiply(job, 2, job->active[i], a->hidden, m0, n, r0, r1, y, width);
+        for (int64_t m = 0; m < n; m++)
+            memcpy(a->y + (m0 + m) * job->dim + r0, y + m * width, (size_t)width * sizeof *y);
     }
 }
 
@@ -212,7 +216,7 @@ static int run_phase(experts_job *job, el_chunk_fn fn, const float *x, int64_t r
         bytes += EL_PANEL_ROWS * el_row_bytes(w->type, k);
         if (done & 1 << format) continue;
         done |= 1 << format;
-        el_quantize_columns(job->run, x, k, n_pairs, format);
+        el_quantize_columns(job->run, x, k, n_pairs, format, 1 + job->step->i[3]);
     }
     if (el_cancelled(job->run)) return EL_E_CANCELLED;
     int64_t groups = (rows + EL_PANEL_ROWS - 1) / EL_PANEL_ROWS, all = groups * job->n_active;
@@ -239,7 +243,7 @@ int el_step_experts(el_run *run, const el_step *step) {
     if (n_pairs) {
         run_each(&job, gather_pair, n_pairs);
         rc = run_phase(&job, hidden_chunk, p->pairs.x, job.width, 0, 2, EL_GATED_ROWS / EL_PANEL_ROWS);
-        if (!rc) rc = run_phase(&job, down_chunk, p->pairs.hidden, job.dim, 2, 3, INT64_MAX);
+        if (!rc) rc = run_phase(&job, down_chunk, p->pairs.hidden, job.dim, 2, 3, EL_GATED_ROWS / EL_PANEL_ROWS);
         if (rc) return rc;
     }
     run_each(&job, sum_row, job.n_rows);

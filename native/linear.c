@@ -23,39 +23,53 @@ typedef struct {
 /* ---- the input --------------------------------------------------------------------------------- */
 
 typedef struct {
-    const el_plan *plan;
+    el_run *run;
     const float *x;
     int64_t k, k_pad, n_cols;
     int64_t per_scale, per_sum;
-    int format;
+    int format, planes;
 } quantize_job;
 
-/* One block of 16 columns, or what is left of it; a whole block is also laid side by side for wide kernels. */
+/* What int8 left of a column, as the next column: x - d * q */
+static void quantize_rest(const quantize_job *job, const float *x, int8_t *q, float *d, int32_t *sum, float *rest) {
+    int64_t ld_d = job->k_pad / job->per_scale, ld_sum = job->k_pad / job->per_sum;
+    for (int64_t i = 0; i < job->k; i++) {
+        float step = d[i / job->per_scale] * (float)q[i];
+        rest[i] = x[i] - step;
+    }
+    (job->format == EL_ACTF_Q8_32 ? el_k.quantize_q8_32 : el_k.quantize_q8_256)(rest, job->k, q + job->k_pad, d + ld_d,
+                                                                               sum + ld_sum);
+}
+
+/* One block of 16 int8 columns, or what is left of it; a whole block is also laid side by side for wide kernels. */
 static void quantize_block(void *ctx, int64_t block, int worker) {
-    (void)worker;
     const quantize_job *job = ctx;
-    const el_plan *p = job->plan;
-    int64_t m0 = block * EL_TILE_COLUMNS, m1 = m0 + EL_TILE_COLUMNS;
+    const el_plan *p = job->run->plan;
+    int64_t c0 = block * EL_TILE_COLUMNS, c1 = c0 + EL_TILE_COLUMNS, n_cols = job->n_cols * job->planes;
     int64_t ld_d = job->k_pad / job->per_scale, ld_sum = job->k_pad / job->per_sum;
     int8_t *q = p->act_q[job->format];
     float *d = p->act_d[job->format];
     int32_t *sum = p->act_sum[job->format];
-    for (int64_t m = m0; m < m1 && m < job->n_cols; m++)
+    for (int64_t c = c0; c < c1 && c < n_cols; c += job->planes) {
+        const float *x = job->x + c / job->planes * job->k;
         (job->format == EL_ACTF_Q8_32 ? el_k.quantize_q8_32 : el_k.quantize_q8_256)(
-            job->x + m * job->k, job->k, q + m * job->k_pad, d + m * ld_d, sum + m * ld_sum);
-    if (m1 > job->n_cols || !el_k.wide) return;
+            x, job->k, q + c * job->k_pad, d + c * ld_d, sum + c * ld_sum);
+        if (job->planes == 2)
+            quantize_rest(job, x, q + c * job->k_pad, d + c * ld_d, sum + c * ld_sum, el_worker_scratch(job->run, worker));
+    }
+    if (c1 > n_cols || !el_k.wide) return;
     int64_t ld_tile_sum = job->format == EL_ACTF_Q8_32 ? ld_sum : ld_d * 16;
-    el_tile_columns(job->format, job->k_pad, q + m0 * job->k_pad, d + m0 * ld_d, sum + m0 * ld_sum,
-                    p->tile_q[job->format] + m0 * job->k_pad, p->tile_d[job->format] + m0 * ld_d,
-                    p->tile_sum[job->format] + m0 * ld_tile_sum);
+    el_tile_columns(job->format, job->k_pad, q + c0 * job->k_pad, d + c0 * ld_d, sum + c0 * ld_sum,
+                    p->tile_q[job->format] + c0 * job->k_pad, p->tile_d[job->format] + c0 * ld_d,
+                    p->tile_sum[job->format] + c0 * ld_tile_sum);
 }
 
-void el_quantize_columns(el_run *run, const float *x, int64_t k, int64_t n_cols, int format) {
+void el_quantize_columns(el_run *run, const float *x, int64_t k, int64_t n_cols, int format, int planes) {
     if (format == EL_ACTF_F32) return;
     int by_32 = format == EL_ACTF_Q8_32;
-    quantize_job q = {run->plan, x, k, (k + 255) / 256 * 256, n_cols, by_32 ? 32 : 256, by_32 ? 32 : 16, format};
-    int64_t n_blocks = (n_cols + EL_TILE_COLUMNS - 1) / EL_TILE_COLUMNS; /* one block is cheaper than waking anybody */
-    if (n_blocks == 1) quantize_block(&q, 0, 0);
+    quantize_job q = {run, x, k, (k + 255) / 256 * 256, n_cols, by_32 ? 32 : 256, by_32 ? 32 : 16, format, planes};
+    int64_t n_blocks = (n_cols * planes + EL_TILE_COLUMNS - 1) / EL_TILE_COLUMNS;
+    if (n_blocks == 1) quantize_block(&q, 0, 0); /* cheaper than waking anybody */
     else el_pool_run(quantize_block, &q, n_blocks, run->pass->cancel);
 }
 
@@ -66,28 +80,34 @@ static void quantize_input(const linear_job *job) {
         int format = el_act_format_of(job->run->plan->weights[job->step->w[j]].type);
         if (done & 1 << format) continue;
         done |= 1 << format;
-        el_quantize_columns(job->run, x, job->k, job->n_cols, format);
+        el_quantize_columns(job->run, x, job->k, job->n_cols, format, 1 + job->step->i[3]);
     }
 }
 
-el_act el_activations(const el_plan *plan, int type, const float *x, int64_t k, int64_t m0) {
-    int format = el_act_format_of(type);
-    int64_t k_pad = (k + 255) / 256 * 256;
+static el_act activations(const el_plan *plan, int format, const float *x, int64_t k, int64_t m0, int planes) {
+    int64_t k_pad = (k + 255) / 256 * 256, c0 = m0 * planes;
     el_act act = {.f = x + m0 * k, .ldf = k, .k = k, .k_pad = k_pad};
     if (format == EL_ACTF_F32) return act;
     int64_t per_scale = format == EL_ACTF_Q8_32 ? 32 : 256, per_sum = format == EL_ACTF_Q8_32 ? 32 : 16;
-    act.q = plan->act_q[format] + m0 * k_pad;
-    act.d = plan->act_d[format] + m0 * (k_pad / per_scale);
-    act.sum = plan->act_sum[format] + m0 * (k_pad / per_sum);
-    if (!el_k.wide || !plan->tile_q[format] || m0 % EL_TILE_COLUMNS) return act;
-    act.tile_q = plan->tile_q[format] + m0 * k_pad;
-    act.tile_d = plan->tile_d[format] + m0 * (k_pad / per_scale);
-    act.tile_sum = plan->tile_sum[format] + m0 * (k_pad / per_scale) * (per_scale == 32 ? 1 : 16);
+    act.q = plan->act_q[format] + c0 * k_pad;
+    act.d = plan->act_d[format] + c0 * (k_pad / per_scale);
+    act.sum = plan->act_sum[format] + c0 * (k_pad / per_sum);
+    if (!el_k.wide || !plan->tile_q[format] || c0 % EL_TILE_COLUMNS) return act;
+    act.tile_q = plan->tile_q[format] + c0 * k_pad;
+    act.tile_d = plan->tile_d[format] + c0 * (k_pad / per_scale);
+    act.tile_sum = plan->tile_sum[format] + c0 * (k_pad / per_scale) * (per_scale == 32 ? 1 : 16);
     return act;
 }
 
-static el_act activations(const linear_job *job, int type, int64_t m0) {
-    return el_activations(job->run->plan, type, job->run->plan->data[job->step->in[0]], job->k, m0);
+int el_planes(const el_step *step, const el_weight *w) {
+    return el_act_format_of(w->type) == EL_ACTF_F32 ? 1 : 1 + step->i[3];
+}
+
+void el_multiply(const el_plan *plan, const el_weight *w, const float *x, int planes, int64_t m0, int64_t n, int64_t r0,
+                 int64_t r1, float *y, int64_t ldy) {
+    el_act act = activations(plan, el_act_format_of(w->type), x, w->cols, m0, planes);
+    el_k.linear[w->layout][w->type](w->data, r0, r1, &act, n * planes, y, ldy);
+    for (int64_t m = 0; planes == 2 && m < n; m++) el_k.add(y + 2 * m * ldy, y + (2 * m + 1) * ldy, y + m * ldy, r1 - r0);
 }
 
 /* ---- LINEAR -------------------------------------------------------------------------------------- */
@@ -98,21 +118,24 @@ static void add_vector(float *y, const float *bias, int64_t n) {
 
 static const float *vector_of(const el_plan *plan, int32_t id) { return id < 0 ? NULL : plan->weights[id].data; }
 
-/* out = residual + product: the two may be one buffer, so the product goes through the worker's scratch. */
-static void residual_rows(const linear_job *job, const el_act *act, int64_t m0, int64_t n, int64_t r0, int64_t r1,
-                          float *scratch) {
+/* out = product, or residual + product: where those may be one buffer, and where two planes are to be added, the product
+ * goes through the worker's scratch. */
+static void scratch_rows(const linear_job *job, int j, int64_t m0, int64_t n, int64_t r0, int64_t r1, float *scratch) {
     const el_plan *plan = job->run->plan;
-    const el_weight *w = &plan->weights[job->step->w[0]];
-    const float *bias = vector_of(plan, job->step->b[0]);
-    const float *residual = plan->data[job->step->in[1]];
-    float *out = plan->data[job->step->out[0]];
+    const el_step *step = job->step;
+    const el_weight *w = &plan->weights[step->w[j]];
+    const float *bias = vector_of(plan, step->b[j]);
+    const float *residual = step->in[1] >= 0 ? plan->data[step->in[1]] : NULL;
+    float *out = plan->data[step->out[j]];
     for (int64_t r = r0; r < r1; r += EL_GATED_ROWS) {
         int64_t width = r1 - r < EL_GATED_ROWS ? r1 - r : EL_GATED_ROWS;
-        el_k.linear[w->layout][w->type](w->data, r, r + width, act, n, scratch, width); /* (n, width) */
+        el_multiply(plan, w, plan->data[step->in[0]], el_planes(step, w), m0, n, r, r + width, scratch, width);
         for (int64_t m = 0; m < n; m++) {
+            float *y = scratch + m * width; /* (n, width) */
             int64_t at = (m0 + m) * w->rows + r;
-            if (bias) add_vector(scratch + m * width, bias + r, width);
-            el_k.add(residual + at, scratch + m * width, out + at, width);
+            if (bias) add_vector(y, bias + r, width);
+            if (residual) el_k.add(residual + at, y, out + at, width);
+            else memcpy(out + at, y, (size_t)width * sizeof *out);
         }
     }
 }
@@ -123,15 +146,15 @@ static void linear_rows(const linear_job *job, int j, int64_t r0, int64_t r1, fl
     const el_step *step = job->step;
     const el_weight *w = &plan->weights[step->w[j]];
     const float *bias = vector_of(plan, step->b[j]);
-    for (int64_t m0 = 0; m0 < job->n_cols; m0 += EL_COLUMN_BLOCK) {
-        int64_t n = job->n_cols - m0 < EL_COLUMN_BLOCK ? job->n_cols - m0 : EL_COLUMN_BLOCK;
-        el_act act = activations(job, w->type, m0);
-        if (step->in[1] >= 0) {
-            residual_rows(job, &act, m0, n, r0, r1, scratch);
+    int planes = el_planes(step, w);
+    for (int64_t m0 = 0, n; m0 < job->n_cols; m0 += n) {
+        n = job->n_cols - m0 < EL_COLUMN_BLOCK / planes ? job->n_cols - m0 : EL_COLUMN_BLOCK / planes;
+        if (step->in[1] >= 0 || planes == 2) {
+            scratch_rows(job, j, m0, n, r0, r1, scratch);
             continue;
         }
         float *out = plan->data[step->out[j]] + m0 * w->rows + r0;
-        el_k.linear[w->layout][w->type](w->data, r0, r1, &act, n, out, w->rows);
+        el_multiply(plan, w, plan->data[step->in[0]], 1, m0, n, r0, r1, out, w->rows);
         for (int64_t m = 0; bias && m < n; m++) add_vector(out + m * w->rows, bias + r0, r1 - r0);
     }
 }
@@ -164,12 +187,12 @@ static void gated_chunk(void *ctx, int64_t chunk, int worker) {
     int64_t width = r1 - r0;
     float *scratch = el_worker_scratch(job->run, worker);
     float *out = plan->data[step->out[0]];
-    for (int64_t m0 = 0; m0 < job->n_cols; m0 += EL_COLUMN_BLOCK) {
-        int64_t n = job->n_cols - m0 < EL_COLUMN_BLOCK ? job->n_cols - m0 : EL_COLUMN_BLOCK;
+    const int64_t most = EL_COLUMN_BLOCK / (1 + step->i[3]);
+    for (int64_t m0 = 0, n; m0 < job->n_cols; m0 += n) {
+        n = job->n_cols - m0 < most ? job->n_cols - m0 : most;
         for (int j = 0; j < 2; j++) {
             float *y = scratch + j * EL_COLUMN_BLOCK * EL_GATED_ROWS; /* (n, width) */
-            el_act act = activations(job, w[j]->type, m0);
-            el_k.linear[w[j]->layout][w[j]->type](w[j]->data, r0, r1, &act, n, y, width);
+            el_multiply(plan, w[j], plan->data[step->in[0]], el_planes(step, w[j]), m0, n, r0, r1, y, width);
             const float *bias = vector_of(plan, step->b[j]);
             for (int64_t m = 0; bias && m < n; m++) add_vector(y + m * width, bias + r0, width);
         }

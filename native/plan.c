@@ -67,12 +67,12 @@ static int step_ok(const el_plan *p, const el_step *s) {
         return cols > 0 && s->i[0] > 0 && cols % s->i[0] == 0 && is_buffer(p, s->out[0], cols) &&
                is_vector(p, s->w[0], s->i[0]) && same_rows(p, s->in[0], s->out[0]);
     case EL_OP_LINEAR:
-        if (cols < 1 || s->n < 1 || s->n > 4 || (s->in[1] >= 0 && s->n != 1)) return 0;
+        if (s->i[3] < 0 || s->i[3] > 1 || cols < 1 || s->n < 1 || s->n > 4 || (s->in[1] >= 0 && s->n != 1)) return 0;
         for (int j = 0; j < s->n; j++)
             if (!linear_ok(p, s, cols, j, s->out[j]) || s->out[j] == s->in[0]) return 0;
         return s->in[1] < 0 || (p->buffers[s->in[1]].cols == p->buffers[s->out[0]].cols && same_rows(p, s->in[1], s->out[0]));
     case EL_OP_LINEAR_GATED:
-        return cols > 0 && linear_ok(p, s, cols, 0, s->out[0]) && linear_ok(p, s, cols, 1, s->out[0]) && s->out[0] != s->in[0];
+        return s->i[3] >= 0 && s->i[3] <= 1 && cols > 0 && linear_ok(p, s, cols, 0, s->out[0]) && linear_ok(p, s, cols, 1, s->out[0]) && s->out[0] != s->in[0];
     case EL_OP_ROPE: return rope_ok(p, s);
     case EL_OP_ATTENTION: return attention_ok(p, s);
     case EL_OP_GATED:
@@ -137,7 +137,7 @@ static int allocate_activations(el_plan *p) {
         const el_step *s = &p->steps[i];
         int is_linear = s->op == EL_OP_LINEAR || s->op == EL_OP_LINEAR_GATED;
         if (!is_linear && s->op != EL_OP_EXPERTS) continue;
-        int64_t columns = p->max_tokens * (is_linear ? 1 : s->i[2]);
+        int64_t columns = p->max_tokens * (is_linear ? 1 : s->i[2]) * (1 + s->i[3]);
         for (int j = 0; j < (s->op == EL_OP_LINEAR ? s->n : is_linear ? 2 : 3); j++) {
             const el_weight *w = &p->weights[s->w[j]];
             int format = el_act_format_of(w->type);
@@ -173,6 +173,9 @@ static int allocate_buffers(el_plan *p) {
     p->worker_floats = el_linear_scratch();
     for (int64_t i = 0; i < p->n_steps; i++) {
         const el_step *s = &p->steps[i];
+        if ((s->op == EL_OP_LINEAR || s->op == EL_OP_LINEAR_GATED || s->op == EL_OP_EXPERTS) && s->i[3])
+            for (int j = 0; j < 4; j++) /* a column's rest, before it is rounded in its turn */
+                if (s->w[j] >= 0 && p->weights[s->w[j]].cols > p->worker_floats) p->worker_floats = p->weights[s->w[j]].cols;
         if (s->op == EL_OP_ATTENTION) {
             int64_t need = el_attention_scratch(s->i[1] / s->i[2], s->i[3], p->max_tokens);
             if (need > p->worker_floats) p->worker_floats = need;

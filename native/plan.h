@@ -75,10 +75,14 @@ static inline int el_cancelled(const el_run *run) {
 }
 
 int el_step_linear(el_run *run, const el_step *step);       /* linear.c: LINEAR and LINEAR_GATED */
-/* Quantises n_cols columns of k floats at x into the plan's activation buffers of `format` (nothing for F32). */
-void el_quantize_columns(el_run *run, const float *x, int64_t k, int64_t n_cols, int format);
-/* The view of columns [m0, ...) that kernels of weight type `type` read; x as given to el_quantize_columns. */
-el_act el_activations(const el_plan *plan, int type, const float *x, int64_t k, int64_t m0);
+/* Quantises n_cols columns of k floats at x into the plan's activation buffers of `format` (nothing for F32). Two planes:
+ * int8 column 2 m is column m of x, 2 m + 1 what rounding left of it; together they hold 15 bits. */
+void el_quantize_columns(el_run *run, const float *x, int64_t k, int64_t n_cols, int format, int planes);
+int el_planes(const el_step *step, const el_weight *w); /* that kernels of w read in this step */
+/* y (n, ldy) = rows [r0, r1) of w times columns [m0, m0 + n) of x, which were given to el_quantize_columns. With two planes
+ * y needs room for 2 n columns. */
+void el_multiply(const el_plan *plan, const el_weight *w, const float *x, int planes, int64_t m0, int64_t n, int64_t r0,
+                 int64_t r1, float *y, int64_t ldy);
 int el_step_route(el_run *run, const el_step *step);        /* experts.c */
 int el_step_experts(el_run *run, const el_step *step);
 int el_experts_ok(const el_plan *plan, const el_step *step);

@@ -33,10 +33,6 @@ def test_answers_of_transformers(shared_data: Path, tmp_path: Path, name: str) -
 
 TYPES = ("f16", "Q8_0", "Q4_0", "Q6_K", "Q4_K_M", "Q5_K_M")
 FOREIGN = [f"{family}-{type}" for family in ("llama", "gemma3", "mixtral") for type in TYPES]
-# Among 288 choices of experts a few are closer than 8-bit activations can tell. Which of them tip over is chance, for
-# llama.cpp as for edgellm, and a token that tips weighs as much as all others together. (Over 24 random texts of 72
-# tokens the mean is 0.82 of llama.cpp's for Q8_0, 1.10 for Q5_K_M.) For these files the middle row is compared.
-TIES = {"mixtral-Q8_0": 1.25, "mixtral-Q6_K": 1.25, "mixtral-Q5_K_M": 1.25}
 
 
 @pytest.mark.parametrize("name", ["mistral-f16", *FOREIGN])
@@ -48,8 +44,6 @@ def test_files_of_llama_cpp(shared_data: Path, name: str, backend: str) -> None:
     with opened(shared_data / "gguf-foreign" / f"{name}.gguf") as (plan, weights):
         exact = logits("reference", plan, weights, ids)
         got = logits(backend, plan, weights, ids, n_threads=2)
-    if name in TIES:
-        ours, theirs = (np.median(np.sum((exact - x) ** 2, axis=1)) for x in (got, peer))
-        assert ours <= TIES[name] * theirs
-    else:
-        assert nmse(exact, got) <= 1.1 * nmse(exact, peer)
+    assert nmse(exact, got) <= 1.1 * nmse(exact, peer)
+    if name.startswith("mixtral"):  # two planes of activations: no expert tips over
+        assert nmse(exact, got) <= 1e-6

@@ -31,7 +31,8 @@ MAX_GROUP = 4  # weights that one linear step may carry (native/edgellm.h)
 class LoweredStep:
     """A step for native code. `op` is the lower-case name in enum el_op; `weights` and `biases` are tensor names.
 
-    `last` is the index of the last plan step that this one covers.
+    `last` is the index of the last plan step that this one covers. `planes` says how many int8 columns hold one input
+    column of a quantised product: 1, or 2 (the column and what its rounding left, 15 bits together).
     """
 
     op: str
@@ -42,12 +43,14 @@ class LoweredStep:
     weights: tuple[str, ...] = ()
     biases: tuple[str | None, ...] = ()
     residual: int | None = None
+    planes: int = 1
     params: Mapping[str, Any] = field(default_factory=dict)
 
 
 def lower(plan: Plan, fuse: bool = True) -> list[LoweredStep]:
     """The plan's steps for native code, in order."""
-    steps = [_plain(i, s) for i, s in enumerate(plan.steps)]
+    planes = activation_planes(plan)
+    steps = [_plain(i, s, planes) for i, s in enumerate(plan.steps)]
     if fuse:
         steps = _pairs(steps, _join_linears)
         steps = _pairs(steps, _join_ropes)
@@ -56,8 +59,20 @@ def lower(plan: Plan, fuse: bool = True) -> list[LoweredStep]:
     return steps
 
 
-def _plain(index: int, s: Step) -> LoweredStep:
+def activation_planes(plan: Plan) -> int:
+    """2 for a mixture of experts, else 1.
+
+    A router's choice is a cliff: two experts may be closer than 8-bit activations can tell, and a token that goes to
+    the wrong one is wrong altogether. 15 bits keep the choice; a decoded token pays a few percent, for its weights are
+    read once.
+    """
+    return 2 if any(s.op is Op.EXPERTS for s in plan.steps) else 1
+
+
+def _plain(index: int, s: Step, planes: int) -> LoweredStep:
     step = LoweredStep(s.op.value, s.inputs, s.outputs, s.label, index, params=s.params)
+    if s.op in (Op.LINEAR, Op.EXPERTS):
+        step = replace(step, planes=planes)
     if s.op is Op.LINEAR:
         return replace(step, weights=s.weights[:1], biases=(s.weights[1] if len(s.weights) > 1 else None,))
     return replace(step, weights=s.weights)

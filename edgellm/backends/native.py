@@ -308,6 +308,8 @@ class _NativePlan:
             for j in range(4):
                 field[j] = values[j] if j < len(values) and values[j] is not None else -1
         p = step.params
+        if step.op in ("linear", "linear_gated", "experts"):
+            target.i[3] = step.planes - 1
         if step.op == "rmsnorm":
             target.f[0], target.i[0] = p["eps"], p["group"]
         elif step.op in ("gated", "linear_gated"):

@@ -279,10 +279,10 @@ class NumbaBackend:
                 continue
             gate, up, down = (self._matrices[w].part(e, n_experts) for w in step.weights)
             gated, raised = (np.empty(chosen.size * gate.rows, np.float32) for _ in range(2))
-            self._products([gate, up], x[chosen].reshape(-1), chosen.size, [gated, raised], now)
+            self._products([gate, up], x[chosen].reshape(-1), chosen.size, [gated, raised], now, planes=step.planes)
             activate(gated, raised, gated, 0, gated.size)
             y = np.empty((chosen.size, dim), np.float32)
-            self._products([down], gated, chosen.size, [y.reshape(-1)], now)
+            self._products([down], gated, chosen.size, [y.reshape(-1)], now, planes=step.planes)
             out[chosen] += share[chosen, e, None] * y
             if now.cancel[0]:
                 return
@@ -306,7 +306,7 @@ class NumbaBackend:
         matrices = [self._matrices[w] for w in step.weights]
         biases = [NONE if b is None else self._vectors[b] for b in step.biases]
         n_cols, x = self._rows(step.inputs[0]), self._scratch.buffer(step.inputs[0])
-        self._products(matrices, x, n_cols, outs, now, biases, residual)
+        self._products(matrices, x, n_cols, outs, now, biases, residual, step.planes)
 
     def _products(
         self,
@@ -317,11 +317,15 @@ class NumbaBackend:
         now: _Pass,
         biases: list[np.ndarray] | None = None,
         residual: np.ndarray = NONE,
+        planes: int = 1,
     ) -> None:
         """As `_multiply`, for n_cols columns at x."""
         if n_cols == 0:
             return
         biases = biases or [NONE] * len(matrices)
+        if planes == 2 and any(input_kind(m) != "f32" for m in matrices):
+            self._two_planes(matrices, x, n_cols, outs, now, biases, residual)
+            return
         kinds = {input_kind(m) for m in matrices}
         inputs = {kind: self._activations(kind, x, n_cols, matrices[0].cols) for kind in kinds}
         starts = [0]  # of each weight in the common list, in steps of 16 rows
@@ -336,6 +340,31 @@ class NumbaBackend:
                     linear_rows(m, a * ROWS, min(b * ROWS, m.rows), inputs[input_kind(m)], tail)
 
         self._spread(starts[-1], ROWS * matrices[0].cols * n_cols, rows)
+
+    def _two_planes(
+        self, matrices: list[Matrix], x: np.ndarray, n_cols: int, outs: list[np.ndarray], now: _Pass,
+        biases: list[np.ndarray], residual: np.ndarray,
+    ) -> None:  # fmt: skip
+        """`_products` with each column as two: itself in 8 bits, and in 8 bits what that left."""
+        for m, out, bias in zip(matrices, outs, biases, strict=True):
+            kind = input_kind(m)
+            if kind == "f32":
+                self._products([m], x, n_cols, [out], now, [bias], residual)
+                continue
+            q, d, _ = self._activations(kind, x, n_cols, m.cols)
+            per_scale, both = GROUPS[kind][0], np.empty((n_cols, 2, m.cols), np.float32)
+            both[:, 0] = x[: n_cols * m.cols].reshape(n_cols, -1)
+            size = n_cols * m.cols
+            known = d[: size // per_scale, None] * q[:size].reshape(-1, per_scale).astype(np.float32)
+            both[:, 1] = both[:, 0] - known.reshape(n_cols, -1)
+            y = np.empty((n_cols, 2, m.rows), np.float32)
+            self._products([m], both.reshape(-1), 2 * n_cols, [y.reshape(-1)], now)
+            total = y[:, 0] + y[:, 1]
+            if bias.size:
+                total += bias
+            if residual.size:
+                total = residual[: total.size].reshape(total.shape) + total
+            out[: total.size] = total.reshape(-1)
 
     def _activations(self, kind: str, x: np.ndarray, n_cols: int, k: int) -> tuple[np.ndarray, ...]:
         """x (n_cols, k) as the kernels want it: itself, or (int8 q, float32 scales, int32 sums) in scratch memory."""

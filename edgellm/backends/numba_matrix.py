@@ -10,6 +10,7 @@ import numpy as np
 from ..blocks import F32, BlockType
 from ..plan import Plan
 from ..quants import dequantize
+from .lowering import activation_planes
 from .numba_kernels.linear import LINEAR, quantize_q8_32, quantize_q8_256
 from .numba_kernels.lines import ROWS
 
@@ -77,7 +78,7 @@ class Scratch:
     def __init__(self, plan: Plan, matrices: dict[str, Matrix], max_tokens: int) -> None:
         self._plan, self._max_tokens = plan, max_tokens
         self._buffers: dict[int, np.ndarray] = {}
-        self._widest = max((m.cols for m in matrices.values()), default=1)
+        self._widest = activation_planes(plan) * max((m.cols for m in matrices.values()), default=1)
         self._quantised: dict[str, tuple[np.ndarray, ...]] = {}
         self._up: np.ndarray | None = None
 
@@ -96,7 +97,7 @@ class Scratch:
         return self._up
 
     def quantised(self, kind: str) -> tuple[np.ndarray, ...]:
-        """(int8, float32 scales, int32 sums) for max_tokens columns of the widest input."""
+        """(int8, float32 scales, int32 sums) for max_tokens columns of the widest input, in all planes."""
         if kind not in self._quantised:
             per_scale, per_sum, _ = GROUPS[kind]
             n = self._max_tokens * self._widest
