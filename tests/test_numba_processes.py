@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from edgellm.machine import cpu_flags
 
 # Two Python threads that generate at once, on one model and on two, then the same in a forked child. Numba's own thread
 # layer would abort the process here.
@@ -80,3 +83,42 @@ def test_no_home_and_a_cache_folder_that_cannot_be_made(tmp_path: Path) -> None:
     process = start(_ONE_KERNEL, NUMBA_CACHE_DIR=nowhere, HOME=nowhere, XDG_CACHE_HOME=nowhere)
     out, err = process.communicate(timeout=300)
     assert (process.returncode, out.strip(), err) == (0, "[2.0, 2.0, 2.0]", "")
+
+
+_LINEAR = """
+import sys
+import numpy as np
+from edgellm.backends.numba_kernels import linear, panel
+from edgellm.blocks import BY_NAME
+from numba.core.registry import cpu_target
+
+print(*sorted(panel._features(cpu_target.target_context) & {"+avx2", "+avxvnni", "+avx512vnni"}), file=sys.stderr)
+rng = np.random.default_rng(0)
+rows, k, n = 20, 96, 5
+q, d, s = np.zeros(n * k, np.int8), np.zeros(n * k // 32, np.float32), np.zeros(n * k // 32, np.int32)
+linear.quantize_q8_32(rng.standard_normal(n * k, dtype=np.float32), 0, n, k, q, d, s)
+none, cancel = np.empty(0, np.float32), np.zeros(1, np.int32)
+for name in ("Q4_0", "Q8_0"):
+    type = BY_NAME[name]
+    blocks = np.zeros(rows * k // 32, type.dtype)
+    blocks["d"], blocks["qs"] = rng.random(blocks.size), rng.integers(-128, 128, blocks["qs"].shape)
+    y = np.zeros(n * rows, np.float32)
+    linear.LINEAR[type.id](blocks.view(np.uint8), k, 0, rows, q, d, s, n, none, none, y, rows, cancel)
+    print(name, y.tobytes().hex())
+"""
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="needs an x86-64 processor")
+def test_instruction_sets_change_no_bit() -> None:
+    """The kernels as they are compiled for this processor, for one with AVX2 only, and for the first x86-64 ones."""
+    levels = {"": "", "haswell": "+avx2,+fma,+f16c", "x86-64": "+sse2"}
+    if not {"avx2", "fma", "f16c"} <= set(cpu_flags()):
+        del levels["haswell"]
+    outs = []
+    for name, features in levels.items():
+        environment = {"NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": features} if name else {}
+        out, err = start(_LINEAR, **environment).communicate(timeout=300)
+        assert out.startswith("Q4_0"), err
+        assert not name or err.strip() == ("+avx2" if name == "haswell" else "")
+        outs.append(out)
+    assert len(set(outs)) == 1
