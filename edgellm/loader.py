@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -39,6 +40,7 @@ class Loaded:
         seed: int | None,
         progress: ProgressCallback | None,
         pack: bool = True,
+        huge_pages: bool = False,
     ) -> None:
         from edgellm.gguf import open_gguf
 
@@ -48,7 +50,7 @@ class Loaded:
         self.file = open_gguf(path)
         try:
             self.path, self.metadata = self.file.path, self.file.metadata
-            self._prepare(n_ctx, backend, kv_type, chat_template, pack, progress)
+            self._prepare(n_ctx, backend, kv_type, chat_template, progress, pack=pack, huge_pages=huge_pages)
         except BaseException:
             self.close()
             raise
@@ -60,8 +62,8 @@ class Loaded:
         backend: str,
         kv_type: str,
         chat_template: str | None,
-        pack: bool,
         progress: ProgressCallback | None,
+        **weight_options: bool,
     ) -> None:
         from edgellm.backends import NAMES, create
         from edgellm.generate import PREFILL_CHUNK, Engine
@@ -78,15 +80,16 @@ class Loaded:
         self.kv_type = resolve_kv_type(kv_type, weights.matrix_types)
         self.n_ctx = fit_n_ctx(n_ctx, config.n_ctx_train, self.plan, weights, self.kv_type, backend)
         self.plan = build_plan(config, self.file, self.n_ctx)  # the window may change the angles of the rotation
-        self.tokenizer = _tokenizer(self.file, self.plan.n_vocab)
-        _check_vocabulary(self.file, self.tokenizer.n_vocab, self.plan.n_vocab)
+        aside = _Aside(lambda: _tokenizer(self.file, self.plan.n_vocab))
         self.sampling_defaults = _sampling_defaults(self.file)
         self.chat_template = chat_template if chat_template is not None else _own_template(self.file)
         tell(progress, Progress("loading", 0, weights.n_bytes))
         self.runner = create(
-            backend, self.plan, weights, n_threads=self.threads, max_tokens=PREFILL_CHUNK, pack=pack,
-            progress=_fraction(progress, weights.n_bytes),
+            backend, self.plan, weights, n_threads=self.threads, max_tokens=PREFILL_CHUNK,
+            progress=_fraction(progress, weights.n_bytes), **weight_options,
         )  # fmt: skip
+        self.tokenizer = aside.result(lambda: tell(progress, Progress("loading", weights.n_bytes - 1, weights.n_bytes)))
+        _check_vocabulary(self.file, self.tokenizer.n_vocab, self.plan.n_vocab)
         tell(progress, Progress("loading", weights.n_bytes, weights.n_bytes))
         if hasattr(self.runner, "prepare"):  # compiles its kernels: seconds, the first time
             self.runner.prepare(self.kv_type, lambda n, of: tell(progress, Progress("compiling", n, of, "kernels")))
@@ -103,6 +106,31 @@ class Loaded:
             if part is not None:
                 part.close()
         self.__dict__.pop("weights", None)
+
+
+class _Aside:
+    """What `run` returns, from a thread of its own: the tokenizer is Python's work, while the weights are C's."""
+
+    def __init__(self, run: Callable[[], Any]) -> None:
+        self._value: Any = None
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, args=(run,), name="edgellm-load", daemon=True)
+        self._thread.start()
+
+    def _run(self, run: Callable[[], Any]) -> None:
+        try:
+            self._value = run()
+        except BaseException as error:  # raised where the result is wanted
+            self._error = error
+
+    def result(self, waiting: Callable[[], Any]) -> Any:
+        """The value, or the error of `run`. Calls `waiting` every 50 ms until then; what that raises ends the wait."""
+        while self._thread.is_alive():
+            waiting()
+            self._thread.join(0.05)
+        if self._error is not None:
+            raise self._error
+        return self._value
 
 
 def tell(progress: ProgressCallback | None, value: Progress) -> None:

@@ -40,6 +40,7 @@ def load(
     seed: int | None = None,
     progress: Callable[[Progress], Any] | None = None,
     pack: bool = True,
+    huge_pages: bool = False,
 ) -> Model:
     """Load a GGUF file; without `path`, the small built-in model.
 
@@ -55,6 +56,8 @@ def load(
     - `progress`: called with a `Progress`; when it returns False, loading ends with `Cancelled`.
     - `pack`: False reads the weights straight from the mapped file, for machines short of memory: slower, but memory
       that the system can take back at any time, and the same logits. A packed file (`edgellm pack`) is used in place.
+    - `huge_pages`: True copies the weights of a packed file into memory of 2 MB pages, for long answers: loading takes
+      longer, each token is a little faster. Other files are always packed into such memory.
 
     Raises ModelFileNotFoundError, ModelFormatError and its subclasses (a file that is damaged or not supported),
     NotEnoughMemoryError, BackendError, InvalidArgumentError.
@@ -73,6 +76,7 @@ def load(
             seed=seed,
             progress=progress,
             pack=pack,
+            huge_pages=huge_pages,
         )
     )
 

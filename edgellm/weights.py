@@ -65,6 +65,12 @@ class Weights:
         row = info.n_bytes // info.shape[0]
         return info.offset + part[1] * row, (part[2] - part[1]) * row
 
+    def stored_offset(self, name: str) -> int:
+        """Where the bytes of `panels` begin in the file."""
+        info, part = self.file.tensors[_tensor(name)], part_of(name)
+        group = 0 if part is None else panel_bytes(ROWS, info.shape[-1], info.type)
+        return info.offset + (part[1] // ROWS * group if part else 0)
+
     def panels(self, name: str) -> np.ndarray | None:
         """The bytes of a weight that the file holds in panels: a read-only uint8 view of the mapping; else None.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,9 +17,17 @@ from test_gguf_split import cut
 from tiny_families import tiny_family_gguf
 
 import edgellm
-from edgellm import clib
+from edgellm import clib, loader
 from edgellm.cli import execute
-from edgellm.errors import Cancelled, ConvertError, EdgeLLMError, InvalidArgumentError, ModelFormatError, OutputError
+from edgellm.errors import (
+    Cancelled,
+    ConvertError,
+    EdgeLLMError,
+    InvalidArgumentError,
+    ModelFormatError,
+    OutputError,
+    TokenizerError,
+)
 from edgellm.gguf import GGUFFile, GGUFWriter, open_gguf
 from edgellm.gguf.packed import DIGEST, PANEL_TYPE, PREFIX, header_digest
 from edgellm.pack import pack, unpack, verify
@@ -80,6 +89,7 @@ def test_the_source_comes_back_and_the_logits_are_the_same(tmp_path: Path, kind:
     assert np.array_equal(want, logits(Path(done.path)))
     assert np.array_equal(want, logits(path, pack=False))
     assert np.array_equal(want, logits(Path(done.path), pack=False))
+    assert np.array_equal(want, logits(Path(done.path), huge_pages=True))
 
 
 @pytest.mark.parametrize("family", ["mixtral", "qwen3moe", "phi3", "gemma3"])
@@ -210,6 +220,38 @@ def test_loading_tells_how_far_it_is(source: Path, tmp_path: Path) -> None:
     with pytest.raises(Cancelled):
         edgellm.load(source, n_ctx=64, progress=stop)
     assert 2 < calls < len(seen)
+
+
+@pytest.mark.parametrize("huge_pages", [False, True])
+def test_loading_a_packed_file_tells_how_far_it_is(packed: Path, huge_pages: bool) -> None:
+    seen: list[edgellm.Progress] = []
+    edgellm.load(packed, n_ctx=64, progress=seen.append, huge_pages=huge_pages).close()
+    shares = [p.done / p.total for p in seen]
+    assert shares[0] == 0 and shares[-1] == 1 and shares == sorted(shares) and len(set(shares)) > 10
+
+
+def test_loading_stops_while_the_tokenizer_is_made(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is made beside the weights; nobody has to wait for it to give up, and its errors come out."""
+    free = threading.Event()
+    monkeypatch.setattr(loader, "_tokenizer", lambda file, n_vocab: free.wait(60))
+    waits = 0
+
+    def stop(progress: edgellm.Progress) -> bool:
+        nonlocal waits
+        waits += progress.done == progress.total - 1
+        return waits < 4
+
+    with pytest.raises(Cancelled):
+        edgellm.load(source, n_ctx=64, progress=stop)
+    assert not free.is_set()
+    free.set()
+
+    def broken(file: GGUFFile, n_vocab: int) -> None:
+        raise TokenizerError("broken")
+
+    monkeypatch.setattr(loader, "_tokenizer", broken)
+    with pytest.raises(TokenizerError, match="broken"):
+        edgellm.load(source, n_ctx=64)
 
 
 # ---- hostile headers -------------------------------------------------------------------------------------------------

@@ -100,12 +100,14 @@ def create(
     n_threads: int = 1,
     max_tokens: int = 512,
     pack: bool = True,
+    huge_pages: bool = False,
     progress: LoadProgress | None = None,
 ) -> Backend:
     """The backend `name` ("auto", "native", "numba", "reference") for one model.
 
     "auto" is native where the compiled library loads, else numba, which it says once in a log line. `max_tokens` is the
-    most tokens of one pass; `pack` turns weights into panels where the backend has them, and tells `progress`.
+    most tokens of one pass; `pack` turns weights into panels where the backend has them, and tells `progress`;
+    `huge_pages` copies those of a packed file, which are otherwise used where they are mapped.
     Raises InvalidArgumentError (unknown name), BackendError (the backend cannot run here), NotEnoughMemoryError.
     """
     if name not in NAMES:
@@ -114,8 +116,10 @@ def create(
         try:
             from .native import NativeBackend
 
-            options = {"n_threads": n_threads, "max_tokens": max_tokens, "pack": pack, "progress": progress}
-            return NativeBackend(plan, weights, **options)
+            return NativeBackend(
+                plan, weights, n_threads=n_threads, max_tokens=max_tokens, pack=pack, huge_pages=huge_pages,
+                progress=progress,
+            )  # fmt: skip
         except ImportError as e:
             if name == "native":
                 raise BackendError(f"the compiled library is not available ({e}); use backend='numba'") from None

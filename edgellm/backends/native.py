@@ -8,7 +8,9 @@ to `edgellm.kv`. This file only turns Python objects into the structs of native/
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +30,7 @@ from .lowering import LoweredStep, lower, panel_weights
 _ROWS, _PANELS = 0, 1
 _KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 2}
 _PACK_BYTES = 2 << 20  # of rows that one packing task turns into panels
+_TOUCH_BYTES = 1 << 20  # of a packed file that are mapped at once: Python's lock is held meanwhile
 _LINE = 64  # bytes; panels start on cache lines
 
 
@@ -47,6 +50,7 @@ class NativeBackend:
         n_threads: int = 1,
         max_tokens: int = 512,
         pack: bool = True,
+        huge_pages: bool = False,
         progress: LoadProgress | None = None,
     ) -> None:
         if not clib.available():
@@ -54,7 +58,7 @@ class NativeBackend:
         self._ffi, self._lib = clib.library()
         self.plan, self.n_threads, self.max_tokens = plan, n_threads, max_tokens
         self.calls = 0  # native calls for forward passes, for the tests
-        self._table = _WeightTable(plan, weights, n_threads, pack, progress)
+        self._table = _WeightTable(plan, weights, n_threads, pack, huge_pages, progress)
         self._fused = _NativePlan(plan, lower(plan), self._table, max_tokens)
         self._single: _NativePlan | None = None  # one native step per plan step, made when somebody debugs
         self._debug: tuple[Any, ...] | None = None
@@ -144,7 +148,7 @@ class _WeightTable:
     """
 
     def __init__(
-        self, plan: Plan, weights: Weights, n_threads: int, pack: bool, progress: LoadProgress | None = None
+        self, plan: Plan, weights: Weights, n_threads: int, pack: bool, copy: bool, progress: LoadProgress | None
     ) -> None:
         self._ffi, self._lib = clib.library()
         self.ids = {name: i for i, name in enumerate(plan.weights)}
@@ -153,14 +157,22 @@ class _WeightTable:
         self._arena, self._arena_bytes = self._ffi.NULL, 0
         wanted = panel_weights(plan, weights)
         stored = {name: panels for name in wanted if (panels := weights.panels(name)) is not None}
-        offsets = self._reserve([name for name in wanted if pack and name not in stored], weights)
+        mapped = {} if copy else stored
+        offsets = self._reserve([name for name in wanted if name not in mapped and (pack or name in stored)], weights)
         for name in self.ids:
-            if name in stored:
+            if name in mapped:
                 self._map_panels(name, weights, stored[name])
             elif name not in offsets:
                 self._map_rows(name, weights)
+        tasks: list[_Task] = []
+        for name, panels in stored.items():
+            if name in mapped:
+                tasks += self._touched(name, panels, weights)
+            else:
+                tasks += self._copied(name, panels, offsets[name], weights)
+        tasks += [task for name in offsets if name not in stored for task in self._packed(name, offsets[name], weights)]
         try:
-            self._pack(offsets, weights, n_threads, progress)
+            self._work(tasks, weights, n_threads, progress)
         except BaseException:
             self.close()
             raise
@@ -202,32 +214,57 @@ class _WeightTable:
         struct.bytes = data.size
         struct.data = self._ffi.from_buffer(data)
 
-    def _pack(
-        self, offsets: dict[str, int], weights: Weights, n_threads: int, progress: LoadProgress | None
-    ) -> None:
-        """Rows into panels, all cores at once; what is done of the source is given back to the system."""
-        tasks = [task for name, offset in offsets.items() for task in self._tasks(name, offset, weights)]
-        total, done = sum(weights.span(name)[1] for name in offsets), 0
-        with closing(parallel(tasks, lambda task: task.run(self._lib), n_threads)) as finished:
+    def _work(self, tasks: list[_Task], weights: Weights, n_threads: int, progress: LoadProgress | None) -> None:
+        """All tasks, on all cores; what is done of a source that was copied is given back to the system."""
+        total, done = sum(task.n_bytes for task in tasks), 0
+        with closing(parallel(tasks, lambda task: task.run(), n_threads)) as finished:
             for task, _ in finished:
-                weights.file.advise_dont_need(task.offset, task.n_bytes)
+                if task.used_up:
+                    weights.file.advise_dont_need(task.offset, task.n_bytes)
                 done += task.n_bytes
                 if progress is not None:
                     progress(done, total)
 
-    def _tasks(self, name: str, offset: int, weights: Weights) -> list[_PackTask]:
-        """The tensor in stretches of whole groups of rows; also fills in its struct."""
-        kind, (rows, k) = weights.type(name), _matrix(weights.shape(name))
-        source, target = self._ffi.from_buffer(weights.data(name)), self._ffi.cast("char *", self._arena) + offset
-        struct = self.structs[self.ids[name]]
-        struct.type, struct.layout, struct.rows, struct.cols = kind.id, _PANELS, rows, k
-        struct.data, struct.bytes = target, self._lib.el_panel_bytes(kind.id, rows, k)
-        row, place = kind.row_bytes(k), weights.span(name)[0]
-        step = max(1, _PACK_BYTES // (16 * row)) * 16
+    def _touched(self, name: str, panels: np.ndarray, weights: Weights) -> list[_Task]:
+        """Mapped panels: their pages are mapped now, which takes half the time of page faults in the first pass."""
+        offset, file = weights.stored_offset(name), weights.file
         return [
-            _PackTask(name, kind.id, source, target, rows, k, at, min(at + step, rows), place, row)
-            for at in range(0, rows, step)
+            _Task(functools.partial(file.populate, offset + at, size), offset + at, size, used_up=False)
+            for at, size in _stretches(panels.size, _TOUCH_BYTES)
         ]
+
+    def _copied(self, name: str, panels: np.ndarray, offset: int, weights: Weights) -> list[_Task]:
+        """Panels of a packed file into the arena, as they are; also fills in the struct."""
+        target = self._panel_struct(name, offset, weights)
+        place, out = weights.stored_offset(name), np.frombuffer(self._ffi.buffer(target, panels.size), np.uint8)
+        return [
+            _Task(functools.partial(np.copyto, out[at : at + size], panels[at : at + size]), place + at, size)
+            for at, size in _stretches(panels.size, _PACK_BYTES)
+        ]
+
+    def _packed(self, name: str, offset: int, weights: Weights) -> list[_Task]:
+        """Rows into panels, in stretches of whole groups; also fills in the struct."""
+        kind, (rows, k) = weights.type(name), _matrix(weights.shape(name))
+        source, target = self._ffi.from_buffer(weights.data(name)), self._panel_struct(name, offset, weights)
+        row, place = kind.row_bytes(k), weights.span(name)[0]
+
+        def run(first: int, last: int) -> None:
+            rc = self._lib.el_pack_panels(kind.id, source, target, rows, k, first, last)
+            clib.check(rc, f"packing {name}")
+
+        return [
+            _Task(functools.partial(run, at, at + n), place + at * row, n * row)
+            for at, n in _stretches(rows, max(1, _PACK_BYTES // (16 * row)) * 16)
+        ]
+
+    def _panel_struct(self, name: str, offset: int, weights: Weights) -> Any:
+        """Fills in the struct of a weight whose panels are in the arena; returns where they are."""
+        struct = self.structs[self.ids[name]]
+        struct.type, struct.layout = weights.type(name).id, _PANELS
+        struct.rows, struct.cols = _matrix(weights.shape(name))
+        struct.data = self._ffi.cast("char *", self._arena) + offset
+        struct.bytes = self._lib.el_panel_bytes(struct.type, struct.rows, struct.cols)
+        return self._ffi.cast("char *", struct.data)
 
     def close(self) -> None:
         self._lib.el_arena_free(self._arena, self._arena_bytes)
@@ -236,31 +273,18 @@ class _WeightTable:
 
 
 @dataclass(frozen=True)
-class _PackTask:
-    """Rows first .. last - 1 of a matrix (rows, k) that begins at `place` of the file and has `row` bytes a row."""
+class _Task:
+    """Some work on `n_bytes` from `offset` of the file; `used_up`: these are not needed any more when it is done."""
 
-    name: str
-    kind: int
-    source: Any
-    target: Any
-    rows: int
-    k: int
-    first: int
-    last: int
-    place: int
-    row: int
+    run: Callable[[], Any]
+    offset: int
+    n_bytes: int
+    used_up: bool = True
 
-    def run(self, lib: Any) -> None:
-        rc = lib.el_pack_panels(self.kind, self.source, self.target, self.rows, self.k, self.first, self.last)
-        clib.check(rc, f"packing {self.name}")
 
-    @property
-    def offset(self) -> int:
-        return self.place + self.first * self.row
-
-    @property
-    def n_bytes(self) -> int:
-        return (self.last - self.first) * self.row
+def _stretches(n: int, step: int) -> Iterator[tuple[int, int]]:
+    """(start, length) of 0 .. n in steps."""
+    return ((at, min(step, n - at)) for at in range(0, n, step))
 
 
 def _matrix(shape: tuple[int, ...]) -> tuple[int, int]:

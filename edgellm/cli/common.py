@@ -77,6 +77,8 @@ def load_options(function: _F) -> _F:
             kv_type_options,
             click.option("--no-pack", is_flag=True,
                          help="Read the weights straight from the file: slower, in less memory."),
+            click.option("--huge-pages", is_flag=True,
+                         help="Copy a packed file into 2 MB pages: starts later, runs faster."),
             click.option("--chat-template-file", type=click.Path(), metavar="FILE",
                          help="Jinja chat template to use instead of the model's own."),
         ],
@@ -160,6 +162,7 @@ def load_model(path: str | None, options: dict[str, Any]) -> Model:
 
     names = ("n_ctx", "threads", "backend", "kv_type")
     chosen = {name: options.pop(name) for name in names if name in options}
+    chosen["huge_pages"] = options.pop("huge_pages", False)
     chosen["pack"] = not options.pop("no_pack", False)
     template_file = options.pop("chat_template_file", None)
     if template_file is not None:

@@ -201,6 +201,10 @@ class GGUFFile:
         """
         self._file.advise_dont_need(offset, n)
 
+    def populate(self, offset: int, n: int) -> None:
+        """Map the pages of `n` bytes from `offset` now, where the system can; not for models in several files."""
+        self._file.populate(offset, n)
+
     def check_unchanged(self) -> None:
         """Raises ModelFileChanged when the file was cut, grown or written to since it was opened."""
         self._file.check_unchanged()

@@ -7,6 +7,7 @@ import errno
 import mmap
 import os
 import stat
+import sys
 
 from ..errors import InvalidArgumentError, ModelClosedError, ModelFileChanged, ModelFileNotFoundError, ModelFormatError
 
@@ -17,6 +18,9 @@ _KINDS = (
     (stat.S_ISBLK, "is a device; a model must be a regular file"),
     (stat.S_ISSOCK, "is a socket; a model must be a regular file"),
 )
+
+_POPULATE_READ = 22  # MADV_POPULATE_READ of Linux, which `mmap` has no name for
+_CAN_POPULATE = sys.platform.startswith("linux") and hasattr(mmap.mmap, "madvise")
 
 
 def _refuse_kind(path: str, mode: int) -> None:
@@ -100,6 +104,14 @@ class MappedFile:
         start = offset // mmap.PAGESIZE * mmap.PAGESIZE
         with contextlib.suppress(OSError, ValueError):  # advice only
             self._map.madvise(advice, start, min(offset + n, self.size) - start)
+
+    def populate(self, offset: int, n: int) -> None:
+        """Map the pages of `n` bytes from `offset` in one go, where the system can: cheaper than one by one later."""
+        if not _CAN_POPULATE or n <= 0 or self._map is None:
+            return
+        start = offset // mmap.PAGESIZE * mmap.PAGESIZE
+        with contextlib.suppress(OSError, ValueError):  # advice only; kernels before 5.14 do not know it
+            self._map.madvise(_POPULATE_READ, start, min(offset + n, self.size) - start)
 
     def close(self) -> None:
         """Unmap and close. Views that are still in use keep the map alive until they are gone. Safe to call twice."""

@@ -86,6 +86,8 @@ def _open_part(path: str, strict: bool) -> GGUFFile:
 
 
 def _check_part(part: GGUFFile, number: int, first: GGUFFile) -> None:
+    if part.packed is not None:
+        _fail(part.path, "a packed file cannot be a part of a model", "edgellm.pack.version")
     want = {key: first.get(key, int) for key in KEYS} | {"split.no": number}
     for key, value in want.items():
         have = part.get(key, int, "missing")
