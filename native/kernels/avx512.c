@@ -98,11 +98,13 @@ INLINE vfloat v_scaled_sub(vfloat acc, vfloat d, float dx, vint s) {
 VNNI_PANEL_FUNCTIONS
 
 #include "avx512_attention.h"
+#include "avx512_ops.h"
 
 const el_kernels el_kernels_avx512 = {
     .name = "avx512vnni",
     .need = EL_CPU_AVX2 | EL_CPU_FMA | EL_CPU_F16C | EL_CPU_AVX512 | EL_CPU_AVX512VNNI,
     .wide = 1,
+    .linear[EL_ROWS] = {[EL_TYPE_F32] = matrix_f32, [EL_TYPE_F16] = matrix_f16, [EL_TYPE_BF16] = matrix_bf16},
     .linear[EL_PANELS] =
         {
             [EL_TYPE_Q4_0] = panels_q4_0,
@@ -111,6 +113,11 @@ const el_kernels el_kernels_avx512 = {
             [EL_TYPE_Q5_K] = panels_q5_k,
             [EL_TYPE_Q6_K] = panels_q6_k,
         },
+    .quantize_q8_32 = quantize_q8_32,
+    .quantize_q8_256 = quantize_q8_256,
+    .rmsnorm = rmsnorm,
+    .gated = gated,
+    .add = add,
     ATTENTION_ENTRIES
 };
 
