@@ -13,10 +13,14 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 
 import parity
+import parity_all
 import parity_cases
+import parity_quants
 from parity_scores import BACKENDS, Score, agreement, header, nmse, row
 
+from edgellm.blocks import ALL as BLOCKS
 from edgellm.convert.hf_config import read_config
+from edgellm.gguf import open_gguf
 
 
 def score(**changes: object) -> Score:
@@ -131,3 +135,71 @@ def test_a_file_that_ends_llama_cpp_is_noted_and_the_rest_goes_on(
 def test_cases_go_to_the_other_programs_as_json() -> None:
     case = parity_cases.cases(parity_cases.FAMILIES[0], 1, seed=1)[0]
     assert parity_cases.Case(**json.loads(json.dumps(case.to_json()))) == case
+
+
+# ---- quantised types -------------------------------------------------------------------------------------------------
+
+
+def test_ratios_above_the_limit_are_told() -> None:
+    one = np.ones(9)
+    tipped = one.copy()
+    tipped[0] = 100.0  # one token: the mean rises, the median does not
+    assert parity_quants.Ratio("llama 512", "Q4_K", one * 1.09, one).faults() == []
+    assert len(parity_quants.Ratio("llama 512", "Q4_K", one * 1.11, one).faults()) == 2
+    assert "means" in parity_quants.Ratio("llama 512", "Q4_K", tipped, one).faults()[0]
+    assert parity_quants.Ratio("mixtral 512", "Q4_K", tipped, one).faults() == []
+    assert len(parity_quants.Ratio("mixtral 512", "Q4_K", one * 1.2, one).faults()) == 1
+    assert parity_quants.Ratio("llama 512", "Q4_K", one * np.inf, one).faults()
+    assert "no answer" in parity_quants.Ratio("llama 512", "Q4_K", error="no answer").faults()[0]
+    exact = np.ones((2, 3, 4), np.float32)
+    assert parity_quants.distances(exact * 1.5, exact).tolist() == [0.25] * 6
+    assert np.isinf(parity_quants.distances(exact * np.nan, exact)).all()
+
+
+@pytest.mark.parametrize("model", parity_quants.MODELS)
+def test_models_of_the_comparison_are_wide_enough(tmp_path: Path, model: str) -> None:
+    path = parity_quants.source(model, tmp_path)
+    asked = parity_quants.texts(model, path, 3)
+    assert {len(ids) for ids in asked} == {parity_quants.N_TOKENS} and len({tuple(ids) for ids in asked}) == 3
+    with open_gguf(path) as file:
+        rows = {t.shape[-1] for t in file.tensors.values() if len(t.shape) > 1}
+        n_vocab = file.tensors["token_embd.weight"].shape[0]
+    assert max(max(ids) for ids in asked) < n_vocab
+    assert all(k % 256 == 0 for k in rows) or model == "trained 256"
+    assert set(parity_quants.TYPES) == {b.name for b in BLOCKS if b.block_size > 1}
+
+
+# ---- all parts -------------------------------------------------------------------------------------------------------
+
+
+def fake(name: str, text: str, code: int = 0) -> parity_all.Part:
+    program = f"print({text!r}); raise SystemExit({code})"
+    return parity_all.Part(name, f"Title {name}", lambda paths: [sys.executable, "-c", program])
+
+
+def test_all_parts_make_one_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page, needed = tmp_path / "p.md", ["--peer-python", "a", "--llama-python", "b"]
+    page.write_text(f"before\n{parity_all.BEGIN}\n{parity_all.END}\nafter\n")
+    monkeypatch.setattr(parity_all, "PARTS", (fake("one", "| t |\n\n1 is fine"), fake("two", "2 | is bad", 3)))
+    assert parity_all.main([*needed, "--write", str(page)]) == 1
+    text = page.read_text()
+    assert text.startswith("before\n") and text.endswith("\nafter\n")
+    assert "| Title one | 1 is fine | ok |\n| Title two | 2 / is bad | **FAILED** |" in text
+    assert "### Title one\n| t |\n\n1 is fine\n" in text
+    monkeypatch.setattr(parity_all, "PARTS", (fake("one", "no"), fake("two", "2 is good")))
+    assert parity_all.main([*needed, "--write", str(page), "--part", "two"]) == 0
+    wanted = text.replace("2 / is bad | **FAILED**", "2 is good | ok").replace("2 | is bad", "2 is good")
+    assert page.read_text() == wanted
+    page.write_text("no marks")
+    with pytest.raises(ValueError, match="marks"):
+        parity_all.main([*needed, "--write", str(page)])
+
+
+def test_every_part_is_a_tool_and_the_page_has_their_place() -> None:
+    paths = parity_all.Paths(peer_python="PEER", llama_python="LLAMA")
+    for part in parity_all.PARTS:
+        assert Path(part.command(paths)[1]).is_file()
+    page = (parity_all.TOOLS.parent / "docs" / "parity.md").read_text(encoding="utf-8")
+    inside = parity_all.between(page)[1]
+    rows, sections = parity_all._old(inside)
+    assert set(rows) == set(sections) == {part.title for part in parity_all.PARTS}

@@ -27,6 +27,8 @@ from edgellm.convert.pack import pack  # noqa: E402
 from edgellm.quants import dequantize  # noqa: E402
 from edgellm.quants.pack_search import SEARCH  # noqa: E402
 
+TYPES = (*SEARCH, "TQ1_0", "TQ2_0", "MXFP4")
+
 K = 1024
 STORIES = ROOT.parent / "shared" / "data" / "stories260K" / "stories260K.bin"
 
@@ -104,13 +106,13 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "x.npz", Path(folder) / "y.npz"
         np.savez(source, **data)
-        table = "{" + ", ".join(f'"{n}": [{BY_NAME[n].id}, {BY_NAME[n].row_bytes(K)}]' for n in SEARCH) + "}"
+        table = "{" + ", ".join(f'"{n}": [{BY_NAME[n].id}, {BY_NAME[n].row_bytes(K)}]' for n in TYPES) + "}"
         subprocess.run([args.peer_python, "-c", PEER, str(source), str(target), table], check=True)
         peer = dict(np.load(target))
     print("| type | " + " | ".join(f"{k}{i}" for k in kinds for i in ("", ", importance")) + " |")
     print("|---" * (1 + 2 * len(kinds)) + "|")
     worst = 0.0
-    for name in SEARCH:
+    for name in TYPES:
         row = []
         for kind in kinds:
             for w in (None, importance):
@@ -119,7 +121,7 @@ def main() -> int:
                 row.append(error(data[kind], pack(data[kind], BY_NAME[name], w), name, counts) / theirs)
         print(f"| {name} | " + " | ".join(f"{r:.4f}" for r in row) + " |", flush=True)
         worst = max(worst, *row)
-    print(f"\nErrors of {len(SEARCH)} types are at most {worst:.4f} of llama.cpp's (limit {args.limit})")
+    print(f"\nErrors of {len(TYPES)} types are at most {worst:.4f} of llama.cpp's (limit {args.limit})")
     return int(worst > args.limit)
 
 
