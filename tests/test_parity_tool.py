@@ -144,15 +144,17 @@ def test_ratios_above_the_limit_are_told() -> None:
     one = np.ones(9)
     tipped = one.copy()
     tipped[0] = 100.0  # one token: the mean rises, the median does not
-    assert parity_quants.Ratio("llama 512", "Q4_K", one * 1.09, one).faults() == []
-    assert len(parity_quants.Ratio("llama 512", "Q4_K", one * 1.11, one).faults()) == 2
-    assert "means" in parity_quants.Ratio("llama 512", "Q4_K", tipped, one).faults()[0]
-    assert parity_quants.Ratio("mixtral 512", "Q4_K", tipped, one).faults() == []
-    assert len(parity_quants.Ratio("mixtral 512", "Q4_K", one * 1.2, one).faults()) == 1
-    assert parity_quants.Ratio("llama 512", "Q4_K", one * np.inf, one).faults()
+
+    def faults(model: str, ours: np.ndarray) -> list[str]:
+        return parity_quants.Ratio(model, "Q4_K", ours, one, one).faults()
+
+    assert faults("llama 512", one * 1.09) == faults("mixtral 512", tipped) == []
+    assert len(faults("llama 512", one * 1.11)) == 2 and len(faults("mixtral 512", one * 1.2)) == 1
+    assert "means" in faults("llama 512", tipped)[0]
+    assert faults("llama 512", one * np.inf)
     assert "no answer" in parity_quants.Ratio("llama 512", "Q4_K", error="no answer").faults()[0]
     exact = np.ones((2, 3, 4), np.float32)
-    assert parity_quants.distances(exact * 1.5, exact).tolist() == [0.25] * 6
+    assert parity_quants.distances(exact * 1.5, exact).tolist() == [1.0] * 6
     assert np.isinf(parity_quants.distances(exact * np.nan, exact)).all()
 
 

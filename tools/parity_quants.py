@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
 """Every quantised type beside llama.cpp, on models as wide as the types need: how far the fast kernels are from exact.
 
-    python tools/parity_quants.py --llama-python PATH [--texts 16] [--type Q4_K ...] [--model "llama 512" ...]
+    python tools/parity_quants.py --llama-python PATH [--texts 24] [--type Q4_K ...] [--model "llama 512" ...]
 
-Both programs round activations to 8 bits, so both lie some distance (NMSE) from the exact answer: that of edgellm's
-reference backend on the dequantised weights. Models: a random Llama and a random Mixtral, 512 wide, and the built-in
-model, 256 wide, whose weights are trained; `edgellm quantize --pure` writes them in every type. The cache is F32. The
-ratio edgellm / llama.cpp is taken over all tokens of several texts: of the medians and of the means. At most 1.1 is
-allowed, for a mixture of experts of the medians only: where two experts are as good as equal, a token that tips over to
-the other one weighs as much as all other tokens together, so the mean tells which program had bad luck. Ends with 1
-where it is more.
+Both programs round activations to 8 bits, so both lie some distance (NMSE) from the exact answer: that of the same
+weights as an F32 file, where nothing is rounded. Models: a random Llama and a random Mixtral, 512 wide, and the
+built-in model, 256 wide, whose weights are trained; `edgellm quantize --pure` writes them in every type. The cache is
+F32. The ratio edgellm / llama.cpp is taken over all tokens of several texts: of the medians (NMSE of single tokens)
+and of the means (NMSE of all). At most 1.1 is allowed, for a mixture of experts of the medians only: where two experts
+are as good as equal, a token that tips over to the other one weighs as much as all other tokens together, so the mean
+tells which program had bad luck. Ends with 1 where it is more.
 """
 
 from __future__ import annotations
@@ -42,21 +42,27 @@ N_TOKENS, N_CTX = 72, 128
 
 @dataclass
 class Ratio:
-    """NMSE to the exact answer, one number for each token."""
+    """Squared errors of each token, and the squared size of its exact logits: float64 (tokens,) each."""
 
     model: str
     type: str
     ours: np.ndarray = field(default_factory=lambda: np.zeros(0))
     theirs: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    sizes: np.ndarray = field(default_factory=lambda: np.zeros(0))
     error: str = ""
 
     @property
     def median(self) -> float:
-        return float(np.median(self.ours) / np.median(self.theirs))
+        return float(np.median(self.ours / self.sizes) / np.median(self.theirs / self.sizes))
 
     @property
     def mean(self) -> float:
-        return float(np.mean(self.ours) / np.mean(self.theirs))
+        return float(self.ours.sum() / self.theirs.sum())
+
+    @property
+    def nmse(self) -> float:
+        """edgellm's, over all tokens."""
+        return float(self.ours.sum() / self.sizes.sum())
 
     def faults(self) -> list[str]:
         """What is above the limit."""
@@ -146,20 +152,19 @@ def texts(model: str, path: Path, n: int) -> list[list[int]]:
 
 
 def distances(got: np.ndarray, exact: np.ndarray) -> np.ndarray:
-    """NMSE of each token: float64 (texts * n,) of logits (texts, n, vocab); infinite where a logit is not finite."""
-    a, b = got.astype(np.float64), exact.astype(np.float64)
-    found = np.square(a - b).sum(axis=-1) / np.square(b).sum(axis=-1)
+    """Squared errors of each token: float64 (texts * n,) of logits (texts, n, vocab); infinite where one is none."""
+    found = np.square(got.astype(np.float64) - exact).sum(axis=-1)
     return np.where(np.isfinite(found), found, np.inf).ravel()
 
 
 # ---- answers ---------------------------------------------------------------------------------------------------------
 
 
-def logits(path: Path, backend: str, asked: list[list[int]]) -> np.ndarray:
+def logits(path: Path, asked: list[list[int]]) -> np.ndarray:
     """float32 (texts, n, vocab)."""
     import edgellm
 
-    with edgellm.load(path, backend=backend, kv_type="f32", n_ctx=N_CTX) as model:
+    with edgellm.load(path, backend="native", kv_type="f32", n_ctx=N_CTX, threads=1) as model:
         return np.stack([model.logits(ids) for ids in asked])
 
 
@@ -171,8 +176,9 @@ def compare(model: str, args: argparse.Namespace, folder: Path) -> list[Ratio]:
     asked = texts(model, base, args.texts)
     (folder / "texts.json").write_text(json.dumps({"texts": asked, "n_ctx": N_CTX}))
     for name in args.type or TYPES:
-        path, ratio = folder / f"{name}.gguf", Ratio(model, name)
+        path, plain, ratio = folder / f"{name}.gguf", folder / "plain.gguf", Ratio(model, name)
         quantize(base, path, name, pure=True, allow_requantize=True)
+        quantize(path, plain, "F32", allow_requantize=True)
         command = [args.llama_python, str(TOOLS / "parity_llama.py"), "--texts", str(folder), path.stem]
         done = subprocess.run(command, capture_output=True, text=True)
         answer = folder / f"{name}.llama.npz"
@@ -180,9 +186,10 @@ def compare(model: str, args: argparse.Namespace, folder: Path) -> list[Ratio]:
             note = folder / f"{name}.llama.txt"
             ratio.error = f"llama.cpp gave no answer: {note.read_text() if note.exists() else done.stderr[-300:]}"
         else:
-            exact = logits(path, "reference", asked)
-            ratio.ours = distances(logits(path, "native", asked), exact)
+            exact = logits(plain, asked)
+            ratio.ours = distances(logits(path, asked), exact)
             ratio.theirs = distances(np.load(answer)["logits"], exact)
+            ratio.sizes = distances(exact, 0 * exact)
         out.append(ratio)
         answer.unlink(missing_ok=True)
         path.unlink()
@@ -191,7 +198,7 @@ def compare(model: str, args: argparse.Namespace, folder: Path) -> list[Ratio]:
 
 
 def table(ratios: list[Ratio]) -> list[str]:
-    """One row for each type: NMSE of edgellm (the mean), and the two ratios, for every model."""
+    """One row for each type: NMSE of edgellm, and the two ratios, for every model."""
     models = list(dict.fromkeys(r.model for r in ratios))
     cells = [cell for m in models for cell in (f"{m}: NMSE", "median", "mean")]
     lines = [_line(["type", *cells]), _line(["---"] + ["--:"] * len(cells))]
@@ -199,7 +206,7 @@ def table(ratios: list[Ratio]) -> list[str]:
         found = {r.model: r for r in ratios if r.type == name}
         row: list[object] = [name]
         for r in (found[m] for m in models):
-            row += ["failed", "", ""] if r.error else [f"{np.mean(r.ours):.1e}", f"{r.median:.2f}", f"{r.mean:.2f}"]
+            row += ["failed", "", ""] if r.error else [f"{r.nmse:.1e}", f"{r.median:.2f}", f"{r.mean:.2f}"]
         lines.append(_line(row))
     return lines
 
@@ -207,7 +214,7 @@ def table(ratios: list[Ratio]) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--llama-python", required=True, help="the Python of an environment with llama-cpp-python")
-    parser.add_argument("--texts", type=int, default=16, help=f"texts of {N_TOKENS} tokens (default 16)")
+    parser.add_argument("--texts", type=int, default=24, help=f"texts of {N_TOKENS} tokens (default 24)")
     parser.add_argument("--type", action="append", choices=TYPES, help="only this type (may be repeated)")
     parser.add_argument("--model", action="append", choices=MODELS, help="only this model (may be repeated)")
     args = parser.parse_args()
