@@ -138,15 +138,14 @@ def source(model: str, folder: Path) -> Path:
 
 
 def texts(model: str, path: Path, n: int) -> list[list[int]]:
-    """Token ids: random ones for a random model, parts of the project's own pages for the trained one."""
+    """Token ids: random ones for a random model, parts of the licence for the trained one."""
     rng = np.random.default_rng(8)
     if not model.startswith("trained"):
         return [[1, *rng.integers(3, 611, N_TOKENS - 1).tolist()] for _ in range(n)]
     import edgellm
 
-    pages = "\n".join(p.read_text(encoding="utf-8") for p in sorted((ROOT / "docs").glob("*.md")))
     with edgellm.load(path) as loaded:
-        ids = loaded.tokenize(pages, add_special=False)
+        ids = loaded.tokenize((ROOT / "LICENSE").read_text(encoding="utf-8"), add_special=False)
     starts = np.linspace(0, len(ids) - N_TOKENS, n).astype(int)
     return [[1, *ids[s : s + N_TOKENS - 1]] for s in starts]
 
