@@ -101,7 +101,8 @@ def run(part: Part, paths: Paths) -> Outcome:
     print(f"parity: {part.name} ...", file=sys.stderr, flush=True)
     start = time.monotonic()
     done = subprocess.run(part.command(paths), stdout=subprocess.PIPE, text=True)
-    outcome = Outcome(part, done.returncode, done.stdout, time.monotonic() - start)
+    text = done.stdout.replace(str(TOOLS.parent.parent), "..")  # the page is no place for paths of a machine
+    outcome = Outcome(part, done.returncode, text, time.monotonic() - start)
     state = "ok" if done.returncode == 0 else f"FAILED (exit {done.returncode})"
     print(f"parity: {part.name} {state} after {outcome.seconds:.0f} s: {outcome.result}", file=sys.stderr, flush=True)
     return outcome
