@@ -47,7 +47,8 @@ def big_gguf(path: Path) -> Path:
     for i in range(3):
         shapes |= {f"blk.{i}.attn_{n}.weight": (dim, dim) for n in "qkv"} | {f"blk.{i}.attn_output.weight": (dim, dim)}
         shapes |= {f"blk.{i}.ffn_{n}.weight": (ffn, dim) for n in ("gate", "up")}
-        shapes |= {f"blk.{i}.ffn_down.weight": (dim, ffn)} | {f"blk.{i}.{n}_norm.weight": (dim,) for n in ("attn", "ffn")}
+        shapes |= {f"blk.{i}.ffn_down.weight": (dim, ffn)}
+        shapes |= {f"blk.{i}.{n}_norm.weight": (dim,) for n in ("attn", "ffn")}
     sizes = {"embedding_length": dim, "feed_forward_length": ffn, "block_count": 3}
     sizes |= {"attention.head_count": 16, "attention.head_count_kv": 16, "rope.dimension_count": 64}
     with open_gguf(small) as file, GGUFWriter(path, None) as writer:
