@@ -107,6 +107,8 @@ parity:
 clean:
 	rm -rf build dist *.egg-info edgellm/*.so
 
-# All tokenizers against tokenizers, sentencepiece and llama.cpp (those that PY has), and 10 MB of one letter.
+# All tokenizers against tokenizers, sentencepiece and llama.cpp, and 10 MB of anything (docs/tokenizers.md). llama.cpp is
+# in PY's environment, or in that of LLAMA_PYTHON.
 tokenizer-parity:
 	$(PY) tools/tokenizer_parity.py
+	$(if $(LLAMA_PYTHON),$(LLAMA_PYTHON) tools/tokenizer_parity.py --only llama)

@@ -119,7 +119,7 @@ def test_wordpiece_vectors(shared_data: Path) -> None:
         assert t.encode(t.decode(ids), add_special=False, parse_special=True) == ids
 
 
-@pytest.mark.parametrize("name", ["llama-spm", "phi-3", *BPE])
+@pytest.mark.parametrize("name", ["llama-spm", "phi-3", "bert-bge", *BPE])
 def test_special_pieces_of_real_vocabularies_stay_text(shared_data: Path, name: str) -> None:
     t = Tokenizer(_vocab(shared_data / "vocab" / f"ggml-vocab-{name}.gguf"))
     special = [i for i in range(t.n_vocab) if t.vocab.types[i] in (CONTROL, UNKNOWN)]
@@ -130,4 +130,5 @@ def test_special_pieces_of_real_vocabularies_stay_text(shared_data: Path, name: 
             assert not set(t.encode(text, add_special=False)) & set(special)
             parts = [(t.piece(special[-1]), True), (text, False)]
             assert [k for k in t.encode_parts(parts) if k in special] == [special[-1]]
-            assert t.decode(t.encode(text, add_special=False)) == text
+            if name != "bert-bge":  # cleans text
+                assert t.decode(t.encode(text, add_special=False)) == text

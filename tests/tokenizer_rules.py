@@ -135,11 +135,13 @@ _DIGIT_BYTES = set(b"\xb2\xb3\xb9\xbc\xbd\xbe")
 
 @lru_cache(maxsize=1)
 def newer_punctuation() -> frozenset[int]:
-    """Punctuation that the package's step `Punctuation` does not know yet: its table is that of Unicode 8."""
+    """Characters that the package's step `Punctuation` takes otherwise: its table is that of Unicode 8."""
     from edgellm.tokenizers.characters import category
 
     cut = peer_words([PUNCTUATION])
-    return frozenset(p for a, b in category("P") for p in range(a, b) if cut(f"a{chr(p)}a") != [1, 2, 3])
+    new = [p for a, b in category("P") for p in range(a, b) if cut(f"a{chr(p)}a") != [1, 2, 3]]
+    old = [p for a, b in category("S") for p in range(max(a, 128), b) if cut(f"a{chr(p)}a") == [1, 2, 3]]
+    return frozenset(new + old)
 
 
 def comparable(name: str, text: str) -> str:
