@@ -150,7 +150,10 @@ int el_n_peaks(void) {
 
 const char *el_peak_kind(int peak) { return peak_at(peak) ? peak_at(peak)->kind : NULL; }
 const char *el_peak_name(int peak) { return peak_at(peak) ? peak_at(peak)->name : NULL; }
-int el_peak_usable(int peak) { return peak_at(peak) && peak_at(peak)->usable(); }
+int el_peak_usable(int peak) {
+    const el_peak *p = peak_at(peak);
+    return p && !(p->need & ~el_cpu_features()) && (!p->also || p->also());
+}
 
 int el_measure_peak(int peak, int n_threads, int64_t ns, double *per_s) {
     if (!peak_at(peak) || !per_s || !good_times(n_threads, ns)) return EL_E_ARGUMENT;

@@ -6,11 +6,14 @@
 
 #include <stdint.h>
 
+#include "kernels.h"
+
 /* Multiply-adds as fast as they go: enough independent chains to hide the latency. Returns how many were done. */
 typedef struct {
     const char *kind; /* "int8" (products added in integers), "bf16", "f32" */
     const char *name; /* the instructions */
-    int (*usable)(void);
+    uint32_t need;      /* EL_CPU_* bits */
+    int (*also)(void);  /* more that the machine must have; NULL: nothing */
     int64_t (*run)(int64_t rounds);
 } el_peak;
 

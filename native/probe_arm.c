@@ -6,9 +6,6 @@
 #if defined(__aarch64__) && (defined(__GNUC__) || defined(__clang__))
 
 #include <arm_neon.h>
-#if defined(__linux__)
-#include <sys/auxv.h>
-#endif
 
 #if defined(__clang__)
 #define TARGET_DOTPROD __attribute__((target("dotprod")))
@@ -18,27 +15,6 @@
 #define TARGET_I8MM __attribute__((target("arch=armv8.2-a+i8mm")))
 #endif
 #define INLINE static inline __attribute__((always_inline))
-
-/* Bits of the auxiliary vector (Linux, Documentation/arch/arm64/elf_hwcaps.rst); elsewhere what the compiler assumes. */
-static int can_neon(void) { return 1; }
-static int can_dotprod(void) {
-#if defined(__linux__)
-    return getauxval(AT_HWCAP) >> 20 & 1;
-#elif defined(__ARM_FEATURE_DOTPROD)
-    return 1;
-#else
-    return 0;
-#endif
-}
-static int can_i8mm(void) {
-#if defined(__linux__)
-    return getauxval(AT_HWCAP2) >> 13 & 1;
-#elif defined(__ARM_FEATURE_MATMUL_INT8)
-    return 1;
-#else
-    return 0;
-#endif
-}
 
 #define X16(F) F(0) F(1) F(2) F(3) F(4) F(5) F(6) F(7) F(8) F(9) F(10) F(11) F(12) F(13) F(14) F(15)
 #define START(i) int32x4_t s##i = vdupq_n_s32((int32_t)rounds + i);
@@ -92,10 +68,10 @@ static int64_t run_fma(int64_t rounds) {
 }
 
 const el_peak el_peaks_arm[] = {
-    {"int8", "NEON dotprod", can_dotprod, run_dotprod},
-    {"int8", "NEON i8mm", can_i8mm, run_i8mm},
-    {"f32", "NEON FMA", can_neon, run_fma},
-    {NULL, NULL, NULL, NULL},
+    {"int8", "NEON dotprod", EL_CPU_DOTPROD, NULL, run_dotprod},
+    {"int8", "NEON i8mm", EL_CPU_I8MM, NULL, run_i8mm},
+    {"f32", "NEON FMA", EL_CPU_NEON, NULL, run_fma},
+    {0},
 };
 
 INLINE uint64_t walk_inner(const char *p, int64_t part, int streams, int64_t ahead, int level) {
@@ -124,7 +100,7 @@ el_walk_fn el_walk_arm(void) { return walk_neon; }
 
 #else
 
-const el_peak el_peaks_arm[] = {{NULL, NULL, NULL, NULL}};
+const el_peak el_peaks_arm[] = {{0}};
 el_walk_fn el_walk_arm(void) { return NULL; }
 
 #endif

@@ -1,6 +1,5 @@
-/* probe_x86.c: the loops of probe.h for x86-64. Each names its instructions in a target attribute and asks the CPU and
- * the operating system itself (Intel SDM vol. 1, ch. 13 and 18; vol. 2, CPUID), because these levels go beyond those
- * that have kernels. */
+/* probe_x86.c: the loops of probe.h for x86-64. Each names its instructions in a target attribute. Some go beyond the
+ * levels that have kernels (Intel SDM vol. 1, ch. 13 and 18; vol. 2, CPUID). */
 #define _GNU_SOURCE /* syscall */
 #include "probe.h"
 
@@ -19,7 +18,11 @@
 #define INLINE static inline __attribute__((always_inline))
 
 /* ---- what may run here ------------------------------------------------------------------------------------ */
-enum { AVX2 = 1, AVX512 = 2, AVX_VNNI = 4, AVX512_VNNI = 8, AVX512_BF16 = 16, AMX_INT8 = 32, AMX_BF16 = 64 };
+/* Kernels ask for less (cpu.c), so these bits are read here. */
+static uint32_t leaf7(int sub, int reg) { /* register 0 to 3 of CPUID leaf 7 */
+    uint32_t r[4] = {0, 0, 0, 0};
+    return __get_cpuid_count(7, (unsigned)sub, &r[0], &r[1], &r[2], &r[3]) ? r[reg] : 0;
+}
 
 static uint64_t xcr0(void) { /* XGETBV by its bytes: the intrinsic would need a target flag */
     uint32_t low, high;
@@ -28,7 +31,8 @@ static uint64_t xcr0(void) { /* XGETBV by its bytes: the intrinsic would need a 
 }
 
 /* Linux hands out the 8 KB of tile registers on request (Documentation/arch/x86/xstate.rst); others do not have it. */
-static int tiles_allowed(void) {
+static int tiles(int bit) {
+    if (!(leaf7(0, 3) >> 24 & 1) || !(leaf7(0, 3) >> bit & 1) || (xcr0() & 0x60000) != 0x60000) return 0;
 #if defined(__linux__) && defined(SYS_arch_prctl)
     return syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* tile data */) == 0;
 #else
@@ -36,33 +40,9 @@ static int tiles_allowed(void) {
 #endif
 }
 
-static int features(void) {
-    uint32_t a, b, c, d, a1, b1, c1, d1, bits = 0;
-    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c >> 27 & 1) || !(c >> 28 & 1) || (xcr0() & 6) != 6) return 0;
-    uint32_t fma = c >> 12 & 1;
-    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return 0;
-    if (!__get_cpuid_count(7, 1, &a1, &b1, &c1, &d1) || a < 1) a1 = 0;
-    if ((b >> 5 & 1) && fma) bits |= AVX2;
-    if ((bits & AVX2) && (a1 >> 4 & 1)) bits |= AVX_VNNI;
-    if ((bits & AVX2) && (b >> 16 & 1) && (xcr0() & 0xe6) == 0xe6) {
-        bits |= AVX512;
-        if (c >> 11 & 1) bits |= AVX512_VNNI;
-        if (a1 >> 5 & 1) bits |= AVX512_BF16;
-    }
-    if ((d >> 24 & 1) && (xcr0() & 0x60000) == 0x60000) {
-        if (d >> 25 & 1) bits |= AMX_INT8;
-        if (d >> 22 & 1) bits |= AMX_BF16;
-    }
-    return (int)bits;
-}
-
-static int can_avx2(void) { return features() & AVX2; }
-static int can_avx512(void) { return features() & AVX512; }
-static int can_avx_vnni(void) { return features() & AVX_VNNI; }
-static int can_avx512_vnni(void) { return features() & AVX512_VNNI; }
-static int can_avx512_bf16(void) { return features() & AVX512_BF16; }
-static int can_amx_int8(void) { return (features() & AMX_INT8) && tiles_allowed(); }
-static int can_amx_bf16(void) { return (features() & AMX_BF16) && tiles_allowed(); }
+static int can_bf16(void) { return leaf7(0, 0) >= 1 && leaf7(1, 0) >> 5 & 1; }
+static int can_tile_int8(void) { return tiles(25); }
+static int can_tile_bf16(void) { return tiles(22); }
 
 /* ---- multiply-adds ------------------------------------------------------------------------------------------ */
 #define X8(F) F(0) F(1) F(2) F(3) F(4) F(5) F(6) F(7)
@@ -219,15 +199,15 @@ static int64_t run_amx_bf16(int64_t rounds) {
 }
 
 const el_peak el_peaks_x86[] = {
-    {"int8", "AVX2 maddubs", can_avx2, run_maddubs},
-    {"int8", "AVX-VNNI", can_avx_vnni, run_avx_vnni},
-    {"int8", "AVX512-VNNI", can_avx512_vnni, run_avx512_vnni},
-    {"int8", "AMX int8", can_amx_int8, run_amx_int8},
-    {"bf16", "AVX512-BF16", can_avx512_bf16, run_avx512_bf16},
-    {"bf16", "AMX bf16", can_amx_bf16, run_amx_bf16},
-    {"f32", "AVX2 FMA", can_avx2, run_fma256},
-    {"f32", "AVX-512 FMA", can_avx512, run_fma512},
-    {NULL, NULL, NULL, NULL},
+    {"int8", "AVX2 maddubs", EL_CPU_AVX2, NULL, run_maddubs},
+    {"int8", "AVX-VNNI", EL_CPU_AVX2 | EL_CPU_AVXVNNI, NULL, run_avx_vnni},
+    {"int8", "AVX512-VNNI", EL_CPU_AVX512 | EL_CPU_AVX512VNNI, NULL, run_avx512_vnni},
+    {"int8", "AMX int8", EL_CPU_AVX512, can_tile_int8, run_amx_int8},
+    {"bf16", "AVX512-BF16", EL_CPU_AVX512, can_bf16, run_avx512_bf16},
+    {"bf16", "AMX bf16", EL_CPU_AVX512, can_tile_bf16, run_amx_bf16},
+    {"f32", "AVX2 FMA", EL_CPU_AVX2 | EL_CPU_FMA, NULL, run_fma256},
+    {"f32", "AVX-512 FMA", EL_CPU_AVX512, NULL, run_fma512},
+    {0},
 };
 
 /* ---- reading --------------------------------------------------------------------------------------------------- */
@@ -259,13 +239,13 @@ DEFINE_WALK(walk_avx2, "avx2", __m256i, _mm256_setzero_si256(), _mm256_load_si25
 DEFINE_WALK(walk_avx512, "avx512f", __m512i, _mm512_setzero_si512(), _mm512_load_si512, _mm512_xor_si512, 64)
 
 el_walk_fn el_walk_x86(void) {
-    int have = features();
-    return have & AVX512 ? walk_avx512 : have & AVX2 ? walk_avx2 : NULL;
+    uint32_t have = el_cpu_features();
+    return have & EL_CPU_AVX512 ? walk_avx512 : have & EL_CPU_AVX2 ? walk_avx2 : NULL;
 }
 
 #else
 
-const el_peak el_peaks_x86[] = {{NULL, NULL, NULL, NULL}};
+const el_peak el_peaks_x86[] = {{0}};
 el_walk_fn el_walk_x86(void) { return NULL; }
 
 #endif

@@ -28,6 +28,15 @@ def test_the_fastest_of_each_family_is_picked():
     assert compare.pick(dict.fromkeys(LLAMA), TG) == {}
 
 
+def test_passes_are_compared_within_one_program():
+    one, four = Row("v1", "pass 1 8", 0), PASS
+    found = {one: dict.fromkeys(LLAMA, 2.0), four: dict.fromkeys(LLAMA, 9.0), TG: dict.fromkeys(LLAMA, 1.0)}
+    found[one][LLAMA[1]], found[four][LLAMA[2]], found[TG][LLAMA[3]] = 1.0, 5.0, 7.0
+    assert {row.key: c["llama.cpp"] for row, c in compare.choices(found).items()} == {
+        "v1": LLAMA[1], "v4": LLAMA[1], "tg": LLAMA[3],
+    }  # fmt: skip
+
+
 def test_ratios_are_taken_round_by_round():
     m = Measured(TG, ours=[10.0, 12.0, 30.0], peers={"llama.cpp": [5.0, 4.0, 30.0]})
     assert m.ratios() == [2.0, 3.0, 1.0]

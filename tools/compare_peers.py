@@ -125,6 +125,13 @@ def pick(values: dict[Setting, float | None], row: Row) -> dict[str, Setting]:
     return best
 
 
+def choices(values: dict[Row, dict[Setting, float | None]]) -> dict[Row, dict[str, Setting]]:
+    """The fastest setting of each family for every row. Passes take that of v(1): a ratio within one program."""
+    chosen = {row: pick(found, row) for row, found in values.items()}
+    one = next((row for row in values if row.key == "v1"), None)
+    return {row: chosen[one] if one and not row.tokens else chosen[row] for row in values}
+
+
 # ---- measuring ---------------------------------------------------------------------------------------------
 
 
@@ -160,7 +167,7 @@ class Comparison:
                     if setting in candidates(row, self.peers):
                         values[row][setting] = playing.value(row, setting)
             playing.close()
-        return {row: pick(values[row], row) for row in group}
+        return choices(values)
 
     def rounds(self, group: list[Row], chosen: dict[Row, dict[str, Setting]]) -> None:
         """Every round asks edgellm, then each chosen peer, row by row."""
