@@ -13,6 +13,10 @@
 
 #include <arm_neon.h>
 
+#if !defined(__clang__)
+#pragma GCC optimize("no-schedule-insns") /* before registers are given out, it moves loads up and spills: half the stack traffic */
+#endif
+
 #define BY_PRODUCTS 0 /* values of NEON_LEVEL */
 #define BY_DOTS 1
 #define BY_MATRICES 2
