@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PY     := $(BIN)/python
 
-.PHONY: tokenizer-parity help chat test native lint gen-check native-suite asan suite-arm64 suite-x86 mingw peer-check compare convert-memory parity clean
+.PHONY: tokenizer-parity help chat test native lint gen-check native-suite asan suite-arm64 suite-x86 mingw peer-check compare convert-memory parity numba-ratio clean
 
 help:
 	@echo "make chat     install into $(VENV) and talk to the built-in model"
@@ -94,6 +94,10 @@ peer-check:
 compare:
 	@mkdir -p build
 	$(PY) tools/compare_peers.py $(MODELS) --json build/compare.json $(COMPARE) | tee build/compare.md
+
+# Numba beside compiled C on MODEL (one or several files), and the time to its first token.
+numba-ratio:
+	$(PY) tools/numba_ratio.py $(MODEL)
 
 convert-memory:
 	$(PY) tools/convert_memory.py --megabytes 2048
