@@ -150,19 +150,26 @@ static void weigh_page(const block *b, int64_t page, const void *ahead, const fl
                                 ahead, acc + r0 * job->head_dim);
 }
 
+/* What a block reads at step i of pages [p0, p1): first their K, then their V, then K of what follows. Kernels prefetch it
+ * two steps before, which covers the latency of memory; one step is too late for the small pages of q8_0. */
+static const char *read_later(const block *b, int64_t p0, int64_t p1, int64_t n_pages, int64_t i) {
+    int64_t n = p1 - p0;
+    if (i < n) return k_page(b->job, p0 + i, b->head);
+    if (i < 2 * n) return v_page(b->job, p0 + i - n, b->head);
+    return p1 + i - 2 * n < n_pages ? k_page(b->job, p1 + i - 2 * n, b->head) : NULL;
+}
+
 static void split_partial(const block *b, int64_t split, float *partial) {
     const attention_job *job = b->job;
     float *max = partial, *sum = partial + b->rows, *acc = partial + 2 * b->rows; /* acc (rows, head_dim) */
     int64_t p0 = max64(split * EL_SPLIT_PAGES, first_seen(job, b->t0) / EL_PAGE_TOKENS);
-    int64_t p1 = min64((split + 1) * EL_SPLIT_PAGES, last_seen(job, b->t0 + b->n - 1) / EL_PAGE_TOKENS + 1);
+    int64_t n_pages = last_seen(job, b->t0 + b->n - 1) / EL_PAGE_TOKENS + 1;
+    int64_t p1 = min64((split + 1) * EL_SPLIT_PAGES, n_pages);
     for (int64_t r = 0; r < b->rows; r++) max[r] = -INFINITY, sum[r] = 0.0f;
     memset(acc, 0, (size_t)(b->rows * job->head_dim) * sizeof(float));
-    for (int64_t p = p0; p < p1; p++) {
-        const char *ahead = p + 1 < p1 ? k_page(job, p + 1, b->head) : v_page(job, p0, b->head);
-        score_page(b, p, ahead, max);
-    }
+    for (int64_t p = p0; p < p1; p++) score_page(b, p, read_later(b, p0, p1, n_pages, p - p0 + 2), max);
     for (int64_t p = p0; p < p1; p++)
-        weigh_page(b, p, p + 1 < p1 ? v_page(job, p + 1, b->head) : NULL, max, sum, acc);
+        weigh_page(b, p, read_later(b, p0, p1, n_pages, p1 - p0 + p - p0 + 2), max, sum, acc);
 }
 
 /* ---- merging ---------------------------------------------------------------------------------------------- */

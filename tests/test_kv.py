@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
 from edgellm.errors import ContextOverflowError, InvalidArgumentError, ModelClosedError, NotEnoughMemoryError
@@ -22,6 +23,7 @@ from edgellm.kv import (
     default_n_ctx,
     n_blocks,
     page_bytes,
+    quantize_row,
     resolve_kv_type,
 )
 from edgellm.plan import KVShape
@@ -50,14 +52,39 @@ def check(seq: Sequence, values: list[float]) -> None:
                 assert (seq.pool.v_view(page, head)[lane] == -value - head).all()
 
 
+Q8_CODES = 126  # values 1 .. 126 with scale 2^-k and a 127 beside them: exact in int8
+
+
+def write_q8(seq: Sequence, position: int, value: float) -> None:
+    """As `write`, through the pool's own rounding; K and V of a head get different values."""
+    block, lane = divmod(position, PAGE_TOKENS)
+    k = np.array([127, value % Q8_CODES + 1, -(value % 7), 0], np.float32)
+    for layer in range(SHAPE.n_layers):
+        for head in range(SHAPE.n_kv_heads):
+            seq.pool.store(int(seq.table[layer, block]), head, lane, k * 2.0**-layer, -k * 2.0 ** (head - 4))
+
+
+def check_q8(seq: Sequence, values: list[float]) -> None:
+    assert seq.length == len(values)
+    for position, value in enumerate(values):
+        block, lane = divmod(position, PAGE_TOKENS)
+        k = np.array([127, value % Q8_CODES + 1, -(value % 7), 0], np.float32)
+        for layer in range(SHAPE.n_layers):
+            for head in range(SHAPE.n_kv_heads):
+                keys, rows = seq.pool.load(int(seq.table[layer, block]), head)
+                assert (keys[lane] == k * 2.0**-layer).all()
+                assert (rows[lane] == -k * 2.0 ** (head - 4)).all()
+
+
 class Cache(RuleBasedStateMachine):
     """Random sequences over one pool of 24 pages, beside a list of values for each."""
 
     sequences = Bundle("sequences")
+    kv_type, write, check = "f32", staticmethod(write), staticmethod(check)
 
     def __init__(self) -> None:
         super().__init__()
-        self.pool = PagePool(SHAPE, "f32", 24)
+        self.pool = PagePool(SHAPE, self.kv_type, 24)
         self.model: dict[int, list[float]] = {}  # id of the sequence -> value of each position
         self.live: dict[int, Sequence] = {}
         self.counter = 0
@@ -84,7 +111,7 @@ class Cache(RuleBasedStateMachine):
             assert self.pool.n_free == free - need
             for position in range(start, start + n):
                 self.counter += 1
-                write(seq, position, float(self.counter))
+                self.write(seq, position, float(self.counter))
                 values.append(float(self.counter))
             seq.commit(start + n)
             return
@@ -125,16 +152,23 @@ class Cache(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         for key, seq in self.live.items():
-            check(seq, self.model[key])
+            self.check(seq, self.model[key])
             seq.close()
         assert self.pool.n_free == self.pool.n_pages
         assert not self.pool.refs.any()
 
 
-TestCache = Cache.TestCase
-TestCache.settings = settings(
-    max_examples=50, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
-)
+class CacheOfBytes(Cache):
+    """The same with pages of q8_0."""
+
+    kv_type, write, check = "q8_0", staticmethod(write_q8), staticmethod(check_q8)
+
+
+TestCache, TestCacheOfBytes = Cache.TestCase, CacheOfBytes.TestCase
+for _case, _n in ((TestCache, 50), (TestCacheOfBytes, 15)):
+    _case.settings = settings(
+        max_examples=_n, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
+    )
 
 
 def test_page_layout_is_the_one_of_the_header() -> None:
@@ -152,6 +186,34 @@ def test_page_layout_is_the_one_of_the_header() -> None:
     assert not pool.arena[pages[0]].any()
     assert pool.address % 4096 == 0
     assert cache_bytes(SHAPE, "f16", 65) == 2 * 2 * pool.page_bytes
+
+
+def test_layout_of_q8_0_pages() -> None:
+    """int8 K, 64 float16 scales, int8 V, 64 scales; bytes per head and token: 2 * (head_dim + 2)."""
+    pool = PagePool(SHAPE, "q8_0", 2)
+    (page,) = pool.allocate(1)
+    assert pool.page_bytes == page_bytes(SHAPE, "q8_0") == 3 * 2 * 64 * (4 + 2)
+    pool.store(page, 1, 5, np.array([1, -2, 3, 127], np.float32), np.array([254, 0, -254, 100], np.float32))
+    head = pool.arena[page].reshape(3, 2, 384)[1]
+    assert head[0, :256].view(np.int8).reshape(4, 64)[:, 5].tolist() == [1, -2, 3, 127]
+    assert head[1, :256].view(np.int8).reshape(64, 4)[5].tolist() == [127, 0, -127, 50]
+    scales = head[:, 256:].copy().view(np.float16)
+    assert scales[:, 5].tolist() == [1, 2]
+    assert np.count_nonzero(scales) == 2 and not pool.arena[page].reshape(3, 2, 384)[[0, 2]].any()
+
+
+@given(arrays(np.float32, st.integers(1, 40), elements=st.floats(-(2.0**20), 2.0**20, width=32)))
+def test_rounding_to_q8_0(x: np.ndarray) -> None:
+    q, d = quantize_row(x)
+    top = float(np.abs(x).max())
+    assert q.dtype == np.int8 and q.min() >= -127
+    assert np.abs(q * np.float64(d) - x).max() <= 0.501 * float(d) + 0.001 * top + 2.0**-18  # f16's smallest step
+    assert top < 1e-3 or np.abs(q).max() >= 126
+
+
+def test_q8_0_shows_what_is_not_finite() -> None:
+    for bad in (np.nan, np.inf, -np.inf, 1e30):
+        assert not np.isfinite(quantize_row(np.array([1, bad], np.float32))[1])
 
 
 def test_a_page_is_clean_when_it_is_handed_out_again() -> None:
@@ -283,6 +345,7 @@ def test_kv_types() -> None:
     assert resolve_kv_type("auto", {"F16"}) == "f16"
     assert resolve_kv_type("f32", {"Q4_0"}) == "f32"
     assert resolve_kv_type("f16", {"F32"}) == "f16"
+    assert resolve_kv_type("q8_0", {"F32"}) == "q8_0"
     for bad in ("q4", "F16", ""):
         with pytest.raises(InvalidArgumentError):
             resolve_kv_type(bad, {"F32"})

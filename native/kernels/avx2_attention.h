@@ -21,6 +21,11 @@ enum { BYTES_f32 = 4, BYTES_f16 = 2, BYTES_q8_0 = 1 };
 INLINE const uint16_t *scales_of(const void *page, int64_t head_dim) {
     return (const uint16_t *)((const int8_t *)page + head_dim * EL_PAGE_TOKENS);
 }
+INLINE void prefetch_scales(const char *page, int64_t head_dim) {
+    if (!page) return;
+    prefetch(page + head_dim * EL_PAGE_TOKENS);
+    prefetch(page + head_dim * EL_PAGE_TOKENS + 64);
+}
 INLINE void token_factors(const void *page, int64_t head_dim, int scaled, float factor, float *y) {
     for (int t = 0; t < EL_PAGE_TOKENS; t += 8) {
         __m256 f = _mm256_set1_ps(factor);
@@ -116,6 +121,7 @@ static void product_up_to_6(const float *a, int64_t lda, int64_t n, const float 
             many_scores_##TYPE(q, n_rows, head_dim, k_page, factors, scores);                                    \
             return;                                                                                              \
         }                                                                                                        \
+        if (SCALED) prefetch_scales(ahead, head_dim);                                                            \
         for (; n_rows >= 4; n_rows -= 4, q += 4 * head_dim, scores += 4 * EL_PAGE_TOKENS, ahead = NULL)          \
             scores_##TYPE(q, head_dim, k_page, ahead, 4, 2, factors, scores);                                    \
         if (n_rows == 3) scores_##TYPE(q, head_dim, k_page, ahead, 3, 2, factors, scores);                       \
@@ -184,6 +190,7 @@ static void product_up_to_6(const float *a, int64_t lda, int64_t n, const float 
             many_values_##TYPE(p, n_rows, head_dim, first, end, v_page, acc);                                    \
             return;                                                                                              \
         }                                                                                                        \
+        if (SCALED) prefetch_scales(ahead, head_dim);                                                            \
         for (; n_rows >= 4; n_rows -= 4, p += 4 * EL_PAGE_TOKENS, acc += 4 * head_dim, ahead = NULL)             \
             heads_##TYPE(p, 4, head_dim, first, end, v_page, ahead, acc);                                        \
         if (n_rows == 3) heads_##TYPE(p, 3, head_dim, first, end, v_page, ahead, acc);                           \

@@ -31,6 +31,11 @@ INLINE __m512 token_scales(const void *page, int64_t head_dim, int64_t t) {
     const uint16_t *d = (const uint16_t *)((const int8_t *)page + head_dim * EL_PAGE_TOKENS);
     return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(d + t)));
 }
+INLINE void prefetch_scales(const char *page, int64_t head_dim) {
+    if (!page) return;
+    prefetch(page + head_dim * EL_PAGE_TOKENS);
+    prefetch(page + head_dim * EL_PAGE_TOKENS + 64);
+}
 INLINE void scaled_weights(const float *p, int64_t n_rows, const void *page, int64_t head_dim, float *y) {
     UNROLL for (int t = 0; t < EL_PAGE_TOKENS; t += 16) {
         __m512 d = token_scales(page, head_dim, t);
@@ -146,6 +151,7 @@ static void product(const float *a, int64_t lda, int64_t n, const float *b, int6
             many_scores_##TYPE(q, n_rows, head_dim, k_page, scale, scores);                                      \
             return;                                                                                              \
         }                                                                                                        \
+        if (SCALED) prefetch_scales(ahead, head_dim);                                                            \
         BY_ROWS(SCORES_##TYPE)                                                                                   \
     }                                                                                                            \
     INLINE void values_##TYPE(const float *p, int64_t head_dim, int64_t first, int64_t end, const void *page,    \
@@ -211,7 +217,11 @@ static void product(const float *a, int64_t lda, int64_t n, const float *b, int6
             return;                                                                                              \
         }                                                                                                        \
         float scaled[DIRECT_ROWS * EL_PAGE_TOKENS];                                                              \
-        if (SCALED) scaled_weights(p, n_rows, v_page, head_dim, scaled), p = scaled;                             \
+        if (SCALED) {                                                                                            \
+            prefetch_scales(ahead, head_dim);                                                                    \
+            scaled_weights(p, n_rows, v_page, head_dim, scaled);                                                 \
+            p = scaled;                                                                                          \
+        }                                                                                                        \
         BY_ROWS(VALUES_##TYPE)                                                                                   \
     }
 
@@ -272,7 +282,16 @@ static void attn_store_q8_0(const float *k, const float *v, int64_t head_dim, in
 static float largest(const float *x, int64_t n, float max) {
     __m512 top = _mm512_set1_ps(max);
     __mmask16 odd = 0;
-    for (int64_t i = 0; i < n; i += 16) {
+    int64_t i = 0;
+    for (; i + 64 <= n; i += 64) {
+        __m512 v[4];
+        UNROLL for (int j = 0; j < 4; j++) {
+            v[j] = _mm512_loadu_ps(x + i + 16 * j);
+            odd |= _mm512_cmp_ps_mask(v[j], v[j], _CMP_UNORD_Q);
+        }
+        top = _mm512_max_ps(_mm512_max_ps(_mm512_max_ps(v[0], v[1]), _mm512_max_ps(v[2], v[3])), top);
+    }
+    for (; i < n; i += 16) {
         __m512 v = _mm512_mask_loadu_ps(top, first_lanes(n - i), x + i);
         odd |= _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
         top = _mm512_max_ps(v, top);
@@ -308,7 +327,16 @@ INLINE float tree16(__m512 v) { /* 16 lanes to one float by the fixed tree */
 
 static void exp_sum(float *x, int64_t n, float max, float *sum) {
     __m512 total = _mm512_setzero_ps(), top = _mm512_set1_ps(max);
-    for (int64_t i = 0; i < n; i += 16) {
+    int64_t i = 0;
+    for (; i + 64 <= n; i += 64) {
+        __m512 e[4];
+        UNROLL for (int v = 0; v < 4; v++) e[v] = exp16(_mm512_sub_ps(_mm512_loadu_ps(x + i + 16 * v), top));
+        UNROLL for (int v = 0; v < 4; v++) {
+            _mm512_storeu_ps(x + i + 16 * v, e[v]);
+            total = _mm512_add_ps(total, e[v]);
+        }
+    }
+    for (; i < n; i += 16) {
         __mmask16 m = first_lanes(n - i);
         __m512 e = exp16(_mm512_sub_ps(_mm512_maskz_loadu_ps(m, x + i), top));
         _mm512_mask_storeu_ps(x + i, m, e);
