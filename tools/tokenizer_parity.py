@@ -52,7 +52,7 @@ NEW = frozenset(p for a, b in NEW_RANGES for p in range(a, b))
 # Where llama.cpp is known to differ from the models' own tokenizers: (rules, characters of such texts, why).
 KNOWN = (
     (("gpt-4o", "tekken"), MARKS, "combining marks: llama.cpp's rule takes them neither for letters nor apart"),
-    (("deepseek-llm",), frozenset([0x3000]), "U+3000 is white space and punctuation: llama.cpp leaves it with the spaces"),
+    (("deepseek-llm",), frozenset([0x3000]), "U+3000, white space and a mark: llama.cpp leaves it with the spaces"),
     (("every",), NEW, "characters newer than llama.cpp's tables of Unicode"),
 )
 
