@@ -47,9 +47,12 @@ mingw:
 
 comma := ,
 # The kernels on their own: every level against the portable one, beside guard pages (tests/native/suite.c).
-SUITE := tests/native/suite.c native/cpu.c native/columns.c native/dispatch.c native/selftest.c native/pack.c \
+# native-suite and asan emulate AMX (tests/native/tiles_emulated.h); suite-x86 runs the real one, where there is one.
+OS_LAYER := native/os_$(if $(filter Linux,$(shell uname -s)),linux,posix).c
+SUITE := tests/native/suite.c native/cpu.c native/columns.c native/dispatch.c native/selftest.c native/pack.c $(OS_LAYER) \
          $(wildcard native/kernels/*.c)
-SUITE_FLAGS := -std=c11 -ffp-contract=off -fno-math-errno -Wall -Wextra -Werror -Inative
+SUITE_FLAGS := -std=c11 -ffp-contract=off -fno-math-errno -Wall -Wextra -Werror -Inative -pthread
+EMULATED := -DEL_TILES_EMULATED -Inative/kernels -Itests/native -Wno-psabi
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 
 # build-suite(name, compiler and its options) -> build/kernel-suite-name
@@ -57,15 +60,15 @@ define build-suite
 @rm -rf build/suite-$(1) && mkdir -p build/suite-$(1)
 @printf '%s\n' $(SUITE) | xargs -P $(JOBS) -I FILE sh -c \
     '$(2) $(SUITE_FLAGS) -c FILE -o build/suite-$(1)/$$(basename FILE .c).o || exit 255'
-@$(2) build/suite-$(1)/*.o -o build/kernel-suite-$(1) -lm
+@$(2) build/suite-$(1)/*.o -o build/kernel-suite-$(1) -lm -pthread
 endef
 
 native-suite:
-	$(call build-suite,native,$(CC) -O3)
+	$(call build-suite,native,$(CC) -O3 $(EMULATED))
 	build/kernel-suite-native
 
 asan:
-	$(call build-suite,asan,$(CC) -O1 -g -fsanitize=address$(comma)undefined -fno-sanitize-recover=all)
+	$(call build-suite,asan,$(CC) -O1 -g -fsanitize=address$(comma)undefined -fno-sanitize-recover=all $(EMULATED))
 	build/kernel-suite-asan --quick
 
 # Other CPUs, emulated (Debian: qemu-user gcc-aarch64-linux-gnu libc6-dev-arm64-cross). Each run says which level must be in

@@ -2,6 +2,7 @@
  * must also save the wide registers when it switches threads, which XCR0 tells (Intel SDM vol. 1, ch. 13).
  */
 #include "kernels.h"
+#include "os.h"
 
 #if defined(__x86_64__) || defined(_M_X64)
 
@@ -25,7 +26,20 @@ static uint64_t xcr0(void) { /* XGETBV by its bytes: the intrinsic would need a 
 enum { EAX, EBX, ECX, EDX };
 static uint32_t bit(uint32_t word, int at) { return word >> at & 1u; }
 
-uint32_t el_cpu_features(void) {
+/* Intel SDM vol. 1, ch. 18: tiles of palette 1 as amx.c wants them (leaf 1Dh), their state in XCR0, and the system's leave. */
+static int has_amx(uint32_t last) {
+    uint32_t r[4];
+    if (last < 0x1d || (xcr0() & 0x60000u) != 0x60000u) return 0;
+    cpuid(7, 0, r);
+    if (!bit(r[EDX], 24) || !bit(r[EDX], 22)) return 0; /* AMX-TILE, AMX-BF16 */
+    cpuid(0x1d, 0, r);
+    if (r[EAX] < 1) return 0;
+    cpuid(0x1d, 1, r);
+    return r[EAX] >> 16 >= 1024 && (r[EBX] & 0xffffu) >= 64 && r[EBX] >> 16 >= 8 && (r[ECX] & 0xffffu) >= 16 &&
+           el_os_request_tiles();
+}
+
+static uint32_t features(void) {
     uint32_t r[4], bits = 0;
     cpuid(0, 0, r);
     uint32_t last = r[EAX];
@@ -47,6 +61,7 @@ uint32_t el_cpu_features(void) {
             cpuid(7, 1, r);
             if (bit(r[EAX], 4)) bits |= EL_CPU_AVXVNNI;
         }
+        if (has_amx(last)) bits |= EL_CPU_AMX;
     }
     return bits;
 }
@@ -78,6 +93,14 @@ uint32_t el_cpu_features(void) { return EL_CPU_NEON; } /* every 64-bit ARM that 
 
 #else
 
-uint32_t el_cpu_features(void) { return 0; }
+static uint32_t features(void) { return 0; }
 
 #endif
+
+uint32_t el_cpu_features(void) {
+#ifdef EL_TILES_EMULATED
+    return features() | EL_CPU_EMULATED;
+#else
+    return features();
+#endif
+}

@@ -19,11 +19,15 @@ static const el_kernels *const levels[] = {
     &el_kernels_avxvnni,
     &el_kernels_avx512,
 #endif
+#if !defined(__aarch64__) || defined(EL_TILES_EMULATED)
+    &el_kernels_amx,
+#endif
 };
 #define N_LEVELS ((int)(sizeof levels / sizeof *levels))
 
 el_kernels el_k;
 const char *el_linear_level[2][EL_TYPE_LIMIT];
+const char *el_prefill_level[2][EL_TYPE_LIMIT];
 
 static int usable[N_LEVELS];
 static int current; /* highest level in use */
@@ -34,11 +38,16 @@ static void merge(el_kernels *into, const el_kernels *from) {
     into->need |= from->need;
     into->wide |= from->wide;
     for (int layout = 0; layout < 2; layout++)
-        for (int type = 0; type < EL_TYPE_LIMIT; type++)
+        for (int type = 0; type < EL_TYPE_LIMIT; type++) {
             if (from->linear[layout][type]) {
                 into->linear[layout][type] = from->linear[layout][type];
                 el_linear_level[layout][type] = from->name;
             }
+            if (from->prefill[layout][type]) {
+                into->prefill[layout][type] = from->prefill[layout][type];
+                el_prefill_level[layout][type] = from->name;
+            }
+        }
 #define TAKE(field) \
     if (from->field) into->field = from->field
     TAKE(quantize_q8_32);
@@ -49,6 +58,7 @@ static void merge(el_kernels *into, const el_kernels *from) {
     TAKE(softcap);
     TAKE(exp_sum);
     TAKE(largest);
+    TAKE(prefill_column);
     for (int i = 0; i < EL_N_KV_TYPES; i++) {
         TAKE(attn_scores[i]);
         TAKE(attn_values[i]);
@@ -61,6 +71,7 @@ static void merge(el_kernels *into, const el_kernels *from) {
 static void use_levels(int top) {
     memset(&el_k, 0, sizeof el_k);
     memset(el_linear_level, 0, sizeof el_linear_level);
+    memset(el_prefill_level, 0, sizeof el_prefill_level);
     for (int i = 0; i <= top; i++) {
         if (usable[i] != 1) continue;
         merge(&el_k, levels[i]);
@@ -142,6 +153,11 @@ int el_break_level_test(const char *name, int fault) {
 const char *el_kernel_level(int type, int layout) {
     if (type < 0 || type >= EL_TYPE_LIMIT || (layout != EL_ROWS && layout != EL_PANELS)) return NULL;
     return el_init(NULL) == EL_OK ? el_linear_level[layout][type] : NULL;
+}
+
+const char *el_prefill_kernel_level(int type, int layout) {
+    if (type < 0 || type >= EL_TYPE_LIMIT || (layout != EL_ROWS && layout != EL_PANELS)) return NULL;
+    return el_init(NULL) == EL_OK ? el_prefill_level[layout][type] : NULL;
 }
 
 /* ---- sizes of the formats ------------------------------------------------------------------------------ */

@@ -36,6 +36,7 @@ int el_set_isa(const char *name);         /* switch the tables (tests); no pass 
 enum el_fault { EL_FAULT_NONE = 0, EL_FAULT_RESULT = 1, EL_FAULT_ILLEGAL = 2 };
 int el_break_level_test(const char *name, int fault);
 const char *el_kernel_level(int type, int layout); /* level whose linear kernel runs this type; NULL: none */
+const char *el_prefill_kernel_level(int type, int layout); /* the same for passes of many columns; NULL: the exact kernel serves */
 
 /* ---- memory ------------------------------------------------------------------------------------ */
 void *el_arena_alloc(int64_t bytes);      /* zeroed, 64-byte aligned, on 2 MB pages where there are any; NULL on failure */
@@ -58,6 +59,9 @@ int el_quantize_weighted(int type, const float *src, const float *importance, vo
 /* y[m][r] (leading dimension ldy) = dot(row r of w, x[m]) for r in [row0, row1), one thread; for tests and tools */
 int el_linear_test(int type, int layout, const void *w, int64_t rows, int64_t k, int64_t row0, int64_t row1,
                    const float *x, int64_t n_cols, float *y, int64_t ldy);
+/* The same through the prefill kernel of the type, whatever n_cols is; EL_E_UNSUPPORTED: there is none here. */
+int el_prefill_test(int type, int layout, const void *w, int64_t rows, int64_t k, int64_t row0, int64_t row1,
+                    const float *x, int64_t n_cols, float *y, int64_t ldy);
 
 /* ---- the plan ------------------------------------------------------------------------------------ */
 /* Buffers are float32, (n_rows, cols); n_rows is the number of tokens of the pass, or of wanted outputs. */
@@ -151,6 +155,8 @@ typedef struct {
     const el_kv *kv;
     int32_t n_threads;       /* helpers + the caller */
     int32_t check_finite;    /* 1: a non-finite value in the last step's output is an error */
+    int32_t exact;           /* 1: no prefill kernels, so that every split of the tokens into passes gives the same bits */
+    int32_t reserved;
     int64_t first_step;      /* run steps [first_step, last_step); 0 and n_steps for a whole pass */
     int64_t last_step;
     const int32_t *cancel;   /* polled per chunk; may be NULL */

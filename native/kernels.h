@@ -53,6 +53,31 @@ void el_tile_columns(int format, int64_t k_pad, const int8_t *q, const float *d,
 typedef void (*el_linear_fn)(const void *w, int64_t row0, int64_t row1, const el_act *x, int64_t n_cols,
                              float *y, int64_t ldy);
 
+/* ---- prefill: many columns at once, allowed to round otherwise than formats/arithmetic.md ------- */
+/* A kernel file with matrix units may offer kernels for passes of many columns whose error against the weights as floats
+ * is no larger than that of the exact kernels, but whose bits differ. native/prefill.c runs them. */
+enum {
+    EL_PREFILL_FROM = 32,         /* columns from which on a prefill kernel serves */
+    EL_PREFILL_COLUMN_BLOCK = 512, /* columns of one call at most, */
+    EL_PREFILL_ROW_BLOCK = 256,   /* rows, */
+    EL_PREFILL_K_BLOCK = 512      /* and k that are unpacked at a time: with these C, B and a block of A share 2 MB of L2 */
+};
+
+/* The columns of a pass as bf16, in tiles: [ceil(n_cols / 16)][k_tiles][16 columns][32 k], k_tiles = ceil(k / 32). What is
+ * past k is zero, columns past n_cols may hold anything. */
+typedef struct {
+    const uint16_t *high; /* the floats, rounded to nearest even */
+    const uint16_t *low;  /* what that lost, rounded again; NULL where no weight type of the step wants it */
+    int64_t k_tiles;
+} el_columns;
+
+/* c [n_tiles][ceil((row1 - row0) / 16)][16 columns][16 rows] = rows [row0, row1) of w times the 16 n_tiles columns from tile
+ * tile0 on. row0 is a multiple of 16; rows past row1 come out as anything. At most EL_PREFILL_ROW_BLOCK rows and
+ * EL_PREFILL_COLUMN_BLOCK columns. All buffers are 64-byte aligned; scratch has EL_PREFILL_SCRATCH bytes. */
+typedef void (*el_prefill_fn)(const void *w, int64_t k, int64_t row0, int64_t row1, const el_columns *x, int64_t tile0,
+                              int64_t n_tiles, float *c, void *scratch);
+#define EL_PREFILL_SCRATCH (2 * 2 * (int64_t)EL_PREFILL_ROW_BLOCK * EL_PREFILL_K_BLOCK) /* bf16, for weights in two parts */
+
 typedef struct {
     const char *name;
     uint32_t need;                                /* EL_CPU_* bits this table requires */
@@ -79,6 +104,9 @@ typedef struct {
                                       void *v_page);
     /* the largest of `max` and x[0 .. n); NaN where one of them is */
     float (*largest)(const float *x, int64_t n, float max);
+    el_prefill_fn prefill[2][EL_TYPE_LIMIT];      /* [layout][GGUF type id]; NULL: the exact kernel serves */
+    /* one column, x (k), into its lines of el_columns: 32 values every 16 * 32; low may be NULL */
+    void (*prefill_column)(const float *x, int64_t k, uint16_t *high, uint16_t *low);
     /* in place: x = exp(x - max); returns nothing, *sum gets the total in lane order */
     void (*exp_sum)(float *x, int64_t n, float max, float *sum);
 } el_kernels;
@@ -92,7 +120,9 @@ enum el_cpu_bits {
     EL_CPU_AVX512VNNI = 32,
     EL_CPU_NEON = 1 << 16,
     EL_CPU_DOTPROD = 1 << 17,
-    EL_CPU_I8MM = 1 << 18
+    EL_CPU_I8MM = 1 << 18,
+    EL_CPU_AMX = 1 << 24,     /* AMX-TILE and AMX-BF16 */
+    EL_CPU_EMULATED = 1 << 30 /* builds with emulated tiles have it */
 };
 uint32_t el_cpu_features(void); /* CPU bits that the operating system also saves and restores */
 
@@ -103,16 +133,20 @@ extern const el_kernels el_kernels_avx512;
 extern const el_kernels el_kernels_neon;
 extern const el_kernels el_kernels_neon_dotprod;
 extern const el_kernels el_kernels_neon_i8mm;
+extern const el_kernels el_kernels_amx; /* only prefill */
 const el_kernels *el_level_table(int level); /* the table of a level as compiled; NULL: no such level */
 
 extern el_kernels el_k; /* the merged table in use */
 extern const char *el_linear_level[2][EL_TYPE_LIMIT];
+extern const char *el_prefill_level[2][EL_TYPE_LIMIT];
 
 /* Bytes of one head's K, or V, in a page; -1: not possible. */
 int64_t el_kv_half_bytes(int kv_type, int64_t head_dim);
 
 /* Which activation format a type's kernels read; -1: the type is unknown. */
 int el_act_format_of(int type);
+/* 1: the type's weights do not fit a bf16, so its prefill kernel wants el_columns.low too. */
+static inline int el_prefill_two_parts(int type) { return type == EL_TYPE_F16; }
 
 /* ---- half floats, exact, without hardware help ------------------------------------------------ */
 static inline float el_f16_to_f32(uint16_t h) {

@@ -219,6 +219,7 @@ static int64_t choose_chunk(const linear_job *job, int64_t n_groups, int64_t gro
 }
 
 int el_step_linear(el_run *run, const el_step *step) {
+    if (el_prefill_serves(run, step)) return el_step_prefill(run, step);
     int gated = step->op == EL_OP_LINEAR_GATED;
     linear_job job = {.run = run, .step = step, .n_cols = el_rows(run, step->in[0]), .n_weights = gated ? 2 : step->n};
     if (job.n_cols == 0) return EL_OK;

@@ -98,6 +98,19 @@ int64_t el_os_clock_read(int64_t clock) {
     return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
+/* arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA): for all threads of the process, kept over fork. Refused by kernels before
+ * 5.16, and where a thread has a signal stack too small for the tiles (Linux, Documentation/arch/x86/xstate.rst). */
+int el_os_request_tiles(void) {
+#if defined(__x86_64__) && defined(SYS_arch_prctl)
+    enum { GET_PERMISSIONS = 0x1022, REQUEST_PERMISSION = 0x1023, TILE_DATA = 18 };
+    unsigned long have = 0;
+    if (syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA)) return 0;
+    return syscall(SYS_arch_prctl, GET_PERMISSIONS, &have) == 0 && have >> TILE_DATA & 1;
+#else
+    return 0;
+#endif
+}
+
 void el_os_at_fork_child(void (*child)(void)) { pthread_atfork(NULL, NULL, child); }
 
 struct el_mutex {

@@ -89,6 +89,8 @@ static void after_fork(void) { /* the parent's sleepers do not exist here: start
     pthread_cond_init(&wait_cond, NULL);
     fork_child();
 }
+int el_os_request_tiles(void) { return 0; }
+
 void el_os_at_fork_child(void (*child)(void)) {
     fork_child = child;
     pthread_atfork(NULL, NULL, after_fork);

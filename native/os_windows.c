@@ -67,6 +67,8 @@ int64_t el_os_clock_read(int64_t clock) {
     return -1;
 }
 
+int el_os_request_tiles(void) { return 0; }
+
 void el_os_at_fork_child(void (*child)(void)) { (void)child; /* there is no fork */ }
 
 struct el_mutex {

@@ -181,6 +181,8 @@ static int allocate_buffers(el_plan *p) {
             if (need > p->worker_floats) p->worker_floats = need;
         }
     }
+    int rc = el_prefill_allocate(p);
+    if (rc) return rc;
     p->worker_floats = (p->worker_floats + 15) / 16 * 16;
     return allocate_activations(p);
 }
@@ -230,6 +232,7 @@ void el_plan_free(el_plan *p) {
     el_arena_free(p->worker_scratch, p->n_workers * p->worker_floats * (int64_t)sizeof(float));
     el_arena_free(p->partials, p->partial_bytes);
     el_experts_free(p);
+    el_prefill_free(p);
     free(p->steps), free(p->buffers), free(p->weights), free(p->ropes), free(p->rope_cos), free(p->rope_sin);
     free(p->data), free(p->data_bytes), free(p);
 }

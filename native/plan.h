@@ -48,6 +48,9 @@ struct el_plan {
     int32_t *tile_sum[3];
     int64_t act_bytes[3][3];
 
+    uint16_t *prefill_columns[2]; /* el_columns of the current step, high and low parts; NULL: no step has prefill kernels */
+    int64_t prefill_bytes[2];
+
     float *worker_scratch;   /* (n_workers, worker_floats) */
     int64_t worker_floats;
     int64_t n_workers;
@@ -83,6 +86,11 @@ int el_planes(const el_step *step, const el_weight *w); /* that kernels of w rea
  * y needs room for 2 n columns. */
 void el_multiply(const el_plan *plan, const el_weight *w, const float *x, int planes, int64_t m0, int64_t n, int64_t r0,
                  int64_t r1, float *y, int64_t ldy);
+/* prefill.c: LINEAR and LINEAR_GATED of many columns, where all kernels for it exist and the pass allows them */
+int el_prefill_serves(const el_run *run, const el_step *step);
+int el_step_prefill(el_run *run, const el_step *step);
+int el_prefill_allocate(el_plan *plan);
+void el_prefill_free(el_plan *plan);
 int el_step_route(el_run *run, const el_step *step);        /* experts.c */
 int el_step_experts(el_run *run, const el_step *step);
 int el_experts_ok(const el_plan *plan, const el_step *step);

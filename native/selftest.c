@@ -171,6 +171,87 @@ int el_check_linear(const el_kernels *table, int layout, int type, int64_t rows,
     return finish(&b, ok && same_floats(y, expected, n_cols * ldy));
 }
 
+/* ---- prefill ---- */
+static uint16_t to_bf16(float f) { /* to nearest even */
+    uint32_t u;
+    memcpy(&u, &f, 4);
+    return (uint16_t)(f != f ? u >> 16 | 0x40u : (u + 0x7fffu + (u >> 16 & 1u)) >> 16);
+}
+
+static int same_column(const float *x, int64_t k, const uint16_t *high, const uint16_t *low) {
+    for (int64_t i = 0; i < (k + 31) / 32 * 32; i++) {
+        uint16_t h = to_bf16(i < k ? x[i] : 0.0f), l = to_bf16((i < k ? x[i] : 0.0f) - el_bf16_to_f32(h));
+        int64_t at = i / 32 * 512 + i % 32;
+        if (high[at] != h || (low[at] != l && el_bf16_to_f32(l) == el_bf16_to_f32(l))) return 0;
+    }
+    return 1;
+}
+
+/* y, tiles of the kernel, against w (rows, k) times x (n_cols, k): |error| <= `relative` * sum of |products|, and a term for
+ * scales and offsets that are rounded to float32 on their own. */
+static int within_bound(const float *y, const float *w, const float *x, int64_t row0, int64_t rows, int64_t k,
+                        int64_t n_cols, double relative) {
+    int64_t n_tiles = (rows - row0 + 15) / 16;
+    for (int64_t r = row0; r < rows; r++)
+        for (int64_t m = 0; m < n_cols; m++) {
+            double exact = 0, size = 0, sum_x = 0, max_w = 0;
+            for (int64_t i = 0; i < k; i++) {
+                double a = w[r * k + i], b = x[m * k + i];
+                exact += a * b;
+                size += fabs(a * b);
+                sum_x += fabs(b);
+                if (fabs(a) > max_w) max_w = fabs(a);
+            }
+            double got = y[(m / 16 * n_tiles + (r - row0) / 16) * 256 + m % 16 * 16 + (r - row0) % 16];
+            if (!(fabs(got - exact) <= relative * size + 0x1p-14 * relative * max_w * sum_x + 1e-30)) return 0;
+        }
+    return 1;
+}
+
+static int floats_of(int type, const uint8_t *w, const uint8_t *panels, int64_t rows, int64_t k, float *out) {
+    for (int64_t r = 0; r < rows; r++) {
+        if (panels && el_panel_row(type, panels, rows, k, r, out + r * k) != EL_OK) return 0;
+        for (int64_t i = 0; !panels && i < k; i++) {
+            uint16_t h;
+            memcpy(&h, w + (r * k + i) * 2, 2);
+            if (type != EL_TYPE_F16 && type != EL_TYPE_BF16) return 0;
+            out[r * k + i] = type == EL_TYPE_F16 ? el_f16_to_f32(h) : el_bf16_to_f32(h);
+        }
+    }
+    return 1;
+}
+
+int el_check_prefill(const el_kernels *table, int layout, int type, int64_t rows, int64_t k, int64_t n_cols, uint64_t seed,
+                     const el_memory *memory) {
+    el_prefill_fn kernel = table->prefill[layout][type];
+    if (!kernel) return 1;
+    if (!table->prefill_column) return 0;
+    pool b = {.memory = memory};
+    int kind = (int)(seed % N_KINDS);
+    int64_t k_tiles = (k + 31) / 32, n_tiles = (n_cols + 15) / 16, row_bytes = el_row_bytes(type, k);
+    int64_t row0 = rows / 32 * 16, n_row_tiles = (rows - row0 + 15) / 16;
+    float *x = take(&b, n_cols * k * 4, 4), *w32 = take(&b, rows * k * 4, 4);
+    uint8_t *w = take(&b, rows * row_bytes, 1), *panels = NULL;
+    if (layout == EL_PANELS) panels = take(&b, el_panel_bytes(type, rows, k), 64);
+    uint16_t *high = take(&b, n_tiles * k_tiles * 1024, 64), *low = take(&b, n_tiles * k_tiles * 1024, 64);
+    float *c = take(&b, n_tiles * n_row_tiles * 1024, 64);
+    void *scratch = take(&b, EL_PREFILL_SCRATCH, 64);
+    if (b.failed) return finish(&b, -1);
+    floats(x, n_cols * k, kind, &seed);
+    weights(type, w, rows * row_bytes, kind, &seed);
+    if (panels && el_pack_panels(type, w, panels, rows, k, 0, rows) != EL_OK) return finish(&b, 0);
+    int ok = floats_of(type, w, panels, rows, k, w32);
+    for (int64_t m = 0; ok && m < n_cols; m++) {
+        int64_t at = (m / 16 * k_tiles * 16 + m % 16) * 32;
+        table->prefill_column(x + m * k, k, high + at, low + at);
+        ok = same_column(x + m * k, k, high + at, low + at);
+    }
+    el_columns columns = {high, low, k_tiles};
+    if (!ok) return finish(&b, 0);
+    kernel(panels ? (const void *)panels : (const void *)w, k, row0, rows, &columns, 0, n_tiles, c, scratch);
+    return finish(&b, within_bound(c, w32, x, row0, rows, k, n_cols, el_prefill_two_parts(type) ? 0x1p-15 : 0x1.1p-8));
+}
+
 static int check_quantizer(void (*f)(const float *, int64_t, int8_t *, float *, int32_t *),
                            void (*reference)(const float *, int64_t, int8_t *, float *, int32_t *), const float *x,
                            int64_t n, int64_t block, int64_t per_sum, const el_memory *memory) {
@@ -295,6 +376,9 @@ static int run_checks(const el_kernels *table) {
     int ok = 1;
     for (int layout = 0; layout < 2; layout++)
         for (int type = 0; type < EL_TYPE_LIMIT; type++) {
+            int64_t prefill_k = el_row_bytes(type, 1) > 0 ? 77 : el_row_bytes(type, 32) > 0 ? 160 : 512;
+            for (int64_t n_cols = 15; n_cols <= 33 && ok == 1; n_cols += 6)
+                ok = el_check_prefill(table, layout, type, 37, prefill_k, n_cols, (uint64_t)(type * 8 + n_cols), &memory);
             if (!table->linear[layout][type]) continue;
             if (!el_kernels_portable.linear[layout][type]) return 0;
             int64_t k = el_row_bytes(type, 1) > 0 ? 53 : el_row_bytes(type, 32) > 0 ? 160 : 512;

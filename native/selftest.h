@@ -23,6 +23,11 @@ int el_check_attention(const el_kernels *table, int kv_type, int64_t n_rows, int
 /* Puts a fault (enum el_fault) into one function of a table, so that tests see it refused. */
 void el_add_fault(el_kernels *table, int fault);
 
+/* A prefill kernel against the weights as floats in double, each element within the bound that bf16 operands give
+ * (formats/arithmetic.md); and its columns against their definition, bit for bit. */
+int el_check_prefill(const el_kernels *table, int layout, int type, int64_t rows, int64_t k, int64_t n_cols, uint64_t seed,
+                     const el_memory *memory);
+
 /* Every function of `table` on a few small sizes, guarded against illegal instructions where the system allows it.
  * 1 passed, 0 a result differs or an instruction is illegal, -1 out of memory. */
 int el_selftest(const el_kernels *table);

@@ -97,6 +97,23 @@ static void linear_suite(const el_kernels *table) {
         }
 }
 
+static void prefill_suite(const el_kernels *table) {
+    static const int rows[] = {1, 16, 33, 70, 130}, block_k[] = {32, 96, 512, 544, 1056}, float_k[] = {1, 31, 64, 100, 515};
+    static const int columns[] = {1, 16, 33, 47}, big_k[] = {256, 512, 768, 1024, 1280};
+    for (int layout = 0; layout < 2; layout++)
+        for (int type = 0; type < EL_TYPE_LIMIT; type++) {
+            if (!table->prefill[layout][type]) continue;
+            int act = el_act_format_of(type);
+            const int *ks = act == EL_ACTF_F32 ? float_k : act == EL_ACTF_Q8_32 ? block_k : big_k;
+            for (int r = 0; r < 5; r++)
+                for (int i = 0; i < 5; i++) {
+                    int n_cols = columns[(r + i) % 4];
+                    expect(el_check_prefill(table, layout, type, rows[r], ks[i], n_cols, (uint64_t)(r * 7 + i), &memory),
+                           table->name, "prefill", type, layout, rows[r], ks[i], n_cols);
+                }
+        }
+}
+
 static void other_suite(const el_kernels *table) {
     for (int n = 1; n <= 70; n += quick ? 3 : 1)
         for (uint64_t seed = 0; seed < 4; seed++)
@@ -265,6 +282,7 @@ static void level_suite(int level) {
     int before = checks;
     linear_suite(el_level_table(level));
     other_suite(el_level_table(level));
+    prefill_suite(el_level_table(level));
     if (el_level_usable(level) == 1 && el_set_isa(el_level_name(level)) == EL_OK) { /* merged, as models see it */
         exp_suite(&el_k);
         op_suite(&el_k);
