@@ -94,6 +94,13 @@ def kernel_level(block: BlockType, panels: bool) -> str | None:
     return None if name == ffi.NULL else ffi.string(name).decode()
 
 
+def prefill_level(block: BlockType, panels: bool) -> str | None:
+    """The same for passes of many columns, whose kernels may round otherwise; None: the exact kernel runs them too."""
+    ffi, lib = library()
+    name = lib.el_prefill_kernel_level(block.id, int(panels))
+    return None if name == ffi.NULL else ffi.string(name).decode()
+
+
 def pool_chunks() -> list[int]:
     """Chunks of work that each worker of the pool has done so far; the first is the calling thread."""
     ffi, lib = library()

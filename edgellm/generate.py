@@ -35,6 +35,7 @@ class Request:
     sampling: Sampling
     max_tokens: int | None
     stop_ids: frozenset[int]
+    exact: bool = False
     on_prefill: Callable[[int, int], Any] | None = None
 
 
@@ -42,22 +43,32 @@ class Engine:
     """A backend with one cached sequence. Only the worker thread uses it."""
 
     def __init__(
-        self, backend: Backend, pool: PagePool, tokenizer: Any, n_ctx: int, threads: int, isa: str
+        self, backend: Backend, pool: PagePool, tokenizer: Any, n_ctx: int, threads: int, isa: str, exact: bool = False
     ) -> None:
         self.backend, self.pool, self.tokenizer = backend, pool, tokenizer
         self.n_ctx, self.threads, self.isa = n_ctx, threads, isa
+        self.set_exact(exact)
         self.passes = 0
         self.cached: list[int] = []  # ids whose keys and values are in the cache, in order
+        self._exact_cached = 0  # so many of them, from the first on, are what exact passes make of them
         self._seq = Sequence(pool, n_ctx)
+
+    def set_exact(self, exact: bool) -> None:
+        """Whether the following passes keep to kernels whose bits do not depend on how tokens are cut into passes."""
+        self.backend.exact = exact
 
     def rewind(self, n: int) -> None:
         """Keep the first `n` cached tokens."""
         self._seq.rewind(n)
         del self.cached[n:]
+        self._exact_cached = min(self._exact_cached, n)
 
     def reuse(self, ids: SequenceOf[int]) -> int:
-        """Keep the longest cached prefix of `ids` (at least one token stays to be run); its length."""
-        limit = min(len(ids) - 1, len(self.cached))
+        """Keep the longest cached prefix of `ids` (at least one token stays to be run); its length.
+
+        While passes are exact, only what exact passes have made is used again.
+        """
+        limit = min(len(ids) - 1, self._exact_cached if self.backend.exact else len(self.cached))
         n = 0
         while n < limit and ids[n] == self.cached[n]:
             n += 1
@@ -77,6 +88,8 @@ class Engine:
             raise
         self._seq.commit(end)
         self.passes += 1
+        if self._exact_cached == position and (self.backend.exact or not self.backend.has_prefill):
+            self._exact_cached = end
         self.cached.extend(tokens)
         return logits
 
@@ -96,8 +109,9 @@ class Engine:
         assert logits is not None
         return logits[-1]
 
-    def logits(self, ids: SequenceOf[int], job: Job, first: int = 0) -> np.ndarray:
+    def logits(self, ids: SequenceOf[int], job: Job, first: int = 0, exact: bool = False) -> np.ndarray:
         """Logits (n - first, vocab) float32 of every position from `first` on, on an empty cache."""
+        self.set_exact(exact)
         self.rewind(0)
         rows = []
         for start in range(0, len(ids), PREFILL_CHUNK):
@@ -161,6 +175,7 @@ class Generation:
     def run(self) -> Result:
         """The whole generation. Raises Cancelled when it was stopped without keeping the text."""
         engine, passes = self.engine, self.engine.passes
+        engine.set_exact(self.request.exact)
         reused = engine.reuse(self.request.ids)
         before = len(engine.cached)
         try:

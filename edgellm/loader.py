@@ -41,11 +41,12 @@ class Loaded:
         progress: ProgressCallback | None,
         pack: bool = True,
         huge_pages: bool = False,
+        exact: bool = False,
     ) -> None:
         from edgellm.gguf import open_gguf
 
         start = time.perf_counter()
-        self.seed, self.template = seed, None
+        self.seed, self.template, self.exact = seed, None, exact
         self.threads, self.thread_reason = _threads(threads)
         self.file = open_gguf(path)
         try:
@@ -97,7 +98,7 @@ class Loaded:
         self.backend_name = self.runner.name
         self.isa = backend_isa(self.runner)
         self.pool = PagePool.for_tokens(self.plan.kv, self.kv_type, self.n_ctx)
-        self.engine = Engine(self.runner, self.pool, self.tokenizer, self.n_ctx, self.threads, self.isa)
+        self.engine = Engine(self.runner, self.pool, self.tokenizer, self.n_ctx, self.threads, self.isa, self.exact)
 
     def close(self) -> None:
         """Free everything, last made first; what was not made yet is skipped."""

@@ -38,6 +38,7 @@ def load(
     kv_type: str = "auto",
     chat_template: str | None = None,
     seed: int | None = None,
+    exact: bool = False,
     progress: Callable[[Progress], Any] | None = None,
     pack: bool = True,
     huge_pages: bool = False,
@@ -53,6 +54,8 @@ def load(
       the memory of f16), or "auto": f32 where the weights are F32, else f16.
     - `chat_template`: Jinja template to use instead of the one in the file.
     - `seed`: used by every call that brings none; None: a new random one each time (`Result.seed` tells it).
+    - `exact`: logits do not depend, to the bit, on how a prompt is cut into passes. Prompts may be slower for it on
+      machines that have faster kernels with another rounding (AMX). Each call may choose for itself.
     - `progress`: called with a `Progress`; when it returns False, loading ends with `Cancelled`.
     - `pack`: False reads the weights straight from the mapped file, for machines short of memory: slower, but memory
       that the system can take back at any time, and the same logits. A packed file (`edgellm pack`) is used in place.
@@ -74,6 +77,7 @@ def load(
             kv_type=kv_type,
             chat_template=chat_template,
             seed=seed,
+            exact=exact,
             progress=progress,
             pack=pack,
             huge_pages=huge_pages,
@@ -130,7 +134,7 @@ class Model:
     """A loaded model. Made by `load`; use it as a context manager, or `close()` it.
 
     Attributes: `path`, `arch`, `name`, `n_ctx`, `n_vocab`, `tokenizer` (`edgellm.Tokenizer`), `chat_template` (text or
-    None), `metadata` (the file's keys), `plan`, `backend`, `isa`, `kv_type`, `threads` (with `thread_reason`).
+    None), `metadata` (the file's keys), `plan`, `backend`, `isa`, `kv_type`, `threads` (with `thread_reason`), `exact`.
     """
 
     def __init__(self, loaded: Any) -> None:
@@ -139,6 +143,7 @@ class Model:
         self.tokenizer, self.chat_template, self.plan = loaded.tokenizer, loaded.chat_template, loaded.plan
         self.threads, self.thread_reason = loaded.threads, loaded.thread_reason
         self.load_seconds, self.seed = loaded.load_seconds, loaded.seed
+        self.exact = loaded.exact
         self._loaded = loaded
         self._worker = Worker(f"edgellm-{loaded.name}")
         # The finalizer must not hold the model itself, or it would never be collected.
@@ -163,6 +168,7 @@ class Model:
         stream: bool = False,
         special: bool = False,
         ignore_eos: bool = False,
+        exact: bool | None = None,
         on_prefill: Callable[[Progress], Any] | None = None,
         **samplers: Any,
     ) -> Result | Stream:
@@ -172,13 +178,14 @@ class Model:
         unless `special`. `max_tokens=None` goes on until an end token, a stop string or the end of the context window.
         Give a `Sampling`, or its fields as keywords (`temperature=0.7, seed=1`). With `stream=True` a `Stream` comes
         back at once. `on_prefill` is called on the worker thread before and after each chunk of the prompt.
+        `exact`: as in `load`; None: what the model was loaded with.
 
         Raises ContextOverflowError (prompt longer than `n_ctx`), InvalidArgumentError, ModelClosedError,
         NonFiniteError; KeyboardInterrupt cancels the call.
         """
         self._check_open()
         ids = self.tokenizer.encode(prompt, parse_special=special) if isinstance(prompt, str) else _ids(prompt)
-        options = {"max_tokens": max_tokens, "sampling": sampling, "stop": stop, "samplers": samplers}
+        options = {"max_tokens": max_tokens, "sampling": sampling, "stop": stop, "samplers": samplers, "exact": exact}
         return self._start(ids, stream=stream, ignore_eos=ignore_eos, on_prefill=on_prefill, **options)
 
     @overload
@@ -197,6 +204,7 @@ class Model:
         stop: str | Sequence[str] = (),
         stream: bool = False,
         ignore_eos: bool = False,
+        exact: bool | None = None,
         on_prefill: Callable[[Progress], Any] | None = None,
         **samplers: Any,
     ) -> Result | Stream:
@@ -208,7 +216,7 @@ class Model:
         """
         self._check_open()
         ids = self.chat_ids(messages)
-        options = {"max_tokens": max_tokens, "sampling": sampling, "stop": stop, "samplers": samplers}
+        options = {"max_tokens": max_tokens, "sampling": sampling, "stop": stop, "samplers": samplers, "exact": exact}
         return self._start(ids, stream=stream, ignore_eos=ignore_eos, on_prefill=on_prefill, **options)
 
     def _start(
@@ -220,6 +228,7 @@ class Model:
         stop: str | Sequence[str],
         stream: bool,
         ignore_eos: bool,
+        exact: bool | None,
         on_prefill: Callable[[Progress], Any] | None,
         samplers: dict[str, Any],
     ) -> Result | Stream:
@@ -236,6 +245,7 @@ class Model:
             sampling=chosen,
             max_tokens=max_tokens,
             stop_ids=frozenset() if ignore_eos else frozenset(self.tokenizer.eog_ids),
+            exact=self.exact if exact is None else exact,
             on_prefill=report,
         )
         loaded = self._loaded
@@ -308,15 +318,15 @@ class Model:
 
     # ---- numbers
 
-    def logits(self, ids: Sequence[int], first: int = 0) -> np.ndarray:
-        """Logits float32 (n - first, n_vocab) of each position of `ids` from `first` on. Raises as `generate`."""
+    def logits(self, ids: Sequence[int], first: int = 0, exact: bool | None = None) -> np.ndarray:
+        """Logits float32 (n - first, n_vocab) of each position of `ids` from `first` on. Else as `generate`."""
         self._check_open()
         checked = _ids(ids)
         self._check_ids(checked)
-        engine = self._loaded.engine
+        engine, chosen = self._loaded.engine, self.exact if exact is None else exact
         if not 0 <= first < len(checked):
             raise InvalidArgumentError(f"first is {first}; there are positions 0 to {len(checked) - 1}")
-        return self._worker.call(lambda job: engine.logits(checked, job, first))
+        return self._worker.call(lambda job: engine.logits(checked, job, first, chosen))
 
     def _check_ids(self, ids: list[int]) -> None:
         if not ids:

@@ -125,6 +125,7 @@ int el_plan_new(el_plan **out, const el_step *steps, int64_t n_steps, const el_b
                 const el_weight *weights, int64_t n_weights, const el_rope_table *ropes, int64_t n_ropes,
                 int64_t max_tokens);
 void el_plan_free(el_plan *plan);
+int el_plan_has_prefill(const el_plan *plan); /* 1: some of its steps have prefill kernels, so el_pass.exact makes a difference */
 float *el_plan_buffer(el_plan *plan, int32_t buffer); /* for the step-compare mode; NULL: no such buffer */
 
 /* ---- the KV cache ----------------------------------------------------------------------------------- */

@@ -62,6 +62,8 @@ void el_prefill_free(el_plan *p) {
     for (int part = 0; part < 2; part++) el_arena_free(p->prefill_columns[part], p->prefill_bytes[part]);
 }
 
+int el_plan_has_prefill(const el_plan *p) { return p && p->prefill_columns[0]; }
+
 int el_prefill_serves(const el_run *run, const el_step *s) {
     int parts;
     if (run->pass->exact || !run->plan->prefill_columns[0] || !step_has_kernels(run->plan, s, &parts)) return 0;

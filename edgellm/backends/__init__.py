@@ -35,6 +35,8 @@ class Backend(Protocol):
     """
 
     name: str
+    has_prefill: bool  # passes of many tokens may go through kernels that round otherwise (formats/arithmetic.md)
+    exact: bool  # may be set: True keeps to kernels whose bits do not depend on how tokens are cut into passes
 
     def forward(
         self,

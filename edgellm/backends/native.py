@@ -57,9 +57,11 @@ class NativeBackend:
             raise ImportError("edgellm._native was not built")
         self._ffi, self._lib = clib.library()
         self.plan, self.n_threads, self.max_tokens = plan, n_threads, max_tokens
+        self.exact = False
         self.calls = 0  # native calls for forward passes, for the tests
         self._table = _WeightTable(plan, weights, n_threads, pack, huge_pages, progress)
         self._fused = _NativePlan(plan, lower(plan), self._table, max_tokens)
+        self.has_prefill = bool(self._lib.el_plan_has_prefill(self._fused.handle))
         self._single: _NativePlan | None = None  # one native step per plan step, made when somebody debugs
         self._debug: tuple[Any, ...] | None = None
 
@@ -86,7 +88,7 @@ class NativeBackend:
         one.n_tokens, one.n_outputs, one.position = tokens.size, outputs.size, position
         one.kv = _kv_struct(ffi, seq, keep)
         one.n_threads, one.check_finite = self.n_threads, last == len(native.steps)
-        one.first_step, one.last_step = first, last
+        one.exact, one.first_step, one.last_step = self.exact, first, last
         one.cancel = ffi.NULL if cancel is None else ffi.from_buffer("int32_t[]", cancel)
         self.calls += 1
         rc = lib.el_forward(native.handle, one)

@@ -34,6 +34,7 @@ class ReferenceBackend:
     """See `edgellm.backends.Backend`. Every tensor is decoded whole at its first use and kept."""
 
     name = "reference"
+    has_prefill, exact = False, True
 
     def __init__(
         self, plan: Plan, weights: Weights, *, n_threads: int = 1, max_tokens: int = 512, pack: bool = True

@@ -53,6 +53,7 @@ class NumberList(click.ParamType):
               help="Measure the machine too, and show how much of it was used.")
 @click.option("--machine", "only_machine", is_flag=True, help="Measure the machine only: reading, multiplying.")
 @click.option("--json", "as_json", is_flag=True, help="The same as -o json.")
+@click.option("--exact", is_flag=True, help="Only kernels whose bits do not depend on how a prompt is cut into passes.")
 @click.option("-o", "--output", "form", type=click.Choice(["md", "json", "jsonl", "csv"]), default="md",
               show_default=True, help="Form of the output.")
 def command(
@@ -69,6 +70,7 @@ def command(
     shares: bool,
     only_machine: bool,
     as_json: bool,
+    exact: bool,
     form: str,
 ) -> None:
     """Measure how fast MODEL reads a prompt (pp) and writes (tg), in tokens per second and GB/s of weights.
@@ -88,7 +90,7 @@ def command(
     if not any(n_prompt) and not any(n_gen):
         raise click.UsageError("there is nothing to measure: both -p and -n are 0")
     path = model if model is not None else model_option
-    options = {"kv_type": kv_type, "backend": backend, "n_ctx": max(n_depth) + max(*n_prompt, *n_gen)}
+    options = {"kv_type": kv_type, "backend": backend, "exact": exact, "n_ctx": max(n_depth) + max(*n_prompt, *n_gen)}
     tests = (n_prompt, n_gen, n_depth, repetitions, shares, busy)
     _WRITERS[form](result for n in threads or ["auto"] for result in _run(path, n, options, tests))
 

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 @click.option("--backend", type=click.Choice(["auto", "native", "numba", "reference"]), default="auto",
               show_default=True, help="What runs the model.")
 @kv_type_options
+@click.option("--exact", is_flag=True,
+              help="Logits that do not depend, to the bit, on how a window is cut into passes.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(
     model: str | None,
