@@ -50,4 +50,4 @@ if __name__ == "__main__":
 
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
     use(build())
-    sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "-p", "no:xdist", *sys.argv[1:]]))
+    sys.exit(pytest.main(["-rs", "-p", "no:cacheprovider", "-p", "no:xdist", *sys.argv[1:]]))

@@ -198,7 +198,7 @@ import edgellm.cli.chat, edgellm.model
 real = edgellm.model.Model.__init__
 
 class Slow:
-    name = "slow"
+    name, has_prefill = "slow", False
     def __init__(self, inner): self.inner = inner
     def close(self): self.inner.close()
     def forward(self, tokens, position, outputs, seq, cancel):

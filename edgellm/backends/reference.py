@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..errors import BackendError, Cancelled, NonFiniteError
+from ..errors import BackendError, Cancelled, InvalidArgumentError, NonFiniteError
 from ..kv import PAGE_TOKENS, Sequence, n_blocks
 from ..ops import Op
 from ..plan import Plan, Step
@@ -34,7 +34,7 @@ class ReferenceBackend:
     """See `edgellm.backends.Backend`. Every tensor is decoded whole at its first use and kept."""
 
     name = "reference"
-    has_prefill, exact = False, True
+    has_prefill = False
 
     def __init__(
         self, plan: Plan, weights: Weights, *, n_threads: int = 1, max_tokens: int = 512, pack: bool = True
@@ -43,6 +43,16 @@ class ReferenceBackend:
         self._source: Weights | None = weights
         self._weights: dict[str, np.ndarray] = {}
         self._pass: _Pass | None = None
+
+    @property
+    def exact(self) -> bool:
+        """False: NumPy rounds otherwise in passes of another width. Setting it raises InvalidArgumentError."""
+        return False
+
+    @exact.setter
+    def exact(self, wanted: bool) -> None:
+        if wanted:
+            raise InvalidArgumentError("the reference backend cannot be exact; choose backend='native' or 'numba'")
 
     def forward(
         self,
