@@ -31,7 +31,7 @@ static int weights_of(const el_step *s) { return s->op == EL_OP_LINEAR_GATED ? 2
 /* Each of the step's weights has a prefill kernel; *parts is set to the bf16 parts that its columns need. */
 static int step_has_kernels(const el_plan *p, const el_step *s, int *parts) {
     *parts = 1;
-    if (!is_linear(s) || !el_k.prefill_column) return 0;
+    if (!is_linear(s) || !el_k.prefill_column || s->i[3]) return 0; /* two planes hold more bits than bf16 does */
     for (int j = 0; j < weights_of(s); j++) {
         const el_weight *w = &p->weights[s->w[j]];
         if (!kernel_of(w)) return 0;
