@@ -54,8 +54,7 @@ def load(
       the memory of f16), or "auto": f32 where the weights are F32, else f16.
     - `chat_template`: Jinja template to use instead of the one in the file.
     - `seed`: used by every call that brings none; None: a new random one each time (`Result.seed` tells it).
-    - `exact`: logits do not depend, to the bit, on how a prompt is cut into passes. Prompts may be slower for it on
-      machines that have faster kernels with another rounding (AMX). Each call may choose for itself.
+    - `exact`: logits do not depend, to the bit, on how a prompt is cut into passes (slower on AMX); calls may choose.
     - `progress`: called with a `Progress`; when it returns False, loading ends with `Cancelled`.
     - `pack`: False reads the weights straight from the mapped file, for machines short of memory: slower, but memory
       that the system can take back at any time, and the same logits. A packed file (`edgellm pack`) is used in place.
@@ -142,8 +141,7 @@ class Model:
         self.n_ctx, self.n_ctx_train, self.kv_type = loaded.n_ctx, loaded.n_ctx_train, loaded.kv_type
         self.tokenizer, self.chat_template, self.plan = loaded.tokenizer, loaded.chat_template, loaded.plan
         self.threads, self.thread_reason = loaded.threads, loaded.thread_reason
-        self.load_seconds, self.seed = loaded.load_seconds, loaded.seed
-        self.exact = loaded.exact
+        self.load_seconds, self.seed, self.exact = loaded.load_seconds, loaded.seed, loaded.exact
         self._loaded = loaded
         self._worker = Worker(f"edgellm-{loaded.name}")
         # The finalizer must not hold the model itself, or it would never be collected.
@@ -178,7 +176,6 @@ class Model:
         unless `special`. `max_tokens=None` goes on until an end token, a stop string or the end of the context window.
         Give a `Sampling`, or its fields as keywords (`temperature=0.7, seed=1`). With `stream=True` a `Stream` comes
         back at once. `on_prefill` is called on the worker thread before and after each chunk of the prompt.
-        `exact`: as in `load`; None: what the model was loaded with.
 
         Raises ContextOverflowError (prompt longer than `n_ctx`), InvalidArgumentError, ModelClosedError,
         NonFiniteError; KeyboardInterrupt cancels the call.
@@ -323,10 +320,10 @@ class Model:
         self._check_open()
         checked = _ids(ids)
         self._check_ids(checked)
-        engine, chosen = self._loaded.engine, self.exact if exact is None else exact
+        engine, exact = self._loaded.engine, self.exact if exact is None else exact
         if not 0 <= first < len(checked):
             raise InvalidArgumentError(f"first is {first}; there are positions 0 to {len(checked) - 1}")
-        return self._worker.call(lambda job: engine.logits(checked, job, first, chosen))
+        return self._worker.call(lambda job: engine.logits(checked, job, first, exact))
 
     def _check_ids(self, ids: list[int]) -> None:
         if not ids:
