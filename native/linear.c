@@ -6,7 +6,9 @@
  */
 #include "plan.h"
 
-enum { TARGET_CHUNKS_PER_WORKER = 12, MIN_CHUNK_BYTES = 24 << 10, MAX_CHUNK_MACS = 48 << 20 };
+/* A chunk of a wide pass: its weights should stay in L2 while all columns run past them, and a cancel be seen within
+ * a millisecond or two; without wide kernels an eighth of that. */
+enum { TARGET_CHUNKS_PER_WORKER = 6, MIN_CHUNK_BYTES = 24 << 10, MAX_CHUNK_MACS = 48 << 20, WIDE_CHUNK_MACS = 384 << 20 };
 
 int64_t el_linear_scratch(void) { return 2 * (int64_t)EL_COLUMN_BLOCK * EL_GATED_ROWS; }
 
@@ -208,7 +210,7 @@ static void gated_chunk(void *ctx, int64_t chunk, int worker) {
 static int64_t choose_chunk(const linear_job *job, int64_t n_groups, int64_t group_bytes, int64_t limit) {
     int64_t per_chunk = n_groups / ((int64_t)job->run->n_threads * TARGET_CHUNKS_PER_WORKER);
     int64_t by_bytes = (MIN_CHUNK_BYTES + group_bytes - 1) / group_bytes;
-    int64_t by_work = MAX_CHUNK_MACS / (EL_PANEL_ROWS * job->k * job->n_cols);
+    int64_t by_work = (el_k.wide ? WIDE_CHUNK_MACS : MAX_CHUNK_MACS) / (EL_PANEL_ROWS * job->k * job->n_cols);
     if (per_chunk < by_bytes) per_chunk = by_bytes;
     int64_t share = (n_groups + job->run->n_threads - 1) / job->run->n_threads; /* nobody stays idle */
     if (per_chunk > share) per_chunk = share;
