@@ -21,7 +21,7 @@
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 8")
 #define UNROLL2 _Pragma("GCC unroll 2") /* unrolled further, GCC adds in a tree and spills its leaves */
-#define AHEAD 768 /* bytes of software prefetch; hardware streams stop at page ends */
+#define AHEAD 4096 /* bytes of software prefetch; hardware streams stop at page ends */
 
 INLINE int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 INLINE __m256i bytes32(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
@@ -58,7 +58,7 @@ INLINE float tree16(__m256 a, __m256 b) {
     }
 
 /* ---- rows of floats ----------------------------------------------------------------------------------- */
-enum { F32_BYTES = 4, F16_BYTES = 2 };
+enum { F32_BYTES = 4, F16_BYTES = 2, ROW_AHEAD = 768 }; /* several rows are read side by side: less ahead for each */
 
 INLINE __m256 load_f32(const uint8_t *p) { return _mm256_loadu_ps((const float *)p); }
 INLINE __m256 load_f16(const uint8_t *p) { return halves8(p); }
@@ -92,7 +92,7 @@ INLINE float one_bf16(const uint8_t *p) { return el_bf16_to_f32((uint16_t)(p[0] 
         for (; k0 + EL_LANES <= k; k0 += EL_LANES) {                                                             \
             UNROLL for (int r = 0; r < R; r++) {                                                                 \
                 const uint8_t *p = row[r] + k0 * BYTES;                                                          \
-                prefetch(p + AHEAD);                                                                             \
+                prefetch(p + ROW_AHEAD);                                                                         \
                 __m256 w0 = LOAD(p), w1 = LOAD(p + 8 * BYTES);                                                   \
                 UNROLL for (int c = 0; c < C; c++) {                                                             \
                     const float *f = x->f + (m0 + c) * x->ldf + k0;                                              \

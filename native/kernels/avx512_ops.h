@@ -9,6 +9,8 @@ INLINE __m512 load_bf16(const uint8_t *p, __mmask16 m) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(m, p)), 16));
 }
 
+enum { ROW_AHEAD = 1024 }; /* four rows are read side by side: less for each */
+
 /* R rows times C columns share their loads. Rows past the end repeat the last one and are not stored. */
 #define FLOAT_ROWS(NAME, BYTES, LOAD)                                                                            \
     INLINE void NAME##_step(const uint8_t *const *row, const int R, const float *x, int64_t ldf, const int C, int64_t at, \
@@ -27,7 +29,7 @@ INLINE __m512 load_bf16(const uint8_t *p, __mmask16 m) {
         int64_t k0 = 0;                                                                                          \
         UNROLL for (int r = 0; r < R; r++) UNROLL for (int c = 0; c < C; c++) acc[r][c] = _mm512_setzero_ps();   \
         for (; k0 + EL_LANES <= x->k; k0 += EL_LANES) {                                                          \
-            UNROLL for (int r = 0; r < R; r++) prefetch(row[r] + k0 * BYTES + AHEAD);                            \
+            UNROLL for (int r = 0; r < R; r++) prefetch(row[r] + k0 * BYTES + ROW_AHEAD);                           \
             NAME##_step(row, R, f, x->ldf, C, k0, 0xffff, acc);                                                  \
         }                                                                                                        \
         if (k0 < x->k) NAME##_step(row, R, f, x->ldf, C, k0, first_lanes(x->k - k0), acc);                       \
