@@ -71,7 +71,7 @@ static uint32_t features(void) {
 /* User code may not read the ID registers everywhere: the system tells. */
 #if defined(__linux__)
 #include <sys/auxv.h>
-uint32_t el_cpu_features(void) {
+static uint32_t features(void) {
     unsigned long bits = getauxval(AT_HWCAP), more = getauxval(AT_HWCAP2);
     if (!(bits >> 1 & 1)) return 0; /* HWCAP_ASIMD; the numbers, because older headers lack the names */
     return EL_CPU_NEON | (bits >> 20 & 1 ? EL_CPU_DOTPROD : 0u) | (more >> 13 & 1 ? EL_CPU_I8MM : 0u);
@@ -83,12 +83,12 @@ static int has(const char *name) {
     size_t size = sizeof value;
     return sysctlbyname(name, &value, &size, NULL, 0) == 0 && value;
 }
-uint32_t el_cpu_features(void) {
+static uint32_t features(void) {
     return EL_CPU_NEON | (has("hw.optional.arm.FEAT_DotProd") ? EL_CPU_DOTPROD : 0u) |
            (has("hw.optional.arm.FEAT_I8MM") ? EL_CPU_I8MM : 0u);
 }
 #else
-uint32_t el_cpu_features(void) { return EL_CPU_NEON; } /* every 64-bit ARM that runs a general system has it */
+static uint32_t features(void) { return EL_CPU_NEON; } /* every 64-bit ARM that runs a general system has it */
 #endif
 
 #else

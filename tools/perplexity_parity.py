@@ -1,13 +1,14 @@
 """Compare `edgellm perplexity` with the same sums over llama.cpp's logits.
 
-    python tools/perplexity_parity.py --peer-python /path/to/venv/bin/python [-c 256] [--chunks 8] [MODEL ...]
+    python tools/perplexity_parity.py --peer-python /path/to/venv/bin/python [-c 256] [--chunks 800] [MODEL ...]
 
 The peer's environment holds `llama-cpp-python`, which runs in a process of its own: it cuts the text into tokens, runs
 each window and sums -ln p(token) over its second half, as llama-perplexity does. Default models: stories260K as F32,
 with an F32 and an F16 cache, and as Q8_0, converted here; the text is the beginning of ../shared/data/text/grimm.txt.
-Perplexities must agree to 1e-4 relative wherever nothing but weights is rounded: for Q8_0, edgellm's reference backend
-against llama.cpp on the same weights as F32. Fast kernels of both programs also round activations to 8 bits, each in
-its own order of sums, which moves each token's probability a little; that row is shown, and only the method is gated.
+Perplexities must agree to 1e-4 relative. Fast kernels of both programs round activations to 8 bits, and one sum in another
+order tips a rounding, which tips others: token by token the two differ as much as each differs from the exact answer
+(1.4e-3 over 1,000 tokens of the Q8_0 file, 3e-4 over 10,000), and over 100,000 that averages out. Hence the long text;
+some three minutes.
 tests/test_perplexity.py holds figures that this tool printed.
 """
 
@@ -22,7 +23,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 SHARED = ROOT.parent / "shared" / "data"
-N_CHARS = 20_000  # of the text
+N_CHARS = 1_000_000  # of the text
 TOLERANCE = 1e-4
 
 PEER = """
@@ -89,7 +90,7 @@ def main() -> None:
     parser.add_argument("models", nargs="*")
     parser.add_argument("--peer-python", required=True, help="interpreter that has llama-cpp-python")
     parser.add_argument("-c", "--ctx-size", type=int, default=256)
-    parser.add_argument("--chunks", type=int, default=8)
+    parser.add_argument("--chunks", type=int, default=800)
     args = parser.parse_args()
     import edgellm
     from edgellm.perplexity import perplexity
@@ -103,7 +104,7 @@ def main() -> None:
             f32, q8_0 = convert_stories(Path(folder))
             exact = dequantise(f32, q8_0, Path(folder) / "stories260K-q8_0-as-f32.gguf")
             rows = [(f32, f32, "f32", "native", True), (f32, f32, "f16", "native", True),
-                    (q8_0, exact, "f32", "reference", True), (q8_0, q8_0, "f32", "native", False)]  # fmt: skip
+                    (q8_0, exact, "f32", "reference", True), (q8_0, q8_0, "f32", "native", True)]  # fmt: skip
         for path, peer_path, kv, backend, gate in rows:
             with edgellm.load(path, n_ctx=args.ctx_size, kv_type=kv, threads=1, backend=backend) as model:
                 ours = perplexity(model, text, args.ctx_size, args.chunks)
@@ -116,7 +117,7 @@ def main() -> None:
             name = Path(path).name if path == peer_path else f"{Path(path).name} (llama.cpp: the same weights as F32)"
             print(f"| {name} | {kv} | {backend} | {ours.ppl:.6f} | {theirs:.6f} | {far:.1e} |")
     print(f"\nllama-cpp-python {version}; {n} tokens counted.")
-    print(f"F32 and the weights of Q8_0: at most {worst:.1e} relative (limit {TOLERANCE:.0e})")
+    print(f"at most {worst:.1e} relative (limit {TOLERANCE:.0e})")
     sys.exit(0 if good else 1)
 
 
