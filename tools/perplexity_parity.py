@@ -5,8 +5,8 @@
 The peer's environment holds `llama-cpp-python`, which runs in a process of its own: it cuts the text into tokens, runs
 each window and sums -ln p(token) over its second half, as llama-perplexity does. Default models: stories260K as F32,
 with an F32 and an F16 cache, and as Q8_0, converted here; the text is the beginning of ../shared/data/text/grimm.txt.
-Perplexities must agree to 1e-4 relative. Fast kernels of both programs round activations to 8 bits, and one sum in another
-order tips a rounding, which tips others: token by token the two differ as much as each differs from the exact answer
+Perplexities must agree to 1e-4 relative. Fast kernels of both programs round activations to 8 bits, and one sum in
+another order tips a rounding, which tips others: token by token the two differ as much as each from the exact answer
 (1.4e-3 over 1,000 tokens of the Q8_0 file, 3e-4 over 10,000), and over 100,000 that averages out. Hence the long text;
 some three minutes.
 tests/test_perplexity.py holds figures that this tool printed.
