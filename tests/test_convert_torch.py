@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 import ast
 import base64
 import collections
+import gc
 import json
 import os
 import pickle
