@@ -64,8 +64,8 @@ int el_experts_ok(const el_plan *p, const el_step *s) {
     int64_t n = s->i[1];
     if (s->i[3] < 0 || s->i[3] > 1 || s->in[0] < 0 || s->in[1] < 0 || s->out[0] < 0 || s->w[0] < 0 || s->w[2] < 0 || n < 1 || n > EL_MAX_EXPERTS ||
         s->i[2] < 1 || s->i[2] > n || p->weights[s->w[0]].rows % n ||
-        p->weights[s->w[0]].rows > (int64_t)EL_MAX_CHUNKS / 2 * EL_GATED_ROWS ||
-        p->weights[s->w[2]].rows > (int64_t)EL_MAX_CHUNKS / 2 * EL_GATED_ROWS || s->out[0] == s->in[0] || s->out[0] == s->in[1])
+        p->weights[s->w[0]].rows >= (int64_t)EL_MAX_CHUNKS / 2 * EL_GATED_ROWS ||
+        p->weights[s->w[2]].rows >= (int64_t)EL_MAX_CHUNKS / 2 * EL_GATED_ROWS || s->out[0] == s->in[0] || s->out[0] == s->in[1])
         return 0;
     int64_t dim = p->buffers[s->in[0]].cols, width = p->weights[s->w[0]].rows / n;
     int32_t kind = p->buffers[s->in[0]].rows_kind;

@@ -153,7 +153,6 @@ static int allocate_activations(el_plan *p) {
         p->act_d[f] = el_arena_alloc(p->act_bytes[1][f]);
         p->act_sum[f] = el_arena_alloc(p->act_bytes[2][f]);
         if (!p->act_q[f] || !p->act_d[f] || !p->act_sum[f]) return EL_E_NOMEM;
-        if (p->max_tokens < EL_TILE_COLUMNS) continue;
         p->tile_q[f] = el_arena_alloc(p->act_bytes[0][f]);
         p->tile_d[f] = el_arena_alloc(p->act_bytes[1][f]);
         p->tile_sum[f] = el_arena_alloc(p->act_bytes[2][f]);

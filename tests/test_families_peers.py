@@ -47,3 +47,12 @@ def test_files_of_llama_cpp(shared_data: Path, name: str, backend: str) -> None:
     assert nmse(exact, got) <= 1.1 * nmse(exact, peer)
     if name.startswith("mixtral"):  # two planes of activations: no expert tips over
         assert nmse(exact, got) <= 1e-6
+
+
+@pytest.mark.parametrize("backend", FAST)
+def test_experts_in_short_passes(shared_data: Path, backend: str) -> None:
+    """A plan for 8 tokens has 16 int8 columns, two planes or two experts each: room for a wide block all the same."""
+    ids = np.load(shared_data / "hf-tiny" / "mixtral" / "reference.npz")["input_ids"]
+    with opened(shared_data / "gguf-foreign" / "mixtral-Q8_0.gguf") as (plan, weights):
+        short = logits(backend, plan, weights, ids, chunk=8, max_tokens=8, n_threads=2)
+        assert (short == logits(backend, plan, weights, ids, n_threads=2)).all()
