@@ -92,8 +92,8 @@ class _Collector:
         self._experts: dict[str, np.ndarray] = {}
 
     def run(self, tokens: np.ndarray) -> None:
+        from .cache import Sequence
         from .generate import PREFILL_CHUNK
-        from .kv import Sequence
 
         new = Imatrix()  # a chunk counts as a whole or not at all
         with Sequence(self._pool, len(tokens)) as seq:

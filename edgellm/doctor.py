@@ -72,8 +72,8 @@ def _native() -> dict[str, Any]:
 
 def _model(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Whether the file can be read and run here, and what it will take."""
+    from edgellm.cache import cache_bytes, resolve_kv_type
     from edgellm.gguf import open_gguf
-    from edgellm.kv import cache_bytes, resolve_kv_type
     from edgellm.loader import fit_n_ctx
     from edgellm.machine import memory
     from edgellm.models import build_plan, read_config

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgellm.cache import Sequence
 from edgellm.errors import Cancelled, ContextOverflowError
-from edgellm.kv import Sequence
 from edgellm.results import Context, Event, FinishReason, Result, Stats, Usage
 
 if TYPE_CHECKING:
     from edgellm.backends import Backend
-    from edgellm.kv import PagePool
+    from edgellm.cache import PagePool
     from edgellm.sampling import Sampling
     from edgellm.worker import Job
 

@@ -67,8 +67,8 @@ class Loaded:
         **weight_options: bool,
     ) -> None:
         from edgellm.backends import NAMES, create
+        from edgellm.cache import PagePool, resolve_kv_type
         from edgellm.generate import PREFILL_CHUNK, Engine
-        from edgellm.kv import PagePool, resolve_kv_type
         from edgellm.models import build_plan, read_config
         from edgellm.weights import Weights
 
@@ -186,7 +186,7 @@ def fit_n_ctx(n_ctx: int | None, trained: int, plan: Plan, weights: Weights, kv_
 
     Raises InvalidArgumentError, or NotEnoughMemoryError with what would fit.
     """
-    from edgellm.kv import PAGE_TOKENS, cache_bytes, default_n_ctx
+    from edgellm.cache import PAGE_TOKENS, cache_bytes, default_n_ctx
     from edgellm.machine import memory
 
     if n_ctx is not None and (isinstance(n_ctx, bool) or not isinstance(n_ctx, int) or not 1 <= n_ctx < 2**31):

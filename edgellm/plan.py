@@ -51,7 +51,7 @@ class RopeTable:
 
 @dataclass(frozen=True)
 class KVShape:
-    """Shape of the KV cache: what `edgellm.kv` makes its pages from."""
+    """Shape of the KV cache: what `edgellm.cache` makes its pages from."""
 
     n_layers: int
     n_kv_heads: int

@@ -11,8 +11,8 @@ import numpy as np
 
 from edgellm import clib
 from edgellm.backends import create
+from edgellm.cache import PagePool, Sequence
 from edgellm.gguf import open_gguf
-from edgellm.kv import PagePool, Sequence
 from edgellm.models import build_plan, read_config
 from edgellm.plan import Plan
 from edgellm.weights import Weights

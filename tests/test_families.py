@@ -16,9 +16,9 @@ import edgellm
 from edgellm import clib
 from edgellm.backends import create
 from edgellm.backends.compare import compare, nmse
+from edgellm.cache import PagePool, Sequence
 from edgellm.errors import ModelFormatError, NonFiniteError, PlanError, UnsupportedFeatureError
 from edgellm.gguf import open_gguf
-from edgellm.kv import PagePool, Sequence
 from edgellm.ops import Op
 from edgellm.plan import Plan
 from edgellm.weights import Weights, tensor_shapes

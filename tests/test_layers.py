@@ -17,7 +17,7 @@ FLOORS = [
     {"machine", "results", "builtin", "clib", "ops", "parallel"},
     {"plan", "probe", "quants", "sampling", "template", "worker"},
     {"gguf"},
-    {"config", "imatrix", "kv", "tokenizers", "weights"},
+    {"cache", "config", "imatrix", "tokenizers", "weights"},
     {"rope"},
     {"backends", "convert", "models"},  # models never import backends, and the other way round
     {"generate", "pack", "quantize"},
@@ -38,7 +38,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
 def name_of(path: Path) -> str:
-    """The part of the package that a file belongs to: "kv", "gguf", ...; "edgellm" for the package's __init__."""
+    """The part of the package that a file belongs to: "cache", "gguf", ...; "edgellm" for the package's __init__."""
     first = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
     return "edgellm" if first == "__init__" else first
 
@@ -110,7 +110,7 @@ def test_import_is_light_and_silent() -> None:
 def test_loading_a_model_needs_no_heavy_package() -> None:
     """What every run needs (file, plan, cache, reference) must not pull in Numba or a terminal library."""
     code = (
-        "import sys, edgellm.gguf, edgellm.models, edgellm.weights, edgellm.kv, edgellm.backends.reference; "
+        "import sys, edgellm.gguf, edgellm.models, edgellm.weights, edgellm.cache, edgellm.backends.reference; "
         f"print(sorted({HEAVY!r} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
@@ -144,11 +144,11 @@ def test_the_walker_sees_imports() -> None:
     """Absolute, relative and late ones; those for type checkers do not count."""
     package = ["edgellm", "convert"]
     code = (
-        "import numba\nfrom .. import kv\nfrom ..gguf.reader import open_gguf\nfrom edgellm.model import load\n"
+        "import numba\nfrom .. import cache\nfrom ..gguf.reader import open_gguf\nfrom edgellm.model import load\n"
         "if TYPE_CHECKING:\n    from .. import cli\ndef f():\n    from .hf import read\n"
     )
     names = [n for _, n in walk(ast.parse(code), package)]
-    assert names[:2] == ["numba", "edgellm.kv"]
+    assert names[:2] == ["numba", "edgellm.cache"]
     assert names[2:] == ["edgellm.gguf.reader.open_gguf", "edgellm.model.load", "edgellm.convert.hf.read"]
     late = [n for _, n in walk(ast.parse(code), package, skip_functions=True)]
     assert late == names[:-1]

@@ -15,9 +15,9 @@ from helpers import tiny_llama_gguf
 
 from edgellm import blocks, clib
 from edgellm.backends.lowering import lower
+from edgellm.cache import PagePool, Sequence
 from edgellm.errors import Cancelled, InvalidArgumentError, NonFiniteError
 from edgellm.gguf import open_gguf
-from edgellm.kv import PagePool, Sequence
 from edgellm.models import build_plan, read_config
 from edgellm.weights import Weights
 

@@ -22,9 +22,9 @@ from edgellm.backends.numba_kernels import linear
 from edgellm.backends.numba_kernels.jit import Kernel
 from edgellm.backends.numba_matrix import Matrix, linear_rows
 from edgellm.blocks import BY_NAME
+from edgellm.cache import PagePool, Sequence
 from edgellm.errors import BackendError, Cancelled, InvalidArgumentError, NonFiniteError
 from edgellm.gguf import open_gguf
-from edgellm.kv import PagePool, Sequence
 from edgellm.models import build_plan, read_config
 from edgellm.ops import Op
 from edgellm.plan import Plan

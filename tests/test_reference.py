@@ -14,9 +14,9 @@ from tiny_families import tiny_family_gguf
 from edgellm.backends import NAMES, create
 from edgellm.backends.compare import compare, nmse
 from edgellm.backends.reference import ReferenceBackend, gelu_tanh, silu
+from edgellm.cache import PagePool, Sequence
 from edgellm.errors import BackendError, Cancelled, InvalidArgumentError, NonFiniteError
 from edgellm.gguf import GGUFWriter, open_gguf
-from edgellm.kv import PagePool, Sequence
 from edgellm.models import build_plan, read_config
 from edgellm.ops import Op
 from edgellm.plan import Plan

@@ -15,7 +15,7 @@ import numpy as np
 from ..errors import BackendError, InvalidArgumentError
 
 if TYPE_CHECKING:
-    from ..kv import Sequence
+    from ..cache import Sequence
     from ..plan import Plan
     from ..weights import Weights
 

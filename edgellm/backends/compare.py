@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..cache import PagePool, Sequence, resolve_kv_type
 from ..errors import InvalidArgumentError
-from ..kv import PagePool, Sequence, resolve_kv_type
 from ..plan import Plan
 from ..weights import Weights
 from . import Backend, create

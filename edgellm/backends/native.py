@@ -3,7 +3,7 @@
 What lives where: weights with a panel form are packed into one arena at load, in parallel, and the mapped pages they
 came from are given back; a packed file has the panels itself, and they are used where they are mapped; everything else
 is read straight from the mapped file. Buffers belong to the C plan, KV pages
-to `edgellm.kv`. This file only turns Python objects into the structs of native/edgellm.h.
+to `edgellm.cache`. This file only turns Python objects into the structs of native/edgellm.h.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from .. import blocks, clib
+from ..cache import Sequence
 from ..errors import NonFiniteError, NotEnoughMemoryError
-from ..kv import Sequence
 from ..ops import ACTIVATIONS, ROPE_STYLES
 from ..parallel import parallel
 from ..plan import Plan

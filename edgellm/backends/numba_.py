@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from ..blocks import F32
+from ..cache import Sequence
 from ..errors import BackendError, Cancelled, NonFiniteError
-from ..kv import Sequence
 from ..plan import Plan
 from ..quants import dequantize
 from ..weights import Weights

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..cache import PAGE_TOKENS, Sequence, n_blocks
 from ..errors import BackendError, Cancelled, InvalidArgumentError, NonFiniteError
-from ..kv import PAGE_TOKENS, Sequence, n_blocks
 from ..ops import Op
 from ..plan import Plan, Step
 from ..weights import Weights

@@ -20,7 +20,7 @@ from .jit import F32, INT, Kernel, f32s, i8s, i32s, u16s, variant
 from .vector import exp32, tanh32
 
 TILE = 16  # tokens whose queries share one decoded page
-PAGE = 64  # tokens of a page (edgellm.kv.PAGE_TOKENS)
+PAGE = 64  # tokens of a page (edgellm.cache.PAGE_TOKENS)
 SPLIT = 8  # pages of a split
 _TOP, _SUM, _PART_TOP, _PART_SUM, _STATE = 0, 1, 2, 3, 4  # a query's state: so far, and of the present split
 

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from edgellm.errors import ContextOverflowError, InvalidArgumentError, ModelClosedError, NotEnoughMemoryError
-from edgellm.kv import (
+from edgellm.cache import (
     NO_PAGE,
     PAGE_TOKENS,
     PageError,
@@ -26,6 +25,7 @@ from edgellm.kv import (
     quantize_row,
     resolve_kv_type,
 )
+from edgellm.errors import ContextOverflowError, InvalidArgumentError, ModelClosedError, NotEnoughMemoryError
 from edgellm.plan import KVShape
 
 SHAPE = KVShape(n_layers=2, n_kv_heads=3, head_dim=4)

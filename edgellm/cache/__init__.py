@@ -1,0 +1,33 @@
+"""The KV cache: a pool of pages of 64 tokens, and sequences, which are page tables over it."""
+
+from .pool import (
+    KV_TYPES,
+    NO_PAGE,
+    PAGE_TOKENS,
+    PageError,
+    PagePool,
+    cache_bytes,
+    default_n_ctx,
+    n_blocks,
+    page_bytes,
+    quantize_row,
+    resolve_kv_type,
+)
+from .sequence import Sequence
+from .span import Span
+
+__all__ = [
+    "KV_TYPES",
+    "NO_PAGE",
+    "PAGE_TOKENS",
+    "PageError",
+    "PagePool",
+    "Sequence",
+    "Span",
+    "cache_bytes",
+    "default_n_ctx",
+    "n_blocks",
+    "page_bytes",
+    "quantize_row",
+    "resolve_kv_type",
+]
