@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 ACTIVATIONS = ("silu", "gelu_tanh")
 ROPE_STYLES = ("interleaved", "halves")
+ROTATION = ("rotary_dims", "style", "table")  # parameters that rope and attention share
 MAX_EXPERTS = 1024  # of one layer (native/plan.h)
 
 
@@ -105,6 +106,11 @@ def _check_rope(s: Shapes) -> None:
     p, x = s.params, s.inputs[0]
     s.need(x.rows == "tokens", "only rows of tokens have a position")
     s.need(p["head_dim"] > 0 and x.cols % p["head_dim"] == 0, f"{x.cols} columns are not heads of {p['head_dim']}")
+    _check_rotation(s)
+
+
+def _check_rotation(s: Shapes) -> None:
+    p = s.params
     s.need(0 < p["rotary_dims"] <= p["head_dim"] and p["rotary_dims"] % 2 == 0, f"rotary_dims is {p['rotary_dims']}")
     s.need(p["style"] in ROPE_STYLES, f"style is '{p['style']}'")
     s.need(0 <= p["table"] < len(s.plan.ropes), f"there is no rope table {p['table']}")
@@ -122,6 +128,8 @@ def _check_attention(s: Shapes) -> None:
     s.need(all(b.rows == "tokens" for b in (q, k, v, out)), "attention works on rows of tokens")
     s.need(p["scale"] > 0 and p["window"] >= 0, f"scale is {p['scale']}, window {p['window']}")
     s.need(0.0 <= p["softcap"] < math.inf, f"softcap is {p['softcap']}")
+    if p["rotary_dims"]:
+        _check_rotation(s)
 
 
 def _check_gated(s: Shapes) -> None:
@@ -210,13 +218,23 @@ OPS: dict[Op, OpSpec] = {
     Op.ATTENTION: OpSpec(
         summary="writes k and v of this pass to the cache of `layer`, then out = softmax(scale * q . k) v over the "
         "positions up to each token's own (the last `window` of them; 0: all); query heads share KV heads in groups; "
-        "`softcap` c > 0 turns a score s into c tanh(s / c) first (Gemma 2, 2024)",
+        "`softcap` c > 0 turns a score s into c tanh(s / c) first (Gemma 2, 2024). rotary_dims, style and table are "
+        "those of the rope steps of q and k (rotary_dims 0: there are none): where the sequence has dropped tokens, q "
+        "meets those before the gap once more rotated (edgellm.cache.span)",
         inputs=("q", "k", "v"),
         outputs=("out",),
         params={
-            "layer": int, "n_heads": int, "n_kv_heads": int, "head_dim": int, "scale": float, "window": int,
+            "layer": int,
+            "n_heads": int,
+            "n_kv_heads": int,
+            "head_dim": int,
+            "scale": float,
+            "window": int,
             "softcap": float,
-        },  # fmt: skip
+            "rotary_dims": int,
+            "style": str,
+            "table": int,
+        },
         check=_check_attention,
     ),
     Op.GATED: OpSpec(
@@ -288,15 +306,18 @@ def verify(plan: Plan) -> None:
     """
     written: set[int] = set()
     layers: list[int] = []
+    turned: dict[int, tuple] = {}  # buffer -> the rotation of what is in it
     for i, buffer in enumerate(plan.buffers):
         if buffer.id != i or buffer.cols < 1 or buffer.rows not in ("tokens", "outputs"):
             raise PlanError(f"buffer {i} is malformed: {buffer}")
     for i, step in enumerate(plan.steps):
         try:
             _verify_step(plan, step, written)
+            _verify_rotation(step, turned)
         except ValueError as e:
             raise PlanError(f"step {i} ({step.op.value} {step.label}): {e}") from None
         written.update(step.outputs)
+        turned.update({b: _rotation(step) if step.op is Op.ROPE else () for b in step.outputs})
         if step.op is Op.ATTENTION:
             layers.append(step.params["layer"])
     if sorted(layers) != list(range(plan.kv.n_layers)):
@@ -330,6 +351,20 @@ def _verify_step(plan: Plan, step: Step, written: set[int]) -> None:
     inputs = tuple(plan.buffers[b] for b in step.inputs)
     outputs = tuple(plan.buffers[b] for b in step.outputs)
     spec.check(Shapes(inputs, outputs, tuple(plan.weights[w] for w in step.weights), step.params, plan))
+
+
+def _rotation(step: Step) -> tuple:
+    return tuple(step.params[name] for name in ROTATION)
+
+
+def _verify_rotation(step: Step, turned: Mapping[int, tuple]) -> None:
+    """Attention turns q once more where tokens were dropped: it must know how q and k were turned before."""
+    if step.op is not Op.ATTENTION:
+        return
+    wanted = _rotation(step) if step.params["rotary_dims"] else ()
+    if any(turned[b] != wanted for b in step.inputs[:2]):
+        found = " and ".join(str(turned[b] or "not") for b in step.inputs[:2])
+        raise ValueError(f"its rotation is {wanted or 'none'}, but q and k were turned {found}")
 
 
 def _verify_aliases(step: Step, spec: OpSpec) -> None:

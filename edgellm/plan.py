@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from .errors import PlanError
-from .ops import Op, verify
+from .ops import ROPE_STYLES, ROTATION, Op, verify
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,9 @@ def _line(plan: Plan, index: int, step: Step) -> str:
     out = plan.buffers[step.outputs[0]]
     args = [name[b] for b in step.inputs]
     args += [f"{w} {plan.weights[w]}" for w in step.weights]
-    args += [f"{k}={v:.6g}" if isinstance(v, float) else f"{k}={v}" for k, v in step.params.items()]
+    told = ROTATION if step.op is Op.ATTENTION else ()  # its rope steps say that already
+    params = {k: v for k, v in step.params.items() if k not in told}
+    args += [f"{k}={v:.6g}" if isinstance(v, float) else f"{k}={v}" for k, v in params.items()]
     return f"{index:5d} {out.name:>8} ({out.rows}, {out.cols}) = {step.op.value}({', '.join(args)})"
 
 
@@ -213,12 +215,16 @@ class PlanBuilder:
 
     def attention(
         self, q: int, k: int, v: int, *, layer: int, scale: float, window: int = 0, softcap: float = 0.0,
-        out: str = "attn", label: str,
+        rotary_dims: int = 0, style: str = ROPE_STYLES[0], table: int = 0, out: str = "attn", label: str,
     ) -> int:  # fmt: skip
-        """(tokens, n_heads * head_dim): attention of q over the cache of `layer`, to which k and v are added first."""
+        """(tokens, n_heads * head_dim): attention of q over the cache of `layer`, to which k and v are added first.
+
+        `rotary_dims`, `style` and `table` are those of the rope steps of q and k; 0 dims: they were not turned.
+        """
         head_dim, cols = self.kv.head_dim, self._buffers[q].cols
         params = {"layer": layer, "n_heads": cols // head_dim, "n_kv_heads": self.kv.n_kv_heads, "head_dim": head_dim}
         params |= {"scale": float(scale), "window": window, "softcap": float(softcap)}
+        params |= {"rotary_dims": rotary_dims, "style": style, "table": table}
         return self._add(Op.ATTENTION, (q, k, v), (out, cols, "tokens"), {}, params, label)
 
     def gated(self, activation: str, gate: int, up: int, *, label: str) -> int:

@@ -118,8 +118,9 @@ def test_odd_sizes(tmp_path: Path, options: dict) -> None:
 
 
 def changed(plan: Plan, op: Op, **params) -> Plan:
-    """The plan with other parameters in all steps of one op."""
-    steps = [dataclasses.replace(s, params={**s.params, **params}) if s.op is op else s for s in plan.steps]
+    """The plan with other parameters in all steps of one op; how rope turns, attention must know too."""
+    ops = (op, Op.ATTENTION) if op is Op.ROPE else (op,)
+    steps = [dataclasses.replace(s, params={**s.params, **params}) if s.op in ops else s for s in plan.steps]
     return dataclasses.replace(plan, steps=tuple(steps))
 
 

@@ -24,7 +24,8 @@ def small_plan() -> Plan:
     k = b.linear(h, "blk.0.attn_k.weight", 4, out="k")
     v = b.linear(h, "blk.0.attn_v.weight", 4, out="v")
     q = b.rope(q, 4, 4, style="interleaved", table=table, label="blk.0.rope_q")
-    a = b.attention(q, k, v, layer=0, scale=0.5, label="blk.0.attn")
+    k = b.rope(k, 4, 4, style="interleaved", table=table, label="blk.0.rope_k")
+    a = b.attention(q, k, v, layer=0, scale=0.5, rotary_dims=4, table=table, label="blk.0.attn")
     x = b.add(x, b.linear(a, "blk.0.attn_output.weight", 6, out="h"), label="blk.0.attn_residual")
     gate = b.linear(x, "blk.0.ffn_gate.weight", 12, out="gate")
     up = b.linear(x, "blk.0.ffn_up.weight", 12, out="up")
@@ -105,6 +106,14 @@ def test_a_good_plan_passes() -> None:
         (Op.ATTENTION, {"params": {"softcap": float("nan")}}, "softcap"),
         (Op.ATTENTION, {"params": {"softcap": -1.0}}, "softcap"),
         (Op.ATTENTION, {"inputs": (2, 3, 0)}, "n_kv_heads"),
+        (Op.ATTENTION, {"params": {"rotary_dims": 6}}, "rotary_dims"),
+        (Op.ATTENTION, {"params": {"rotary_dims": -2}}, "rotary_dims"),
+        (Op.ATTENTION, {"params": {"rotary_dims": 2}}, "rope table 0 has shape"),
+        (Op.ATTENTION, {"params": {"style": "spiral"}}, "spiral"),
+        (Op.ATTENTION, {"params": {"table": 1}}, "no rope table 1"),
+        (Op.ATTENTION, {"params": {"rotary_dims": 0}}, "its rotation is none, but"),
+        (Op.ATTENTION, {"params": {"style": "halves"}}, "but q and k were turned"),
+        (Op.ATTENTION, {"inputs": (2, 4, 4)}, "(4, 'interleaved', 0) and not"),
         (Op.GATED, {"params": {"activation": "relu6"}}, "relu6"),
         (Op.GATED, {"inputs": (6, 0)}, "differ in shape"),
         (Op.GATED, {"outputs": (7,)}, "first input only"),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -99,11 +99,13 @@ def attend(
 ) -> int:
     """Rotation (None: a layer without positions), attention over the cache and the output matrix."""
     blk = f"blk.{layer}"
+    how: dict[str, Any] = {}
     if turn:
-        q = b.rope(q, c.head_dim, c.rotary_dims, style=turn.style, table=turn.table, label=f"{blk}.rope_q")
-        k = b.rope(k, c.head_dim, c.rotary_dims, style=turn.style, table=turn.table, label=f"{blk}.rope_k")
+        how = {"rotary_dims": c.rotary_dims, "style": turn.style, "table": turn.table}
+        q = b.rope(q, c.head_dim, **how, label=f"{blk}.rope_q")
+        k = b.rope(k, c.head_dim, **how, label=f"{blk}.rope_k")
     scale = c.attention_scale if scale is None else scale
-    a = b.attention(q, k, v, layer=layer, scale=scale, window=window, softcap=softcap, label=f"{blk}.attn")
+    a = b.attention(q, k, v, layer=layer, scale=scale, window=window, softcap=softcap, **how, label=f"{blk}.attn")
     return linear(b, a, f"{blk}.attn_output", c.dim, "h")
 
 
