@@ -1,18 +1,7 @@
 """The KV cache: a pool of pages of 64 tokens, and sequences, which are page tables over it."""
 
-from .pool import (
-    KV_TYPES,
-    NO_PAGE,
-    PAGE_TOKENS,
-    PageError,
-    PagePool,
-    cache_bytes,
-    default_n_ctx,
-    n_blocks,
-    page_bytes,
-    quantize_row,
-    resolve_kv_type,
-)
+from .pages import KV_TYPES, PAGE_TOKENS, PageLayout, page_bytes, quantize_row, resolve_kv_type
+from .pool import NO_PAGE, PageError, PagePool, cache_bytes, default_n_ctx, n_blocks
 from .sequence import Sequence
 from .span import Span
 
@@ -21,6 +10,7 @@ __all__ = [
     "NO_PAGE",
     "PAGE_TOKENS",
     "PageError",
+    "PageLayout",
     "PagePool",
     "Sequence",
     "Span",
