@@ -356,8 +356,9 @@ def test_store_writes_only_its_own_lanes() -> None:
     """Tokens at positions 62 .. 65 of a cache whose blocks lie on pages 2 and 0."""
     heads, dim, size = 2, 3, 2 * 2 * 3 * 64
     arena, table = np.full(3 * size, 9, np.float32), np.array([2, 0], np.int32)
+    place = np.array([0, 2, 0, 0, 0], np.int64)
     k, v = np.arange(4 * 6, dtype=np.float32), -np.arange(4 * 6, dtype=np.float32)
-    attention.KERNELS["f32"][0](k, v, arena, arena.view(np.uint16), size, table, heads, dim, 62, 4)
+    attention.KERNELS["f32"][0](k, v, arena, arena.view(np.uint16), size, table, place, heads, dim, 62, 4)
     pages = arena.reshape(3, heads, 2, dim * 64)
     for token, (page, lane) in enumerate([(2, 62), (2, 63), (0, 0), (0, 1)]):
         for head in range(heads):

@@ -8,14 +8,14 @@ or heads to threads. Kernels are compiled when `prepare` or the first pass needs
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from ..blocks import F32
-from ..cache import Sequence
+from ..cache import Sequence, Span
 from ..errors import BackendError, Cancelled, NonFiniteError
 from ..plan import Plan
 from ..quants import dequantize
@@ -26,6 +26,7 @@ from .numba_kernels import attention as attention_kernels
 from .numba_kernels import pool, vector
 from .numba_kernels.jit import Kernel
 from .numba_kernels.linear import LINEAR
+from .numba_kernels.span import place_of
 from .numba_matrix import GROUPS, NONE, ROWS, Matrix, Scratch, input_kind, linear_rows
 
 _CHUNK_WORK = 1 << 19  # multiply-adds (or as much time) that are worth handing to another thread
@@ -36,16 +37,20 @@ _GATED = {"silu": vector.gated_silu, "gelu_tanh": vector.gated_gelu_tanh}
 
 @dataclass
 class _Pass:
-    """What one pass works on. `turns` are cos and sin by rope table."""
+    """What one pass works on. `turns` are cos and sin by rope table; `returns` turn a query from its position to that
+    at which it meets the head (empty: no token of this pass has a shift)."""
 
     tokens: np.ndarray  # int32 (n,)
     position: int
     outputs: np.ndarray  # int32 (m,)
-    table: np.ndarray  # int32 (n_layers, blocks)
+    table: np.ndarray  # int32 (n_layers, columns)
+    place: np.ndarray  # int64 (5,), numba_kernels.span
+    span: Span
     kv_type: str
     cache: tuple[np.ndarray, np.ndarray, int]  # attention.views
     cancel: np.ndarray  # int32 (1,)
     turns: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
+    returns: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
 
 
 class NumbaBackend:
@@ -148,15 +153,17 @@ class NumbaBackend:
             position=position,
             outputs=outputs,
             table=seq.table,
+            place=place_of(seq),
+            span=seq.span,
             kv_type=seq.pool.kv_type,
             cache=attention_kernels.views(seq.pool),
             cancel=np.zeros(1, np.int32) if cancel is None else cancel,
         )
-        positions = np.arange(position, position + tokens.size, dtype=np.float64)
-        for rope in self.plan.ropes:  # angles in float64: at position 100,000 a float32 angle is off by a thousandth
-            angles = positions[:, None] * rope.inv_freq  # (n, pairs)
-            turn = [np.ascontiguousarray(f(angles) * rope.magnitude, np.float32).reshape(-1) for f in (np.cos, np.sin)]
-            self._now.turns.append((turn[0], turn[1]))
+        positions = range(position, position + tokens.size)
+        self._now.turns = [vector.angles(positions, rope.inv_freq, rope.magnitude) for rope in self.plan.ropes]
+        shifts = [-seq.span.shift(t) for t in positions]
+        if any(shifts):  # the query has its table's magnitude already
+            self._now.returns = [vector.angles(shifts, rope.inv_freq) for rope in self.plan.ropes]
 
     def _first_bad_step(self, tokens: np.ndarray, position: int, outputs: np.ndarray, seq: Sequence) -> str:
         """Runs the pass again, unfused, and looks at every output; the cache gets the same values once more."""
@@ -211,35 +218,42 @@ class NumbaBackend:
         self._spread(n, 8 * group, lambda a, b: vector.rmsnorm(x, weight, y, group, a, b, eps))
 
     def _rope(self, step: LoweredStep, now: _Pass) -> None:
-        p = step.params
+        for buffer in step.inputs:
+            self._turn(self._scratch.buffer(buffer), self.plan.buffers[buffer].cols, step.params, now.turns)
+
+    def _turn(self, x: np.ndarray, cols: int, p: Mapping[str, Any], turns: list[tuple[np.ndarray, np.ndarray]]) -> None:
+        """Turns the heads of x, (tokens, cols), in place by the table that the parameters of a step name."""
         n_pairs = p["rotary_dims"] // 2
         stride, other = (2, 1) if p["style"] == "interleaved" else (1, n_pairs)
-        cos, sin = now.turns[p["table"]]
-        for buffer in step.inputs:
-            x, cols = self._scratch.buffer(buffer), self.plan.buffers[buffer].cols
+        cos, sin = turns[p["table"]]
 
-            def turn(a: int, b: int, x: np.ndarray = x, cols: int = cols) -> None:
-                vector.rope(x, cos, sin, cols, p["head_dim"], n_pairs, stride, other, a, b)
+        def turn(a: int, b: int) -> None:
+            vector.rope(x, cos, sin, cols, p["head_dim"], n_pairs, stride, other, a, b)
 
-            self._spread(now.tokens.size, 4 * cols, turn)
+        self._spread(self._pass().tokens.size, 4 * cols, turn)
 
     def _attention(self, step: LoweredStep, now: _Pass) -> None:
         p, n = step.params, now.tokens.size
         q, k, v = (self._scratch.buffer(b) for b in step.inputs)
-        out, table = self._scratch.buffer(step.outputs[0]), now.table[p["layer"]]
+        out, cache = self._scratch.buffer(step.outputs[0]), (*now.cache, now.table[p["layer"]], now.place)
         n_kv, dim, group = p["n_kv_heads"], p["head_dim"], p["n_heads"] // p["n_kv_heads"]
         store, attend = attention_kernels.KERNELS[now.kv_type]
-        store(k, v, *now.cache, table, n_kv, dim, now.position, n)
-        tiles = math.ceil(n / attention_kernels.TILE)
-        seen = now.position + n if not p["window"] else min(now.position + n, p["window"] + n)
+        store(k, v, *cache, n_kv, dim, now.position, n)
+        turned = q
+        if now.returns and p["rotary_dims"]:
+            turned = q[: n * p["n_heads"] * dim].copy()
+            self._turn(turned, p["n_heads"] * dim, p, now.returns)
+        tiles, last = math.ceil(n / attention_kernels.TILE), now.position + n - 1
+        visible = last + 1 - now.span.shift(last)
+        visible = min(visible, p["window"] + n) if p["window"] else visible
 
         def run(a: int, b: int) -> None:
             attend(
-                q, out, *now.cache, table, p["n_heads"], n_kv, dim, p["window"], p["scale"],
-                p["softcap"], now.position, n, a, b, now.cancel,
+                q, turned, out, *cache, p["n_heads"], n_kv, dim, p["window"], p["scale"], p["softcap"], now.position,
+                n, a, b, now.cancel,
             )  # fmt: skip
 
-        self._spread(tiles * n_kv, 4 * seen * dim * group * min(n, attention_kernels.TILE), run)
+        self._spread(tiles * n_kv, 4 * visible * dim * group * min(n, attention_kernels.TILE), run)
 
     def _gated(self, step: LoweredStep, now: _Pass) -> None:
         gate, up = (self._scratch.buffer(b) for b in step.inputs)

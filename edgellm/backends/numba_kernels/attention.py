@@ -3,8 +3,9 @@
 A page holds, for each KV head, K as [head_dim][64] and V as [64][head_dim]; of q8_0 pages 64 scales follow K, and V.
 It is decoded to float32 once for all the queries of a tile: up to 16 tokens times the query heads that share the KV
 head. The cache is cut into splits of 8 pages at fixed positions. Each split gives every query a partial result
-(maximum, sum, weighted values); these are merged in ascending order. A query's sums depend on nothing but its own
-position, so tiles, passes and threads change no bit.
+(maximum, sum, weighted values); these are merged in ascending order, those of the head before those of the tail where a
+sequence has lost what lay between (`edgellm.cache.Span`). A query's sums depend on nothing but its own position, so
+tiles, passes and threads change no bit.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ from numba import types
 from numba.extending import register_jitable
 
 from .intrinsics import at, f16_to_f32, f32_to_f16, fma, is_set, put, rint, sum64
-from .jit import F32, INT, Kernel, f32s, i8s, i32s, u16s, variant
+from .jit import F32, INT, Kernel, f32s, i8s, i32s, i64s, u16s, variant
+from .span import HEAD, PAGE, TAIL, blocks_seen, page_of, seen
 from .vector import exp32, tanh32
 
 TILE = 16  # tokens whose queries share one decoded page
-PAGE = 64  # tokens of a page (edgellm.cache.PAGE_TOKENS)
 SPLIT = 8  # pages of a split
-_TOP, _SUM, _PART_TOP, _PART_SUM, _STATE = 0, 1, 2, 3, 4  # a query's state: so far, and of the present split
+# A query's state: the maximum and the sum so far, those of the present split, and whether there was a split before.
+_TOP, _SUM, _PART_TOP, _PART_SUM, _BEGUN, _STATE = 0, 1, 2, 3, 4, 5
 
 
 @register_jitable
@@ -34,16 +36,16 @@ ENCODE, DECODE = _itself, _itself  # float32 -> element of a page and back; `var
 SCALED = False  # a page has scales
 
 
-def _store(k, v, arena, scales, page_size, table, n_heads, head_dim, position, n_tokens):
+def _store(k, v, arena, scales, page_size, table, place, n_heads, head_dim, position, n_tokens):
     """Writes k and v, (n_tokens, n_heads, head_dim), of positions [position, position + n_tokens) to their pages.
 
     `arena` is the pool as elements of its type, `page_size` elements per page, `scales` the pool as float16 bits;
-    `table` names the page of each block.
+    `table` and `place` (`span`) name the page of each block.
     """
     for token in range(n_tokens):
         block, lane = (position + token) // PAGE, (position + token) % PAGE
         for head in range(n_heads):
-            base = np.int64(at(table, block)) * page_size + head * 2 * head_dim * PAGE
+            base = page_of(table, place, block) * page_size + head * 2 * head_dim * PAGE
             source = (token * n_heads + head) * head_dim
             for d in range(head_dim):
                 put(arena, base + d * PAGE + lane, ENCODE(at(k, source + d)))
@@ -68,22 +70,16 @@ def _store_row(x, source, n, arena, start, step, scales, scale):
         put(arena, start + i * step, np.int8(rint(value)))
 
 
-def _store_q8_0(k, v, arena, scales, page_size, table, n_heads, head_dim, position, n_tokens):
+def _store_q8_0(k, v, arena, scales, page_size, table, place, n_heads, head_dim, position, n_tokens):
     """As `_store`, for int8 pages."""
     half = (head_dim + 2) * PAGE  # bytes of K, or V, of one head
     for token in range(n_tokens):
         block, lane = (position + token) // PAGE, (position + token) % PAGE
         for head in range(n_heads):
-            base = np.int64(at(table, block)) * page_size + head * 2 * half
+            base = page_of(table, place, block) * page_size + head * 2 * half
             source, scale = (token * n_heads + head) * head_dim, (base + head_dim * PAGE) // 2 + lane
             _store_row(k, source, head_dim, arena, base + lane, PAGE, scales, scale)
             _store_row(v, source, head_dim, arena, base + half + lane * head_dim, 1, scales, scale + half // 2)
-
-
-@register_jitable
-def _first_seen(position, window):
-    """The first position that a token at `position` sees."""
-    return max(position - window + 1, 0) if window > 0 else 0
 
 
 @register_jitable
@@ -123,9 +119,16 @@ def _weigh(page, factors, head_dim, low, high, scores, here, state, s, part, tar
 
 
 @register_jitable
-def _merge(state, s, mixed, part, target, head_dim):
-    """Adds the partial result of the present split to what came before it."""
+def _add_split(state, s, mixed, part, target, head_dim):
+    """Adds the partial result of the present split to what came before it: the first one is all there is."""
     before, top = at(state, s + _TOP), at(state, s + _PART_TOP)
+    if at(state, s + _BEGUN) == 0:
+        put(state, s + _BEGUN, np.float32(1.0))
+        put(state, s + _TOP, top)
+        put(state, s + _SUM, at(state, s + _PART_SUM))
+        for i in range(target, target + head_dim):
+            put(mixed, i, at(part, i))
+        return
     new = top if top > before or top != top else before
     old_share, new_share = exp32(before - new), exp32(top - new)
     put(state, s + _TOP, new)
@@ -135,21 +138,29 @@ def _merge(state, s, mixed, part, target, head_dim):
 
 
 @register_jitable
-def _begin(state, s, mixed, part, target, head_dim):
-    """The first split of a query: its partial result is all there is."""
-    put(state, s + _TOP, at(state, s + _PART_TOP))
-    put(state, s + _SUM, at(state, s + _PART_SUM))
-    for i in range(target, target + head_dim):
-        put(mixed, i, at(part, i))
+def _meet_page(
+    values, queries, page, factors, t0, t1, n_heads, head, group, head_dim, softcap, stretch, place, position, window,
+    block, scores, state, part,
+):  # fmt: skip
+    """All queries of a tile, tokens [t0, t1), meet a decoded page of keys, or of values."""
+    for i in range((t1 - t0) * group):
+        low, high = seen(stretch, place, position + t0 + i // group, window)
+        low, high = max(low - block * PAGE, 0), min(high - block * PAGE, PAGE)  # lanes [low, high) are seen
+        here, s = (i * SPLIT + block % SPLIT) * PAGE, i * _STATE
+        if low < high and values == 0:
+            query = ((t0 + i // group) * n_heads + head * group + i % group) * head_dim
+            _score(queries, query, page, factors, head_dim, softcap, low, high, scores, here, state, s)
+        elif low < high:
+            _weigh(page, factors, head_dim, low, high, scores, here, state, s, part, i * head_dim)
 
 
 def _attend(
-    q, out, arena, scales, page_size, table, n_heads, n_kv, head_dim, window, scale, softcap, position, n_tokens, first,
-    last, cancel,
+    q, turned, out, arena, scales, page_size, table, place, n_heads, n_kv, head_dim, window, scale, softcap, position,
+    n_tokens, first, last, cancel,
 ):  # fmt: skip
     """Items [first, last) of (token tile, KV head): out = softmax(scale * q . K) V, both (n_tokens, n_heads, head_dim).
 
-    A token at position p sees [max(0, p - window + 1), p] (window 0: all up to p).
+    A token sees the positions of `span.seen`: the head's keys meet `turned` (as q), the tail's meet `q`.
     """
     group, area = n_heads // n_kv, head_dim * PAGE
     half = page_size // (2 * n_kv)  # elements of K, or V, of one head, scales with them
@@ -162,17 +173,20 @@ def _attend(
     for item in range(first, last):
         head, t0 = item % n_kv, item // n_kv * TILE
         t1 = min(t0 + TILE, n_tokens)
-        start, end = _first_seen(position + t0, window) // PAGE, (position + t1 - 1) // PAGE + 1  # blocks
-        for split in range(start // SPLIT, (end - 1) // SPLIT + 1):
-            for i in range(n_states):
-                put(state, i * _STATE + _PART_TOP, np.float32(-np.inf))
-                put(state, i * _STATE + _PART_SUM, np.float32(0.0))
-            part[:] = np.float32(0.0)
-            for values in range(2):  # first the keys of all pages of the split, then their values
-                for block in range(max(split * SPLIT, start), min(split * SPLIT + SPLIT, end)):
+        state[:] = np.float32(0.0)
+        for stretch in range(HEAD, TAIL + 1):
+            start, end = blocks_seen(stretch, place, position + t0, position + t1, window)
+            for split in range(start // SPLIT, (end - 1) // SPLIT + 1):
+                for i in range(n_states):
+                    put(state, i * _STATE + _PART_TOP, np.float32(-np.inf))
+                    put(state, i * _STATE + _PART_SUM, np.float32(0.0))
+                part[:] = np.float32(0.0)
+                b0, b1 = max(split * SPLIT, start), min(split * SPLIT + SPLIT, end)
+                for step in range(2 * (b1 - b0)):  # first the keys of all pages of the split, then their values
                     if is_set(cancel):
                         return
-                    base = np.int64(at(table, block)) * page_size + (head * 2 + values) * half
+                    values, block = step // (b1 - b0), b0 + step % (b1 - b0)
+                    base = page_of(table, place, block) * page_size + (head * 2 + values) * half
                     for i in range(area):
                         put(page, i, DECODE(at(arena, base + i)))
                     for t in range(PAGE):
@@ -180,23 +194,14 @@ def _attend(
                         if SCALED:
                             factor *= f16_to_f32(at(scales, (base + area) // 2 + t))
                         put(factors, t, factor)
-                    for i in range((t1 - t0) * group):
-                        own = position + t0 + i // group
-                        low = max(_first_seen(own, window) - block * PAGE, 0)
-                        high = min(own + 1 - block * PAGE, PAGE)  # lanes [low, high) are seen
-                        here, s = (i * SPLIT + block % SPLIT) * PAGE, i * _STATE
-                        if low < high and values == 0:
-                            query = ((t0 + i // group) * n_heads + head * group + i % group) * head_dim
-                            _score(q, query, page, factors, head_dim, softcap, low, high, scores, here, state, s)
-                        elif low < high:
-                            _weigh(page, factors, head_dim, low, high, scores, here, state, s, part, i * head_dim)
-            for i in range((t1 - t0) * group):
-                own = position + t0 + i // group
-                first_split = _first_seen(own, window) // (PAGE * SPLIT)
-                if split == first_split:
-                    _begin(state, i * _STATE, mixed, part, i * head_dim, head_dim)
-                elif first_split < split and split <= own // (PAGE * SPLIT):
-                    _merge(state, i * _STATE, mixed, part, i * head_dim, head_dim)
+                    _meet_page(
+                        values, q if stretch == TAIL else turned, page, factors, t0, t1, n_heads, head, group, head_dim,
+                        softcap, stretch, place, position, window, block, scores, state, part,
+                    )  # fmt: skip
+                for i in range((t1 - t0) * group):
+                    low, high = seen(stretch, place, position + t0 + i // group, window)
+                    if max(low, b0 * PAGE) < min(high, b1 * PAGE):
+                        _add_split(state, i * _STATE, mixed, part, i * head_dim, head_dim)
         for i in range((t1 - t0) * group):
             target = ((t0 + i // group) * n_heads + head * group + i % group) * head_dim
             for d in range(head_dim):
@@ -204,8 +209,9 @@ def _attend(
 
 
 def _pair(kv_type: str, arena: Any, store_source: Any, attend_source: Any) -> tuple[Kernel, Kernel]:
-    store = types.void(f32s, f32s, arena, u16s, INT, i32s, INT, INT, INT, INT)
-    attend = types.void(f32s, f32s, arena, u16s, INT, i32s, INT, INT, INT, INT, F32, F32, INT, INT, INT, INT, i32s)
+    cache = (arena, u16s, INT, i32s, i64s)
+    store = types.void(f32s, f32s, *cache, INT, INT, INT, INT)
+    attend = types.void(f32s, f32s, f32s, *cache, INT, INT, INT, INT, F32, F32, INT, INT, INT, INT, i32s)
     return Kernel(store_source, store, f"store_{kv_type}"), Kernel(attend_source, attend, f"attend_{kv_type}")
 
 

@@ -30,6 +30,7 @@ _compiling = threading.RLock()
 INT = types.int64
 F32 = types.float32
 f32s, i8s, i16s, i32s, u16s = (t[::1] for t in (types.float32, types.int8, types.int16, types.int32, types.uint16))
+i64s = types.int64[::1]
 ro_u8s = types.Array(types.uint8, 1, "C", readonly=True)
 
 
