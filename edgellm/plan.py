@@ -51,11 +51,20 @@ class RopeTable:
 
 @dataclass(frozen=True)
 class KVShape:
-    """Shape of the KV cache: what `edgellm.cache` makes its pages from."""
+    """Shape of the KV cache: what `edgellm.cache` makes its pages from.
+
+    `windows` are the layers' own sliding windows in tokens (0: none); () where no layer has one.
+    """
 
     n_layers: int
     n_kv_heads: int
     head_dim: int
+    windows: tuple[int, ...] = ()
+
+    @property
+    def layer_windows(self) -> tuple[int, ...]:
+        """(n_layers,) the own window of each layer in tokens, 0: none."""
+        return self.windows or (0,) * self.n_layers
 
 
 @dataclass(frozen=True)

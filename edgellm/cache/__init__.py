@@ -1,5 +1,6 @@
 """The KV cache: a pool of pages of 64 tokens, and sequences, which are page tables over it."""
 
+from .overflow import PASS_TOKENS, Overflow
 from .pages import KV_TYPES, PAGE_TOKENS, PageLayout, page_bytes, quantize_row, resolve_kv_type
 from .pool import NO_PAGE, PageError, PagePool, cache_bytes, default_n_ctx, n_blocks
 from .sequence import Sequence
@@ -9,6 +10,8 @@ __all__ = [
     "KV_TYPES",
     "NO_PAGE",
     "PAGE_TOKENS",
+    "PASS_TOKENS",
+    "Overflow",
     "PageError",
     "PageLayout",
     "PagePool",

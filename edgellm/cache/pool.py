@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+from collections.abc import Callable
 
 import numpy as np
 
@@ -65,6 +66,7 @@ class PagePool:
         self.refs = np.zeros(n_pages, dtype=np.int32)  # (n_pages,) how many sequences hold each page
         self._fresh = 0  # pages from here on were never handed out: they are zero and cost nothing
         self._free: list[int] = []  # pages that were released, last one first
+        self.reclaim: Callable[[int], object] | None = None  # asked, when fewer than n pages are free, to release some
 
     @classmethod
     def for_tokens(cls, shape: KVShape, kv_type: str, n_tokens: int) -> PagePool:
@@ -84,6 +86,8 @@ class PagePool:
     def allocate(self, n: int) -> list[int]:
         """`n` zeroed pages, each with one reference; all or none. Raises NotEnoughMemoryError when the pool is full."""
         arena = self._open()
+        if n > self.n_free and self.reclaim is not None:
+            self.reclaim(n)
         if n > self.n_free:
             have = self.n_free * self.page_bytes
             raise NotEnoughMemoryError(n * self.page_bytes, have, ["a shorter context (n_ctx)"], what="the KV cache")
@@ -100,6 +104,19 @@ class PagePool:
         """One more reference to a page that is in use. Raises PageError."""
         self._held(page)
         self.refs[page] += 1
+
+    def retain_all(self, pages: np.ndarray) -> None:
+        """One more reference to each of some pages, int (n,), no page twice. Raises PageError."""
+        for page in pages[(pages < 0) | (pages >= self.n_pages) | (self.refs[pages % self.n_pages] < 1)].tolist():
+            self._held(page)
+        self.refs[pages] += 1
+
+    def copy(self, source: int, target: int) -> None:
+        """Page `target` gets the bytes of `source`. Raises PageError."""
+        self._held(source)
+        self._held(target)
+        arena = self._open()
+        arena[target] = arena[source]
 
     def release(self, page: int) -> None:
         """One reference less; the last one puts the page on the free list. Raises PageError."""
