@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import pytest
 from cache_pages import append, check, seen, write
@@ -9,7 +11,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from edgellm.cache import NO_PAGE, PAGE_TOKENS, Overflow, PagePool, Sequence, n_blocks
+from edgellm.cache import NO_PAGE, PAGE_TOKENS, PagePool, Sequence, n_blocks
 from edgellm.errors import ContextOverflowError, InvalidArgumentError, ModelClosedError, NotEnoughMemoryError
 from edgellm.plan import KVShape
 
@@ -122,10 +124,8 @@ class Streams(RuleBasedStateMachine):
     def roll_back(self, seq: Sequence, n: int) -> None:
         """What is appended after a fork is gone when the sequence becomes that fork."""
         snapshot, values = seq.fork(), self.values[id(seq)]
-        try:
+        with contextlib.suppress(ContextOverflowError, NotEnoughMemoryError):
             append(seq, self.fresh(n))
-        except (ContextOverflowError, NotEnoughMemoryError):
-            pass
         seq.restore(snapshot)
         snapshot.close()
         with pytest.raises(ModelClosedError):
