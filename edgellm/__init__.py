@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         UnsupportedQuantError,
         WrongKeyTypeError,
     )
+    from edgellm.memory_estimate import MemoryEstimate, estimate  # noqa: F401
     from edgellm.model import Model, Stream, load  # noqa: F401
     from edgellm.results import Context, Event, Progress, Result, Stats, Usage  # noqa: F401
     from edgellm.sampling import Sampling  # noqa: F401
@@ -47,6 +48,7 @@ __version__ = "0.1.0"
 # public name -> the module that has it
 _HOMES = {
     **dict.fromkeys(("load", "Model", "Stream"), "edgellm.model"),
+    **dict.fromkeys(("MemoryEstimate", "estimate"), "edgellm.memory_estimate"),
     **dict.fromkeys(("Context", "Event", "Progress", "Result", "Stats", "Usage"), "edgellm.results"),
     "Sampling": "edgellm.sampling",
     "Tokenizer": "edgellm.tokenizers",

@@ -72,20 +72,17 @@ def _native() -> dict[str, Any]:
 
 def _model(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Whether the file can be read and run here, and what it will take."""
-    from edgellm.cache import cache_bytes, resolve_kv_type
     from edgellm.gguf import open_gguf
-    from edgellm.loader import fit_n_ctx
-    from edgellm.machine import memory
+    from edgellm.memory_estimate import estimate
     from edgellm.models import build_plan, read_config
     from edgellm.tokenizers import Tokenizer
     from edgellm.weights import Weights
 
     with open_gguf(path) as file:
         config = read_config(file)
-        plan = build_plan(config, file)
-        weights = Weights(file, plan)
-        kv_type = resolve_kv_type("auto", weights.matrix_types)
-        n_ctx = fit_n_ctx(None, config.n_ctx_train, plan, weights, kv_type, "auto")
+        weights = Weights(file, build_plan(config, file))
+        memory = estimate(path)
+        memory.check()
         tokenizer = Tokenizer.from_gguf(file)
         return {
             "file": str(file.path),
@@ -96,10 +93,11 @@ def _model(path: str | os.PathLike[str]) -> dict[str, Any]:
             "tokenizer_check": _tokenizer_check(tokenizer),
             "chat_template": _template_check(file),
             "n_ctx_train": config.n_ctx_train,
-            "n_ctx": n_ctx,
+            "n_ctx": memory.n_ctx,
             "weight_bytes": weights.n_bytes,
-            "kv_bytes": cache_bytes(plan.kv, kv_type, n_ctx),
-            "memory_available": memory().available,
+            "kv_bytes": memory.cache,
+            "memory_needed": memory.total,
+            "memory_available": memory.available,
             "warnings": list(file.warnings),
         }
 

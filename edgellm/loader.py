@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from edgellm.errors import Cancelled, InvalidArgumentError, ModelFormatError, NotEnoughMemoryError, TokenizerError
+from edgellm.errors import Cancelled, InvalidArgumentError, ModelFormatError, TokenizerError
 from edgellm.results import Progress
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from edgellm.weights import Weights
 
 _log = logging.getLogger("edgellm")
-_MARGIN = 64 << 20  # bytes left for buffers, the tokenizer and the rest of the process
 ProgressCallback = Callable[[Progress], Any]
 
 
@@ -44,10 +43,12 @@ class Loaded:
         exact: bool = False,
     ) -> None:
         from edgellm.gguf import open_gguf
+        from edgellm.machine import resolve_threads
 
         start = time.perf_counter()
         self.seed, self.template, self.exact = seed, None, exact
-        self.threads, self.thread_reason = _threads(threads)
+        choice = resolve_threads(threads)
+        self.threads, self.thread_reason = choice.n, choice.reason
         self.file = open_gguf(path)
         try:
             self.path, self.metadata = self.file.path, self.file.metadata
@@ -79,7 +80,9 @@ class Loaded:
         self.plan = build_plan(config, self.file)
         weights = Weights(self.file, self.plan)
         self.kv_type = resolve_kv_type(kv_type, weights.matrix_types)
-        self.n_ctx = fit_n_ctx(n_ctx, config.n_ctx_train, self.plan, weights, self.kv_type, backend)
+        self.n_ctx = fit_n_ctx(
+            n_ctx, config.n_ctx_train, self.plan, weights, self.kv_type, backend, self.threads, **weight_options
+        )
         self.plan = build_plan(config, self.file, self.n_ctx)  # the window may change the angles of the rotation
         aside = _Aside(lambda: _tokenizer(self.file, self.plan.n_vocab))
         self.sampling_defaults = _sampling_defaults(self.file)
@@ -156,56 +159,22 @@ def backend_isa(runner: Any) -> str:
     return clib.isa()
 
 
-def _threads(threads: int | str) -> tuple[int, str]:
-    from edgellm.machine import choose_threads
-
-    if threads == "auto":
-        choice = choose_threads()
-        return choice.n, choice.reason
-    if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 1024:
-        raise InvalidArgumentError(f"threads is {threads!r}; choose 1 to 1024, or 'auto'")
-    return threads, "asked for"
-
-
-def weight_cost(plan: Plan, weights: Weights, backend: str) -> int:
-    """Bytes of memory that the weights will take: block form, or float32 in the reference backend."""
-    if backend != "reference":
-        return weights.n_bytes
-    return sum(4 * _product(shape) for shape in plan.weights.values())
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    n = 1
-    for size in shape:
-        n *= size
-    return n
-
-
-def fit_n_ctx(n_ctx: int | None, trained: int, plan: Plan, weights: Weights, kv_type: str, backend: str) -> int:
+def fit_n_ctx(
+    n_ctx: int | None, trained: int, plan: Plan, weights: Weights, kv_type: str, backend: str, threads: int,
+    **weight_options: bool,
+) -> int:  # fmt: skip
     """The context window: the one asked for, else min(trained, what memory allows).
 
-    Raises InvalidArgumentError, or NotEnoughMemoryError with what would fit.
+    Raises InvalidArgumentError, or NotEnoughMemoryError with what would fit (`edgellm.estimate`).
     """
-    from edgellm.cache import PAGE_TOKENS, cache_bytes, default_n_ctx
-    from edgellm.machine import memory
+    from edgellm.memory_estimate import Costs, check_n_ctx
 
-    if n_ctx is not None and (isinstance(n_ctx, bool) or not isinstance(n_ctx, int) or not 1 <= n_ctx < 2**31):
-        raise InvalidArgumentError(f"n_ctx is {n_ctx!r}; choose 1 or more, or None")
-    have, cost = memory().available, weight_cost(plan, weights, backend)
-    free = have - cost - _MARGIN
-    if free < cache_bytes(plan.kv, kv_type, PAGE_TOKENS):
-        raise NotEnoughMemoryError(cost + _MARGIN, have, ["a smaller quantisation", "a smaller model"])
-    if n_ctx is None:
-        return default_n_ctx(trained, plan.kv, kv_type, free)
-    need = cache_bytes(plan.kv, kv_type, n_ctx)
-    if need > free:
-        fits = default_n_ctx(n_ctx, plan.kv, kv_type, free)
-        smaller = {"f32": "f16", "f16": "q8_0"}.get(kv_type)
-        tips = [f"n_ctx={fits}"] + ([f"kv_type='{smaller}'"] if smaller else [])
-        raise NotEnoughMemoryError(cost + need, have, tips, what=f"the model with a context of {n_ctx} tokens")
-    if n_ctx > trained:
-        _log.warning("n_ctx=%d is more than the %d tokens that the model was trained for", n_ctx, trained)
-    return n_ctx
+    check_n_ctx(n_ctx)
+    found = Costs(plan, weights, backend, threads, **weight_options).estimate(n_ctx, trained, kv_type)
+    found.check()
+    if found.n_ctx > trained:
+        _log.warning("n_ctx=%d is more than the %d tokens that the model was trained for", found.n_ctx, trained)
+    return found.n_ctx
 
 
 def _tokenizer(file: GGUFFile, n_vocab: int) -> Any:

@@ -12,6 +12,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from .errors import InvalidArgumentError
+
 _SYS_CPU = Path("/sys/devices/system/cpu")
 _CGROUP = Path("/sys/fs/cgroup")
 _NO_LIMIT = 1 << 60  # cgroup v1 writes a huge number where there is no limit
@@ -168,6 +170,15 @@ def cpu_flags() -> list[str]:
         if key.strip() in ("flags", "Features"):
             return [flag for flag in value.split() if flag in wanted]
     return []
+
+
+def resolve_threads(threads: int | str) -> ThreadChoice:
+    """The threads that an option means: 1 to 1024, or "auto". Raises InvalidArgumentError."""
+    if threads == "auto":
+        return choose_threads()
+    if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 1024:
+        raise InvalidArgumentError(f"threads is {threads!r}; choose 1 to 1024, or 'auto'")
+    return ThreadChoice(threads, "asked for")
 
 
 # ---- memory ----------------------------------------------------------------------------------------

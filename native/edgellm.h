@@ -126,6 +126,9 @@ int el_plan_new(el_plan **out, const el_step *steps, int64_t n_steps, const el_b
                 int64_t max_tokens);
 void el_plan_free(el_plan *plan);
 int el_plan_has_prefill(const el_plan *plan); /* 1: some of its steps have prefill kernels, so el_pass.exact makes a difference */
+/* Bytes of memory that passes of up to n_tokens tokens and n_outputs outputs with n_workers threads write to, in pages of
+ * `page` bytes where a buffer has so many (else of 4096): what a plan costs beside its weights. */
+int64_t el_plan_bytes(const el_plan *plan, int64_t n_tokens, int64_t n_outputs, int n_workers, int64_t page);
 float *el_plan_buffer(el_plan *plan, int32_t buffer); /* for the step-compare mode; NULL: no such buffer */
 
 /* ---- the KV cache ----------------------------------------------------------------------------------- */

@@ -239,3 +239,38 @@ void el_plan_free(el_plan *p) {
 float *el_plan_buffer(el_plan *p, int32_t buffer) {
     return p && buffer >= 0 && buffer < p->n_buffers ? p->data[buffer] : NULL;
 }
+
+/* ---- what it costs ------------------------------------------------------------------------------------ */
+
+/* Memory that an arena of `whole` bytes takes when a pass writes share / of of it. */
+static int64_t written(int64_t whole, int64_t share, int64_t of, int64_t page) {
+    int64_t used = share >= of ? whole : (whole + of - 1) / of * share;
+    if (whole < page) page = 4096;
+    used = (used + page - 1) / page * page;
+    return used < whole ? used : (whole + 4095) / 4096 * 4096;
+}
+
+/* Fused steps leave some buffers unused: those cost nothing. */
+static int is_written(const el_plan *p, int32_t buffer) {
+    for (int64_t i = 0; i < p->n_steps; i++)
+        for (int j = 0; j < 4; j++)
+            if (p->steps[i].out[j] == buffer) return 1;
+    return 0;
+}
+
+int64_t el_plan_bytes(const el_plan *p, int64_t n_tokens, int64_t n_outputs, int n_workers, int64_t page) {
+    if (!p || n_tokens < 1 || n_outputs < 0 || n_workers < 1 || n_workers > EL_MAX_THREADS || page < 4096) return -1;
+    int64_t most = p->max_tokens, sum = 0, rows = n_tokens < most ? n_tokens : most;
+    for (int64_t i = 0; i < p->n_ropes; i++) sum += 2 * rows * p->ropes[i].n * (int64_t)sizeof(float);
+    for (int64_t i = 0; i < p->n_buffers; i++)
+        if (is_written(p, (int32_t)i))
+            sum += written(p->data_bytes[i], p->buffers[i].rows_kind ? n_outputs : rows, most, page);
+    for (int f = 1; f < 3; f++)
+        for (int part = 0; part < 3; part++) /* act_* and tile_*: the second only for passes of 16 columns and more */
+            sum += written(p->act_bytes[part][f], rows, most, page) * (rows < EL_PANEL_ROWS ? 1 : 2);
+    for (int part = 0; part < 2 && rows >= EL_PREFILL_FROM; part++)
+        sum += written(p->prefill_bytes[part], rows, most, page);
+    sum += written(n_workers * p->worker_floats * (int64_t)sizeof(float), 1, 1, page);
+    sum += 2 * written(p->pairs.x_bytes, rows, most, page) + written(p->pairs.hidden_bytes, rows, most, page);
+    return sum + 2 * written(p->pairs.max_pairs * (int64_t)sizeof(int32_t), rows, most, page);
+}

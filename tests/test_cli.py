@@ -141,6 +141,18 @@ def test_show(run, models):
     assert parts["tensors"][0]["name"] == "token_embd.weight" and "attention" in parts["plan"]
 
 
+def test_show_fit(run, models):
+    code, out, _ = run("show", models["chat"], "--fit", "-c", 100)
+    assert code == 0 and "100 tokens, " in out and "It fits; the longest context that fits: " in out
+    told = json.loads(run("show", models["chat"], "--fit", "-c", 100, "-ctk", "q8_0", "-t", 3, "--json")[1])["fit"]
+    parts = ("mapped", "panels", "cache", "scratch", "tokenizer", "runtime")
+    assert told["total"] == sum(told[part] for part in parts) and told["fits"]
+    assert (told["n_ctx"], told["kv_type"], told["threads"]) == (100, "q8_0", 3)
+    code, out, _ = run("show", models["chat"], "--fit", "-c", 2**31 - 1)
+    assert code == 0 and "It does not fit; try: n_ctx=" in out
+    assert run("show", models["chat"], "--fit", "-c", 2**31)[0] == 2
+
+
 def test_show_tells_what_the_length_of_the_context_decides(run, tmp_path):
     factors = {"rope_factors_long.weight": (8,), "rope_factors_short.weight": (8,)}
     keys = {"rope.scaling.original_context_length": 64, "attention.sliding_window": 1 << 18}

@@ -21,6 +21,7 @@ FLOORS = [
     {"rope"},
     {"backends", "convert", "models"},  # models never import backends, and the other way round
     {"generate", "pack", "quantize"},
+    {"memory_estimate"},
     {"loader"},
     {"calibrate", "model"},
     {"bench", "perplexity"},

@@ -9,7 +9,8 @@ from typing import Any
 import click
 
 from edgellm.chat.terminal import count_text, size_text
-from edgellm.cli.common import print_json
+from edgellm.cli.common import ThreadCount, kv_type_options, print_json
+from edgellm.cli.show_fit import fit, print_fit
 
 _MAX_SHOWN = 60  # characters of a long value
 
@@ -21,14 +22,22 @@ _MAX_SHOWN = 60  # characters of a long value
 @click.option("--tokenizer", is_flag=True, help="Show the tokenizer and its special tokens.")
 @click.option("--plan", is_flag=True, help="Print the steps that the model is.")
 @click.option("--full", is_flag=True, help="With --plan: every layer, also those that repeat the one before.")
+@click.option("--fit", "fits", is_flag=True, help="Tell how much memory it will take, and whether that is there.")
+@click.option("-c", "--ctx-size", "n_ctx", type=click.IntRange(1, 2**31 - 1), metavar="N",
+              help="With --fit: context window in tokens.")
+@click.option("-t", "--threads", type=ThreadCount(), default="auto", help="With --fit: threads.", show_default=True)
+@click.option("--backend", type=click.Choice(["auto", "native", "numba", "reference"]), default="auto",
+              show_default=True, help="With --fit: what runs the model.")
+@kv_type_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(
-    model: str | None, tensors: bool, template: bool, tokenizer: bool, plan: bool, full: bool, as_json: bool
-) -> None:
+    model: str | None, tensors: bool, template: bool, tokenizer: bool, plan: bool, full: bool, fits: bool,
+    as_json: bool, **load_options: Any,
+) -> None:  # fmt: skip
     """Show what MODEL holds: a summary and its metadata, or the part that is asked for.
 
     MODEL is a GGUF file (or one of its parts), or what `edgellm convert` reads: a Hugging Face folder, a LoRA adapter,
-    a .safetensors file or a PyTorch .bin file. Nothing in it is run.
+    a .safetensors file or a PyTorch .bin file. Nothing in it is run. --fit takes GGUF files only.
     """
     from edgellm.cli.show_checkpoint import checkpoint_parts, is_checkpoint
     from edgellm.gguf import open_gguf
@@ -42,6 +51,7 @@ def command(
         "chat_template": _template if template else None,
         "tokenizer": _tokenizer if tokenizer else None,
         "plan": (lambda file: _plan(file, full)) if plan else None,
+        "fit": (lambda file: fit(file.path, load_options)) if fits else None,
     }
     wanted = {name: part for name, part in parts.items() if part is not None}
     if is_checkpoint(model):
@@ -256,4 +266,5 @@ _PRINTERS = {
     "chat_template": _print_template,
     "tokenizer": _print_tokenizer,
     "plan": click.echo,
+    "fit": print_fit,
 }

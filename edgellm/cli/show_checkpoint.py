@@ -42,7 +42,7 @@ def checkpoint_parts(path: str, wanted: list[str]) -> dict[str, Any]:
     """Name -> value of the parts that are wanted. Raises InvalidArgumentError for those that only a GGUF file has."""
     from edgellm.errors import InvalidArgumentError
 
-    for name in ("tokenizer", "plan"):
+    for name in ("tokenizer", "plan", "fit"):
         if name in wanted:
             raise InvalidArgumentError(f"--{name} needs a GGUF file; convert this one first")
     parts = {"summary": _summary, "metadata": _metadata, "tensors": _tensors, "chat_template": _template}
