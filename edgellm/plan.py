@@ -6,6 +6,7 @@ model as a page that a person can read.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -87,6 +88,15 @@ class Plan:
 
     def __post_init__(self) -> None:
         verify(self)
+
+    @functools.cached_property
+    def windows(self) -> dict[int, list[int] | slice]:
+        """The windows of the layers' own, 0 for none: {window: its layers}; all layers as one slice."""
+        found: dict[int, list[int]] = {}
+        for step in self.steps:
+            if step.op is Op.ATTENTION:
+                found.setdefault(step.params["window"], []).append(step.params["layer"])
+        return {w: slice(None) for w in found} if len(found) == 1 else found
 
     def print(self, full: bool = False) -> str:
         """The plan as text. Layers that repeat the one before them are shown as one line unless `full`."""

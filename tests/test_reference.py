@@ -208,7 +208,7 @@ def test_only_wanted_rows_come_back(tiny: tuple[Plan, Weights]) -> None:
         ([1, 2], 0, [2]),
         ([1, 2], 0, [-1]),
         ([1, 2], -1, [0]),
-        ([1, 2], 7, [0]),  # beyond the context
+        ([1, 2], 63, [0]),  # beyond its pages
     ],
 )
 def test_bad_passes_are_refused(tiny: tuple[Plan, Weights], tokens: list, position: int, outputs: list) -> None:

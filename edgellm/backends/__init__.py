@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from ..cache import PAGE_TOKENS
 from ..errors import BackendError, InvalidArgumentError
 
 if TYPE_CHECKING:
@@ -88,10 +89,29 @@ def check_pass(
     ascending = outputs.ndim == 1 and np.all(np.diff(outputs) > 0)
     if not ascending or (outputs.size and (outputs[0] < 0 or outputs[-1] >= n)):
         raise InvalidArgumentError(f"outputs must be ascending indices below {n}")
-    blocks = seq.table[:, : -(-(position + n) // 64)]
-    if position < 0 or position + n > seq.n_ctx or np.any(blocks < 0):
+    if position < 0 or not _has_pages(plan, seq, position, position + n - 1):
         raise InvalidArgumentError(f"positions {position} .. {position + n - 1} have no pages; call ensure first")
     return tokens, outputs
+
+
+def _has_pages(plan: Plan, seq: Sequence, first: int, last: int) -> bool:
+    """True when every page is there that a layer reads or writes in a pass over positions first .. last."""
+    newest, head_blocks = last // PAGE_TOKENS, seq.head_blocks
+    for window, layers in plan.windows.items():
+        for seen in seq.span.seen(first, last, window):
+            if not seen:
+                continue
+            start, stop = seen.start // PAGE_TOKENS, (seen.stop - 1) // PAGE_TOKENS + 1
+            behind = max(start, head_blocks)
+            if stop > behind and newest - behind >= seq.ring:  # a newer block has taken the column
+                return False
+            columns = [slice(start, min(stop, head_blocks))]
+            if stop > behind:
+                a, b = seq.column(behind), seq.column(stop - 1) + 1
+                columns += [slice(a, b)] if a < b else [slice(a, None), slice(head_blocks, b)]
+            if any(np.any(seq.table[:, c][layers] < 0) for c in columns):
+                return False
+    return True
 
 
 def create(

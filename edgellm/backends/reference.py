@@ -6,12 +6,13 @@ do, so with f16 pages K and V are rounded to f16, and with q8_0 pages to 8 bits.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from ..cache import PAGE_TOKENS, Sequence, n_blocks
+from ..cache import PAGE_TOKENS, Sequence
 from ..errors import BackendError, Cancelled, InvalidArgumentError, NonFiniteError
 from ..ops import Op
 from ..plan import Plan, Step
@@ -137,14 +138,20 @@ def linear(
 
 
 def rope(step: Step, now: _Pass, plan: Plan, x: np.ndarray) -> np.ndarray:
-    head_dim, rotary = step.params["head_dim"], step.params["rotary_dims"]
-    table = plan.ropes[step.params["table"]]
-    positions = np.arange(now.position, now.position + len(x), dtype=np.float64)
-    angles = positions[:, None, None] * table.inv_freq  # (n, 1, rotary / 2), float64
-    cos = (np.cos(angles) * table.magnitude).astype(np.float32)
-    sin = (np.sin(angles) * table.magnitude).astype(np.float32)
+    positions = np.arange(now.position, now.position + len(x))
+    return turn(x, positions, step.params, plan, plan.ropes[step.params["table"]].magnitude)
+
+
+def turn(
+    x: np.ndarray, positions: np.ndarray, params: Mapping[str, Any], plan: Plan, magnitude: float = 1.0
+) -> np.ndarray:
+    """The heads of x (n, heads * head_dim) rotated by as many positions (n,) as the row says."""
+    head_dim, rotary = params["head_dim"], params["rotary_dims"]
+    angles = positions[:, None, None] * plan.ropes[params["table"]].inv_freq  # (n, 1, rotary / 2), float64
+    cos = (np.cos(angles) * magnitude).astype(np.float32)
+    sin = (np.sin(angles) * magnitude).astype(np.float32)
     y = x.reshape(len(x), -1, head_dim).copy()  # (n, heads, head_dim)
-    if step.params["style"] == "interleaved":
+    if params["style"] == "interleaved":
         first, second = slice(0, rotary, 2), slice(1, rotary, 2)
     else:
         first, second = slice(0, rotary // 2), slice(rotary // 2, rotary)
@@ -156,21 +163,28 @@ def rope(step: Step, now: _Pass, plan: Plan, x: np.ndarray) -> np.ndarray:
 
 def attention(step: Step, now: _Pass, plan: Plan, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
     p = step.params
-    n, n_kv, head_dim = len(q), p["n_kv_heads"], p["head_dim"]
+    n, n_kv, head_dim, window, span = len(q), p["n_kv_heads"], p["head_dim"], p["window"], now.seq.span
     _store(now, p["layer"], k.reshape(n, n_kv, head_dim), v.reshape(n, n_kv, head_dim))
-    queries = q.reshape(n, n_kv, -1, head_dim)  # query heads of one group share a KV head
-    own = np.arange(now.position, now.position + n)[:, None]  # (n, 1) position of each query
-    seen = np.arange(now.position + n)[None, :]  # (1, length) positions in the cache
-    mask = (seen <= own) if not p["window"] else (seen <= own) & (seen > own - p["window"])  # (n, length)
+    own = range(now.position, now.position + n)  # the tokens' positions
+    stretches = span.seen(own[0], own[-1], window)
+    positions = np.unique(np.concatenate([np.arange(s.start, s.stop) for s in stretches]))  # (length,) that are read
+    head = _within(positions, [span.head_seen(t, window) for t in own])  # (n, 1, length) what each token sees
+    tail = _within(positions, [span.tail_seen(t, window) for t in own])
+    back = np.array([-span.shift(t) for t in own])  # (n,) by which the head is nearer than its positions say
+    turned = turn(q, back, p, plan) if head.any() and p["rotary_dims"] else q
+    queries, turned = (x.reshape(n, n_kv, -1, head_dim) for x in (q, turned))  # heads of one group share a KV head
     out = np.empty_like(queries)
-    for head in range(n_kv):
-        keys, values = _load(now, p["layer"], head, now.position + n)  # (length, head_dim) each
-        scores = queries[:, head] @ keys.T * np.float32(p["scale"])  # (n, group, length)
+    for kv in range(n_kv):
+        keys, values = _load(now, p["layer"], kv, positions)  # (length, head_dim) each
+        scores = queries[:, kv] @ keys.T  # (n, group, length)
+        if head.any():
+            scores = np.where(head, turned[:, kv] @ keys.T, scores)
+        scores = scores * np.float32(p["scale"])
         if p["softcap"]:
             scores = capped(scores, p["softcap"])
-        scores = np.where(mask[:, None, :], scores, np.float32(-np.inf))
+        scores = np.where(head | tail, scores, np.float32(-np.inf))
         weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-        out[:, head] = weights / weights.sum(axis=-1, keepdims=True) @ values
+        out[:, kv] = weights / weights.sum(axis=-1, keepdims=True) @ values
     return out.reshape(n, -1)
 
 
@@ -233,18 +247,29 @@ def gelu_tanh(x: np.ndarray) -> np.ndarray:
 
 def _store(now: _Pass, layer: int, k: np.ndarray, v: np.ndarray) -> None:
     """Writes k and v, (n, n_kv_heads, head_dim), of the tokens of this pass into their pages."""
-    pool, table = now.seq.pool, now.seq.table[layer]
+    pool, table, column = now.seq.pool, now.seq.table[layer], now.seq.column
     for i in range(len(k)):
         block, lane = divmod(now.position + i, PAGE_TOKENS)
         for head in range(k.shape[1]):
-            pool.store(int(table[block]), head, lane, k[i, head], v[i, head])
+            pool.store(int(table[column(block)]), head, lane, k[i, head], v[i, head])
 
 
-def _load(now: _Pass, layer: int, head: int, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Keys and values of positions [0, length) of one KV head: float32 (length, head_dim) each."""
-    pool, pages = now.seq.pool, now.seq.table[layer, : n_blocks(length)]
-    keys, values = zip(*(pool.load(int(p), head) for p in pages), strict=True)
-    return np.concatenate(keys)[:length], np.concatenate(values)[:length]
+def _within(positions: np.ndarray, stretches: list[range]) -> np.ndarray:
+    """bool (n, 1, length): which of `positions` (length,) are in each of the n stretches."""
+    return np.array([(positions >= s.start) & (positions < s.stop) for s in stretches])[:, None]
+
+
+def _load(now: _Pass, layer: int, head: int, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Keys and values of `positions` (length,) of one KV head: float32 (length, head_dim) each."""
+    pool, table = now.seq.pool, now.seq.table[layer]
+    blocks, lanes = np.divmod(positions, PAGE_TOKENS)
+    keys = np.empty((len(positions), pool.shape.head_dim), dtype=np.float32)
+    values = np.empty_like(keys)
+    for block in np.unique(blocks):
+        here = blocks == block
+        k, v = pool.load(int(table[now.seq.column(int(block))]), head)
+        keys[here], values[here] = k[lanes[here]], v[lanes[here]]
+    return keys, values
 
 
 ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {"silu": silu, "gelu_tanh": gelu_tanh}

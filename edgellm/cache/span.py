@@ -36,3 +36,19 @@ class Span:
         """Positions between head and tail that token t does not see; 0: token t meets one stretch."""
         start = self.start(t)
         return start - self.keep if start else 0
+
+    def head_seen(self, t: int, window: int) -> range:
+        """What token t sees of the head in a layer with a window of its own (0: none), with its query turned back by
+        `shift(t)`. Empty while all is one stretch, which is the tail then."""
+        shift = self.shift(t)
+        return range(max(0, t - shift - window + 1) if window else 0, self.keep if shift else 0)
+
+    def tail_seen(self, t: int, window: int) -> range:
+        """What token t sees of the tail in a layer with a window of its own (0: none)."""
+        return range(max(self.start(t), t - window + 1 if window else 0), t + 1)
+
+    def seen(self, first: int, last: int, window: int) -> tuple[range, range]:
+        """What any of the tokens first .. last sees of head and tail: from the first of each to the end."""
+        turned = first if self.first > self.keep else max(first, self.keep + self.window)  # the first one with a shift
+        head = self.head_seen(turned, window) if turned <= last and self.shift(last) else range(0)
+        return head, range(self.tail_seen(first, window).start, last + 1)
