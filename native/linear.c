@@ -17,7 +17,8 @@ typedef struct {
     const el_step *step;
     int64_t n_cols;           /* rows of the input buffer in this pass */
     int64_t k;
-    int64_t groups_per_chunk; /* 16-row groups */
+    int64_t n_groups;         /* 16-row groups of all weights */
+    int64_t n_chunks;
     int64_t first_group[5];   /* running count of groups per weight */
     int n_weights;
 } linear_job;
@@ -161,9 +162,15 @@ static void linear_rows(const linear_job *job, int j, int64_t r0, int64_t r1, fl
     }
 }
 
+/* The first group of a chunk. Chunks differ by a pair of groups at most, and begin at pairs: wide kernels take two. */
+static int64_t chunk_start(const linear_job *job, int64_t chunk) {
+    int64_t pairs = (job->n_groups + 1) / 2, start = pairs * chunk / job->n_chunks * 2;
+    return start < job->n_groups ? start : job->n_groups;
+}
+
 static void linear_chunk(void *ctx, int64_t chunk, int worker) {
     const linear_job *job = ctx;
-    int64_t g0 = chunk * job->groups_per_chunk, g1 = g0 + job->groups_per_chunk;
+    int64_t g0 = chunk_start(job, chunk), g1 = chunk_start(job, chunk + 1);
     for (int j = 0; j < job->n_weights; j++) {
         int64_t lo = g0 > job->first_group[j] ? g0 : job->first_group[j];
         int64_t hi = g1 < job->first_group[j + 1] ? g1 : job->first_group[j + 1];
@@ -183,8 +190,7 @@ static void gated_chunk(void *ctx, int64_t chunk, int worker) {
     const el_step *step = job->step;
     const el_weight *w[2] = {&plan->weights[step->w[0]], &plan->weights[step->w[1]]};
     int64_t rows = w[0]->rows;
-    int64_t r0 = chunk * job->groups_per_chunk * EL_PANEL_ROWS;
-    int64_t r1 = r0 + job->groups_per_chunk * EL_PANEL_ROWS;
+    int64_t r0 = chunk_start(job, chunk) * EL_PANEL_ROWS, r1 = chunk_start(job, chunk + 1) * EL_PANEL_ROWS;
     if (r1 > rows) r1 = rows;
     int64_t width = r1 - r0;
     float *scratch = el_worker_scratch(job->run, worker);
@@ -206,18 +212,20 @@ static void gated_chunk(void *ctx, int64_t chunk, int worker) {
 
 /* ---- both --------------------------------------------------------------------------------------------- */
 
-/* Chunks small enough to share out evenly and to notice a cancel soon, large enough to be worth drawing. */
-static int64_t choose_chunk(const linear_job *job, int64_t n_groups, int64_t group_bytes, int64_t limit) {
-    int64_t per_chunk = n_groups / ((int64_t)job->run->n_threads * TARGET_CHUNKS_PER_WORKER);
-    int64_t by_bytes = (MIN_CHUNK_BYTES + group_bytes - 1) / group_bytes;
-    int64_t by_work = (el_k.wide ? WIDE_CHUNK_MACS : MAX_CHUNK_MACS) / (EL_PANEL_ROWS * job->k * job->n_cols);
-    if (per_chunk < by_bytes) per_chunk = by_bytes;
-    int64_t share = (n_groups + job->run->n_threads - 1) / job->run->n_threads; /* nobody stays idle */
-    if (per_chunk > share) per_chunk = share;
-    if (per_chunk > by_work) per_chunk = by_work;
-    if (per_chunk > limit) per_chunk = limit;
-    int64_t floor = n_groups / (EL_MAX_CHUNKS - 1) + 1;
-    return per_chunk < floor ? floor : per_chunk;
+/* How many chunks: small enough to notice a cancel soon and to stay in L2, large enough to be worth drawing, as many for
+ * each worker. `limit` is the most groups of a chunk. */
+static int64_t count_chunks(const linear_job *job, int64_t group_bytes, int64_t limit) {
+    int64_t workers = job->run->n_threads, pairs = (job->n_groups + 1) / 2;
+    int64_t most = (el_k.wide ? WIDE_CHUNK_MACS : MAX_CHUNK_MACS) / (EL_PANEL_ROWS * job->k * job->n_cols);
+    int64_t size = job->n_groups / (workers * TARGET_CHUNKS_PER_WORKER), least = MIN_CHUNK_BYTES / group_bytes + 1;
+    if (size < least) size = least;
+    if (size > most) size = most;
+    if (size > limit - 1) size = limit - 1; /* chunks are rounded to pairs */
+    if (size < 1) size = 1;
+    int64_t n = (job->n_groups + size - 1) / size;
+    n = (n + workers - 1) / workers * workers;
+    if (n > pairs) n = pairs;
+    return n < EL_MAX_CHUNKS ? n : EL_MAX_CHUNKS - 1;
 }
 
 int el_step_linear(el_run *run, const el_step *step) {
@@ -232,10 +240,9 @@ int el_step_linear(el_run *run, const el_step *step) {
         int64_t rows = run->plan->weights[step->w[j]].rows;
         job.first_group[j + 1] = job.first_group[j] + (rows + EL_PANEL_ROWS - 1) / EL_PANEL_ROWS;
     }
-    int64_t n_groups = gated ? job.first_group[1] : job.first_group[job.n_weights];
+    job.n_groups = gated ? job.first_group[1] : job.first_group[job.n_weights];
     int64_t group_bytes = (gated ? 2 : 1) * EL_PANEL_ROWS * el_row_bytes(w0->type, w0->cols);
-    job.groups_per_chunk = choose_chunk(&job, n_groups, group_bytes, gated ? EL_GATED_ROWS / EL_PANEL_ROWS : n_groups);
-    el_pool_run(gated ? gated_chunk : linear_chunk, &job, (n_groups + job.groups_per_chunk - 1) / job.groups_per_chunk,
-                run->pass->cancel);
+    job.n_chunks = count_chunks(&job, group_bytes, gated ? EL_GATED_ROWS / EL_PANEL_ROWS : job.n_groups + 1);
+    el_pool_run(gated ? gated_chunk : linear_chunk, &job, job.n_chunks, run->pass->cancel);
     return el_cancelled(run) ? EL_E_CANCELLED : EL_OK;
 }

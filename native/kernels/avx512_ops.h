@@ -63,26 +63,52 @@ INLINE __m512i rounded16(__m512 x, __m512 inverse) { /* NaN becomes 127, as el_q
 }
 INLINE void store16(int8_t *q, __m512i v) { _mm_storeu_si128((__m128i *)q, _mm512_cvtepi32_epi8(v)); }
 
-static void quantize_q8_32(const float *x, int64_t k, int8_t *q, float *d, int32_t *sum) {
-    int64_t k_pad = (k + 255) / 256 * 256;
-    for (int64_t k0 = 0; k0 < k_pad; k0 += 32, d++, sum++) {
-        __m512 a = _mm512_maskz_loadu_ps(first_lanes(k - k0), x + k0);
-        __m512 b = _mm512_maskz_loadu_ps(first_lanes(k - k0 - 16), x + k0 + 16);
-        float amax = el_float((uint32_t)_mm512_reduce_max_epi32(_mm512_max_epi32(abs_bits(a), abs_bits(b))));
-        __m512 inverse = _mm512_set1_ps(amax != 0.0f ? 127.0f / amax : 0.0f);
-        __m512i v = rounded16(a, inverse), u = rounded16(b, inverse);
-        store16(q + k0, v);
-        store16(q + k0 + 16, u);
-        *d = amax / 127.0f;
-        *sum = _mm512_reduce_add_epi32(_mm512_add_epi32(v, u));
+/* Lane i of the result: all lanes of v[i] joined by OP. Halving by transposing takes 3 instructions for each of the 15 joins. */
+#define JOIN_LANES(NAME, OP)                                                                                         \
+    INLINE __m512i NAME(__m512i *v) {                                                                                \
+        UNROLL for (int i = 0; i < 8; i++)                                                                           \
+            v[i] = OP(_mm512_unpacklo_epi32(v[2 * i], v[2 * i + 1]), _mm512_unpackhi_epi32(v[2 * i], v[2 * i + 1])); \
+        UNROLL for (int i = 0; i < 4; i++)                                                                           \
+            v[i] = OP(_mm512_unpacklo_epi64(v[2 * i], v[2 * i + 1]), _mm512_unpackhi_epi64(v[2 * i], v[2 * i + 1])); \
+        UNROLL for (int n = 2; n; n /= 2) UNROLL for (int i = 0; i < n; i++)                                         \
+            v[i] = OP(_mm512_shuffle_i32x4(v[2 * i], v[2 * i + 1], 0x88), _mm512_shuffle_i32x4(v[2 * i], v[2 * i + 1], 0xdd)); \
+        return v[0];                                                                                                 \
     }
+JOIN_LANES(largest_lanes, _mm512_max_epi32)
+JOIN_LANES(summed_lanes, _mm512_add_epi32)
+
+/* Up to 16 blocks of 32 at x; `n` numbers are there, what follows counts as zero */
+INLINE void quantize_512(const float *x, int64_t n, int8_t *q, float *d, int32_t *sum, __mmask16 blocks) {
+    __m512i v[16];
+    float inverse[16];
+    UNROLL for (int i = 0; i < 16; i++)
+        v[i] = _mm512_max_epi32(abs_bits(_mm512_maskz_loadu_ps(first_lanes(n - i * 32), x + i * 32)),
+                                abs_bits(_mm512_maskz_loadu_ps(first_lanes(n - i * 32 - 16), x + i * 32 + 16)));
+    __m512 amax = _mm512_castsi512_ps(largest_lanes(v)), top = _mm512_set1_ps(127.0f);
+    __mmask16 some = _mm512_cmp_ps_mask(amax, _mm512_setzero_ps(), _CMP_NEQ_UQ);
+    _mm512_storeu_ps(inverse, _mm512_maskz_div_ps(some, top, amax));
+    _mm512_mask_storeu_ps(d, blocks, _mm512_div_ps(amax, top));
+    UNROLL for (int i = 0; i < 16; i++) {
+        __m512 scale = _mm512_set1_ps(inverse[i]);
+        __m512i a = rounded16(_mm512_maskz_loadu_ps(first_lanes(n - i * 32), x + i * 32), scale);
+        __m512i b = rounded16(_mm512_maskz_loadu_ps(first_lanes(n - i * 32 - 16), x + i * 32 + 16), scale);
+        if (blocks >> i & 1) store16(q + i * 32, a), store16(q + i * 32 + 16, b);
+        v[i] = _mm512_add_epi32(a, b);
+    }
+    _mm512_mask_storeu_epi32(sum, blocks, summed_lanes(v));
+}
+
+static void quantize_q8_32(const float *x, int64_t k, int8_t *q, float *d, int32_t *sum) {
+    int64_t n_blocks = (k + 255) / 256 * 8, b = 0;
+    for (; b + 16 <= n_blocks; b += 16) quantize_512(x + b * 32, k - b * 32, q + b * 32, d + b, sum + b, 0xffff);
+    if (b < n_blocks) quantize_512(x + b * 32, k - b * 32, q + b * 32, d + b, sum + b, 0xff);
 }
 
 static void quantize_q8_256(const float *x, int64_t k, int8_t *q, float *d, int32_t *sum) {
     int64_t k_pad = (k + 255) / 256 * 256;
     for (int64_t k0 = 0; k0 < k_pad; k0 += 256, d++, sum += 16) {
         __m512 v[16];
-        __m512i top = _mm512_setzero_si512();
+        __m512i top = _mm512_setzero_si512(), r[16];
         UNROLL for (int i = 0; i < 16; i++) {
             v[i] = _mm512_maskz_loadu_ps(first_lanes(k - k0 - i * 16), x + k0 + i * 16);
             top = _mm512_max_epi32(top, abs_bits(v[i]));
@@ -91,10 +117,10 @@ static void quantize_q8_256(const float *x, int64_t k, int8_t *q, float *d, int3
         __m512 inverse = _mm512_set1_ps(amax != 0.0f ? 127.0f / amax : 0.0f);
         *d = amax / 127.0f;
         UNROLL for (int i = 0; i < 16; i++) {
-            __m512i r = rounded16(v[i], inverse);
-            store16(q + k0 + i * 16, r);
-            sum[i] = _mm512_reduce_add_epi32(r);
+            r[i] = rounded16(v[i], inverse);
+            store16(q + k0 + i * 16, r[i]);
         }
+        _mm512_storeu_si512(sum, summed_lanes(r));
     }
 }
 
