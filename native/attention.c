@@ -33,8 +33,8 @@ typedef struct {
     el_run *run;
     const el_step *step;
     int64_t layer, n_heads, n_kv_heads, head_dim, n_group, window;
-    int64_t page_half; /* bytes of one head's K (or V) in a page */
-    int type;          /* enum el_kv_type */
+    int k_type, v_type;          /* enum el_kv_type */
+    int64_t k_bytes, head_bytes; /* of one head's K in a page, and of its K and V */
     float scale, softcap;
     int64_t block;     /* tokens of a block */
     int64_t n_blocks;
@@ -57,16 +57,16 @@ static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
 static char *k_page(const attention_job *job, int64_t page, int64_t head) {
     const el_kv *kv = job->run->pass->kv;
     char *base = (char *)kv->base + (int64_t)kv->table[job->layer * kv->table_stride + page] * kv->page_bytes;
-    return base + head * 2 * job->page_half;
+    return base + head * job->head_bytes;
 }
 static char *v_page(const attention_job *job, int64_t page, int64_t head) {
-    return k_page(job, page, head) + job->page_half;
+    return k_page(job, page, head) + job->k_bytes;
 }
 
-int64_t el_kv_page_bytes(int kv_type, int64_t n_kv_heads, int64_t head_dim) {
+int64_t el_kv_page_bytes(int k_type, int v_type, int64_t n_kv_heads, int64_t head_dim) {
     if (n_kv_heads < 1 || n_kv_heads > 4096 || head_dim < 1 || head_dim > EL_MAX_HEAD_DIM) return -1;
-    int64_t half = el_kv_half_bytes(kv_type, head_dim);
-    return half < 0 ? -1 : 2 * n_kv_heads * half;
+    int64_t k = el_kv_half_bytes(k_type, head_dim), v = el_kv_half_bytes(v_type, head_dim);
+    return k < 0 || v < 0 ? -1 : n_kv_heads * (k + v);
 }
 
 /* Positions that a token of the pass sees: [first_seen, last_seen]. */
@@ -90,7 +90,8 @@ static void store_item(void *ctx, int64_t item, int worker) {
     int64_t p1 = min64(end, (page + 1) * EL_PAGE_TOKENS);
     for (int64_t p = max64(position, page * EL_PAGE_TOKENS); p < p1; p++) {
         int64_t row = ((p - position) * job->n_kv_heads + head) * d;
-        el_k.attn_store[job->type](k + row, v + row, d, p % EL_PAGE_TOKENS, kp, vp);
+        el_k.attn_store_k[job->k_type](k + row, d, p % EL_PAGE_TOKENS, kp);
+        el_k.attn_store_v[job->v_type](v + row, d, p % EL_PAGE_TOKENS, vp);
     }
 }
 
@@ -121,7 +122,7 @@ static void score_page(const block *b, int64_t page, const void *ahead, float *m
     tokens_that_see(b, page * EL_PAGE_TOKENS, (page + 1) * EL_PAGE_TOKENS, &from, &to);
     int64_t r0 = (from - b->t0) * G, r1 = (to - b->t0) * G;
     float *s = scores_of(b, page, r0);
-    el_k.attn_scores[job->type](b->q + r0 * job->head_dim, r1 - r0, job->head_dim, k_page(job, page, b->head), ahead,
+    el_k.attn_scores[job->k_type](b->q + r0 * job->head_dim, r1 - r0, job->head_dim, k_page(job, page, b->head), ahead,
                                 job->scale, s);
     if (job->softcap > 0.0f) el_k.softcap(s, s, (r1 - r0) * EL_PAGE_TOKENS, job->softcap);
     for (int64_t r = r0; r < r1; r++, s += EL_PAGE_TOKENS) {
@@ -146,7 +147,7 @@ static void weigh_page(const block *b, int64_t page, const void *ahead, const fl
         lanes_seen(job, t, page, &low, &high);
         first = min64(first, low), end = max64(end, high);
     }
-    el_k.attn_values[job->type](scores_of(b, page, r0), r1 - r0, job->head_dim, first, end, v_page(job, page, b->head),
+    el_k.attn_values[job->v_type](scores_of(b, page, r0), r1 - r0, job->head_dim, first, end, v_page(job, page, b->head),
                                 ahead, acc + r0 * job->head_dim);
 }
 
@@ -305,10 +306,11 @@ int el_step_attention(el_run *run, const el_step *step) {
     const el_pass *pass = run->pass;
     attention_job job = {.run = run, .step = step, .layer = step->i[0], .n_heads = step->i[1], .n_kv_heads = step->i[2],
                          .head_dim = step->i[3], .window = step->i[4], .scale = step->f[0], .softcap = step->f[1],
-                         .type = pass->kv->kv_type};
+                         .k_type = pass->kv->k_type, .v_type = pass->kv->v_type};
     int64_t n = pass->n_tokens;
     job.n_group = job.n_heads / job.n_kv_heads;
-    job.page_half = el_kv_half_bytes(job.type, job.head_dim);
+    job.k_bytes = el_kv_half_bytes(job.k_type, job.head_dim);
+    job.head_bytes = job.k_bytes + el_kv_half_bytes(job.v_type, job.head_dim);
     job.block = min64(block_tokens(job.n_group), n);
     job.n_blocks = (n + job.block - 1) / job.block;
     int64_t pages = (pass->position + n - 1) / EL_PAGE_TOKENS - pass->position / EL_PAGE_TOKENS + 1;

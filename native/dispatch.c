@@ -62,7 +62,8 @@ static void merge(el_kernels *into, const el_kernels *from) {
     for (int i = 0; i < EL_N_KV_TYPES; i++) {
         TAKE(attn_scores[i]);
         TAKE(attn_values[i]);
-        TAKE(attn_store[i]);
+        TAKE(attn_store_k[i]);
+        TAKE(attn_store_v[i]);
     }
 #undef TAKE
 }

@@ -136,18 +136,20 @@ enum el_kv_type { EL_KV_F32 = 0, EL_KV_F16 = 1, EL_KV_Q8_0 = 2, EL_N_KV_TYPES = 
 #define EL_PAGE_TOKENS 64
 
 /* One page holds 64 tokens of one layer: for each KV head first K as [head_dim][64] (a lane is a token),
- * then V as [64][head_dim] (a lane is a channel). Q8_0: int8 numbers, and behind those of K and of V 64 scales (f16),
- * one per token. The page table names the page of each block of 64 positions. */
+ * then V as [64][head_dim] (a lane is a channel), each in its own type. Q8_0: int8 numbers, and behind them 64 scales
+ * (f16), one per token. The page table names the page of each block of 64 positions. */
 typedef struct {
     void *base;              /* the pool's arena */
     int64_t n_pages;
     int64_t page_bytes;
-    int32_t kv_type;         /* enum el_kv_type */
+    int32_t k_type;          /* enum el_kv_type */
+    int32_t v_type;
     int32_t n_layers;
+    int32_t reserved;
     const int32_t *table;    /* (n_layers, table_stride), -1: no page */
     int64_t table_stride;    /* blocks of 64 positions per layer */
 } el_kv;
-int64_t el_kv_page_bytes(int kv_type, int64_t n_kv_heads, int64_t head_dim); /* -1: not possible */
+int64_t el_kv_page_bytes(int k_type, int v_type, int64_t n_kv_heads, int64_t head_dim); /* -1: not possible */
 
 /* ---- one pass ------------------------------------------------------------------------------------------ */
 typedef struct {

@@ -99,9 +99,9 @@ typedef struct {
     /* acc[r][d] += sum over first <= t < end of p[r * 64 + t] * V[t][d]; acc (n_rows, head_dim) */
     void (*attn_values[EL_N_KV_TYPES])(const float *p, int64_t n_rows, int64_t head_dim, int64_t first, int64_t end,
                                        const void *v_page, const void *ahead, float *acc);
-    /* k and v (head_dim) become token t of the page */
-    void (*attn_store[EL_N_KV_TYPES])(const float *k, const float *v, int64_t head_dim, int64_t t, void *k_page,
-                                      void *v_page);
+    /* x (head_dim) becomes token t of a page of keys, or of values */
+    void (*attn_store_k[EL_N_KV_TYPES])(const float *x, int64_t head_dim, int64_t t, void *k_page);
+    void (*attn_store_v[EL_N_KV_TYPES])(const float *x, int64_t head_dim, int64_t t, void *v_page);
     /* the largest of `max` and x[0 .. n); NaN where one of them is */
     float (*largest)(const float *x, int64_t n, float max);
     el_prefill_fn prefill[2][EL_TYPE_LIMIT];      /* [layout][GGUF type id]; NULL: the exact kernel serves */

@@ -136,7 +136,8 @@ static int kv_ok(const el_plan *p, const el_pass *pass) {
     for (int64_t i = pass->first_step; i < pass->last_step; i++) {
         const el_step *s = &p->steps[i];
         if (s->op != EL_OP_ATTENTION) continue;
-        if (s->i[0] >= kv->n_layers || el_kv_page_bytes(kv->kv_type, s->i[2], s->i[3]) != kv->page_bytes) return 0;
+        if (s->i[0] >= kv->n_layers) return 0;
+        if (el_kv_page_bytes(kv->k_type, kv->v_type, s->i[2], s->i[3]) != kv->page_bytes) return 0;
         int64_t first = s->i[4] > 0 && pass->position >= s->i[4] ? (pass->position - s->i[4] + 1) / EL_PAGE_TOKENS : 0;
         for (int64_t b = first; b < blocks; b++) {
             int32_t page = kv->table[s->i[0] * kv->table_stride + b];

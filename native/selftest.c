@@ -331,11 +331,13 @@ int el_check_attention(const el_kernels *table, int kv_type, int64_t n_rows, int
     for (int64_t t = 0; t < EL_PAGE_TOKENS; t++) { /* the pages are filled as models fill them */
         floats(kv, 2 * head_dim, PLAIN, &seed);
         if (t == 9) memset(kv, 0, (size_t)head_dim * 4);
-        p->attn_store[kv_type](kv, kv + head_dim, head_dim, t, page[0], page[1]);
-        if (table->attn_store[kv_type]) table->attn_store[kv_type](kv, kv + head_dim, head_dim, t, page[2], page[3]);
+        p->attn_store_k[kv_type](kv, head_dim, t, page[0]);
+        p->attn_store_v[kv_type](kv + head_dim, head_dim, t, page[1]);
+        if (table->attn_store_k[kv_type]) table->attn_store_k[kv_type](kv, head_dim, t, page[2]);
+        if (table->attn_store_v[kv_type]) table->attn_store_v[kv_type](kv + head_dim, head_dim, t, page[3]);
     }
-    if (table->attn_store[kv_type])
-        ok = memcmp(page[0], page[2], (size_t)bytes) == 0 && memcmp(page[1], page[3], (size_t)bytes) == 0;
+    if (table->attn_store_k[kv_type]) ok = memcmp(page[0], page[2], (size_t)bytes) == 0;
+    if (table->attn_store_v[kv_type]) ok = ok && memcmp(page[1], page[3], (size_t)bytes) == 0;
     floats(q, n, PLAIN, &seed);
     p->attn_scores[kv_type](q, n_rows, head_dim, page[0], NULL, 0.125f, expected);
     if (table->attn_scores[kv_type]) {

@@ -346,9 +346,26 @@ def test_kv_types() -> None:
     assert resolve_kv_type("f32", {"Q4_0"}) == "f32"
     assert resolve_kv_type("f16", {"F32"}) == "f16"
     assert resolve_kv_type("q8_0", {"F32"}) == "q8_0"
-    for bad in ("q4", "F16", ""):
-        with pytest.raises(InvalidArgumentError):
+    assert resolve_kv_type(("q8_0", "f16"), {"F32"}) == resolve_kv_type("q8_0:f16", {"F32"}) == "q8_0:f16"
+    assert resolve_kv_type(("f16", "f16"), {"F32"}) == "f16"
+    assert resolve_kv_type("auto:q8_0", {"F32"}) == "f32:q8_0"
+    for bad in ("q4", "F16", "", ":", "f16:", "f16:f16:f16", (), ("f16", 3), ["f16", "f16"], None, 8):
+        with pytest.raises(InvalidArgumentError, match="kv_type"):
             resolve_kv_type(bad, {"F32"})
+
+
+def test_k_and_v_of_two_types() -> None:
+    """Each half as it is in a page of its type alone."""
+    pool = PagePool(SHAPE, "q8_0:f32", 2)
+    (page,) = pool.allocate(1)
+    assert pool.page_bytes == (page_bytes(SHAPE, "q8_0") + page_bytes(SHAPE, "f32")) // 2
+    k, v = np.array([1, -2, 3, 127], np.float32), np.array([0.1, 2, 3, 4], np.float32)
+    pool.store(page, 2, 5, k, v)
+    keys, values = pool.load(page, 2)
+    assert keys.shape == values.shape == (64, 4)
+    assert (keys[5] == k).all() and (values[5] == v).all()
+    assert np.count_nonzero(keys) == np.count_nonzero(values) == 4
+    assert not pool.load(page, 1)[0].any() and not pool.load(page, 1)[1].any()
 
 
 def test_default_context() -> None:

@@ -8,11 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
+from click.testing import CliRunner
 from helpers import tiny_llama_gguf
 from tiny_families import tiny_family_gguf
 
 from edgellm import cli
+from edgellm.cli.common import kv_type_options
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -41,6 +44,20 @@ def run(capsys):
         return code, out, err
 
     return run
+
+
+@pytest.mark.parametrize(
+    ("words", "kv_type"),
+    [([], "auto"), (["-ctk", "q8_0"], "q8_0"), (["-ctv", "f16"], "auto:f16"),
+     (["-ctv", "f16", "-ctk", "q8_0"], "q8_0:f16"), (["-ctk", "q8_0", "-ctv", "q8_0"], "q8_0")],
+)  # fmt: skip
+def test_types_of_k_and_v(words, kv_type):
+    @click.command()
+    @kv_type_options
+    def command(kv_type):
+        click.echo(kv_type)
+
+    assert CliRunner().invoke(command, words).output == kv_type + "\n"
 
 
 def process(*args, **options) -> subprocess.CompletedProcess[bytes]:

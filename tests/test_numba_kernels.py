@@ -358,7 +358,9 @@ def test_store_writes_only_its_own_lanes() -> None:
     arena, table = np.full(3 * size, 9, np.float32), np.array([2, 0], np.int32)
     place = np.array([0, 2, 0, 0, 0], np.int64)
     k, v = np.arange(4 * 6, dtype=np.float32), -np.arange(4 * 6, dtype=np.float32)
-    attention.KERNELS["f32"][0](k, v, arena, arena.view(np.uint16), size, table, place, heads, dim, 62, 4)
+    store, half = attention.kernels("f32", "f32")[0], 4 * dim * 64
+    cache = (arena.view(np.int8), arena.view(np.uint16), arena, 4 * size, half, 2 * half)
+    store(k, v, *cache, table, place, heads, dim, 62, 4)
     pages = arena.reshape(3, heads, 2, dim * 64)
     for token, (page, lane) in enumerate([(2, 62), (2, 63), (0, 0), (0, 1)]):
         for head in range(heads):

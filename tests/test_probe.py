@@ -112,7 +112,7 @@ def test_limits():
 
 
 @pytest.mark.parametrize(
-    "words", [["--machine", "model.gguf"], ["--machine", "-o", "csv"], ["m.gguf", "-ctk", "f16", "-ctv", "f32"]]
+    "words", [["--machine", "model.gguf"], ["--machine", "-o", "csv"], ["m.gguf", "-ctk", "f16", "-ctv", "q9"]]
 )
 def test_usage(words, capsys):
     assert cli.execute(["bench", *words]) == 2

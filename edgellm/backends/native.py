@@ -132,7 +132,8 @@ def _kv_struct(ffi: Any, seq: Sequence, keep: list[Any]) -> Any:
     kv = ffi.new("el_kv *")
     kv.base = ffi.cast("void *", pool.address)
     kv.n_pages, kv.page_bytes = pool.n_pages, pool.page_bytes
-    kv.kv_type, kv.n_layers = _KV_TYPES[pool.kv_type], seq.table.shape[0]
+    kv.k_type, kv.v_type = _KV_TYPES[pool.layout.k.kv_type], _KV_TYPES[pool.layout.v.kv_type]
+    kv.n_layers = seq.table.shape[0]
     kv.table = ffi.from_buffer("int32_t[]", seq.table)
     kv.table_stride = seq.table.shape[1]
     keep.append(kv)

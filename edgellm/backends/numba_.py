@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..blocks import F32
-from ..cache import Sequence, Span
+from ..cache import Sequence, Span, split_kv_type
 from ..errors import BackendError, Cancelled, NonFiniteError
 from ..plan import Plan
 from ..quants import dequantize
@@ -26,6 +26,7 @@ from .numba_kernels import attention as attention_kernels
 from .numba_kernels import pool, vector
 from .numba_kernels.jit import Kernel
 from .numba_kernels.linear import LINEAR
+from .numba_kernels.pages import views
 from .numba_kernels.span import place_of
 from .numba_matrix import GROUPS, NONE, ROWS, Matrix, Scratch, input_kind, linear_rows
 
@@ -47,7 +48,7 @@ class _Pass:
     place: np.ndarray  # int64 (5,), numba_kernels.span
     span: Span
     kv_type: str
-    cache: tuple[np.ndarray, np.ndarray, int]  # attention.views
+    cache: tuple[Any, ...]  # pages.views
     cancel: np.ndarray  # int32 (1,)
     turns: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
     returns: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
@@ -99,7 +100,7 @@ class NumbaBackend:
                 found.update(dict.fromkeys([GROUPS[kind][2]] if kind in GROUPS else []))
                 found[LINEAR[matrix.type.id if matrix.type.id in LINEAR else F32.id]] = None
             if step.op == "attention":
-                found.update(dict.fromkeys(attention_kernels.KERNELS[kv_type]))
+                found.update(dict.fromkeys(attention_kernels.kernels(*split_kv_type(kv_type))))
             elif "activation" in step.params:
                 found[_GATED[step.params["activation"]]] = None
             elif step.op in _PLAIN:
@@ -156,7 +157,7 @@ class NumbaBackend:
             place=place_of(seq),
             span=seq.span,
             kv_type=seq.pool.kv_type,
-            cache=attention_kernels.views(seq.pool),
+            cache=views(seq.pool),
             cancel=np.zeros(1, np.int32) if cancel is None else cancel,
         )
         positions = range(position, position + tokens.size)
@@ -237,7 +238,7 @@ class NumbaBackend:
         q, k, v = (self._scratch.buffer(b) for b in step.inputs)
         out, cache = self._scratch.buffer(step.outputs[0]), (*now.cache, now.table[p["layer"]], now.place)
         n_kv, dim, group = p["n_kv_heads"], p["head_dim"], p["n_heads"] // p["n_kv_heads"]
-        store, attend = attention_kernels.KERNELS[now.kv_type]
+        store, attend = attention_kernels.kernels(*split_kv_type(now.kv_type))
         store(k, v, *cache, n_kv, dim, now.position, n)
         turned = q
         if now.returns and p["rotary_dims"]:

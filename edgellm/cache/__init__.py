@@ -1,7 +1,7 @@
 """The KV cache: a pool of pages of 64 tokens, and sequences, which are page tables over it."""
 
 from .overflow import PASS_TOKENS, Overflow
-from .pages import KV_TYPES, PAGE_TOKENS, PageLayout, page_bytes, quantize_row, resolve_kv_type
+from .pages import KV_TYPES, PAGE_TOKENS, PageLayout, page_bytes, quantize_row, resolve_kv_type, split_kv_type
 from .pool import NO_PAGE, PageError, PagePool, cache_bytes, default_n_ctx, n_blocks
 from .sequence import Sequence
 from .span import Span
@@ -23,4 +23,5 @@ __all__ = [
     "page_bytes",
     "quantize_row",
     "resolve_kv_type",
+    "split_kv_type",
 ]

@@ -39,27 +39,22 @@ def _apply(options: list[_F], function: _F) -> _F:
 
 
 def kv_type_options(function: _F) -> _F:
-    """-ctk and -ctv, as llama.cpp has them. A page holds K and V in one type, so that both must name the same."""
+    """-ctk and -ctv, with llama.cpp's names: the types of K and of V."""
 
-    def same(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-        seen = ctx.meta.setdefault("kv_types", {})
-        seen[param.name] = value
-        if seen.get("v_type") not in (None, seen.get("kv_type", seen.get("v_type"))):
-            raise click.BadParameter(
-                f"K is '{seen['kv_type']}' and V '{seen['v_type']}', but a page holds both in one type; "
-                "give -ctk and -ctv the same one",
-                ctx,
-                param,
-            )
-        return value
+    def note_v(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+        ctx.meta["v_type"] = value  # eager: known when -ctk is looked at
+
+    def pair(ctx: click.Context, param: click.Parameter, value: str) -> str:
+        v_type = ctx.meta.get("v_type") or value
+        return value if v_type == value else f"{value}:{v_type}"
 
     choices = click.Choice(["auto", "f32", "f16", "q8_0"])
     return _apply(
         [
-            click.option("-ctk", "--kv-type", "--cache-type-k", "kv_type", type=choices, default="auto", callback=same,
+            click.option("-ctk", "--kv-type", "--cache-type-k", "kv_type", type=choices, default="auto", callback=pair,
                          show_default=True, help="Number type of the KV cache."),
-            click.option("-ctv", "--cache-type-v", "v_type", type=choices, callback=same, expose_value=False,
-                         hidden=True),
+            click.option("-ctv", "--cache-type-v", "v_type", type=choices, callback=note_v, is_eager=True,
+                         expose_value=False, help="Number type of V, if it is not that of K."),
         ],
         function,
     )  # fmt: skip

@@ -203,15 +203,21 @@ ATTENTION(f16, 0)
 ATTENTION(q8_0, 1)
 
 /* ---- storing a token, and the largest score ------------------------------------------------------------------------- */
-static void attn_store_f16(const float *k, const float *v, int64_t head_dim, int64_t t, void *k_page, void *v_page) {
-    uint16_t *kp = (uint16_t *)k_page + t, *vp = (uint16_t *)v_page + t * head_dim, part[8];
+static void store_k_f16(const float *x, int64_t head_dim, int64_t t, void *page) {
+    uint16_t *out = (uint16_t *)page + t, part[8];
     int64_t d = 0;
     for (; d + 8 <= head_dim; d += 8) {
-        _mm_storeu_si128((__m128i *)(vp + d), _mm256_cvtps_ph(_mm256_loadu_ps(v + d), _MM_FROUND_TO_NEAREST_INT));
-        _mm_storeu_si128((__m128i *)part, _mm256_cvtps_ph(_mm256_loadu_ps(k + d), _MM_FROUND_TO_NEAREST_INT));
-        for (int i = 0; i < 8; i++) kp[(d + i) * EL_PAGE_TOKENS] = part[i];
+        _mm_storeu_si128((__m128i *)part, _mm256_cvtps_ph(_mm256_loadu_ps(x + d), _MM_FROUND_TO_NEAREST_INT));
+        for (int i = 0; i < 8; i++) out[(d + i) * EL_PAGE_TOKENS] = part[i];
     }
-    for (; d < head_dim; d++) vp[d] = el_f32_to_f16(v[d]), kp[d * EL_PAGE_TOKENS] = el_f32_to_f16(k[d]);
+    for (; d < head_dim; d++) out[d * EL_PAGE_TOKENS] = el_f32_to_f16(x[d]);
+}
+static void store_v_f16(const float *x, int64_t head_dim, int64_t t, void *page) {
+    uint16_t *out = (uint16_t *)page + t * head_dim;
+    int64_t d = 0;
+    for (; d + 8 <= head_dim; d += 8)
+        _mm_storeu_si128((__m128i *)(out + d), _mm256_cvtps_ph(_mm256_loadu_ps(x + d), _MM_FROUND_TO_NEAREST_INT));
+    for (; d < head_dim; d++) out[d] = el_f32_to_f16(x[d]);
 }
 
 /* x (n) to int8 at out, out + step, ... */
@@ -235,11 +241,13 @@ INLINE void store_q8_0(const float *x, int64_t n, int8_t *out, const int64_t ste
     for (; i < n; i++) out[i * step] = el_q8(x[i] * inverse);
 }
 
-static void attn_store_q8_0(const float *k, const float *v, int64_t head_dim, int64_t t, void *k_page, void *v_page) {
-    int8_t *kp = k_page, *vp = v_page;
-    int64_t n = head_dim * EL_PAGE_TOKENS;
-    store_q8_0(k, head_dim, kp + t, EL_PAGE_TOKENS, (uint16_t *)(kp + n) + t);
-    store_q8_0(v, head_dim, vp + t * head_dim, 1, (uint16_t *)(vp + n) + t);
+static void store_k_q8_0(const float *x, int64_t head_dim, int64_t t, void *page) {
+    int8_t *out = page;
+    store_q8_0(x, head_dim, out + t, EL_PAGE_TOKENS, (uint16_t *)(out + head_dim * EL_PAGE_TOKENS) + t);
+}
+static void store_v_q8_0(const float *x, int64_t head_dim, int64_t t, void *page) {
+    int8_t *out = page;
+    store_q8_0(x, head_dim, out + t * head_dim, 1, (uint16_t *)(out + head_dim * EL_PAGE_TOKENS) + t);
 }
 
 static float largest(const float *x, int64_t n, float max) {
@@ -262,5 +270,6 @@ static float largest(const float *x, int64_t n, float max) {
 #define ATTENTION_ENTRIES                                                                          \
     .attn_scores = {attn_scores_f32, attn_scores_f16, attn_scores_q8_0}, /* by el_kv_type */       \
     .attn_values = {attn_values_f32, attn_values_f16, attn_values_q8_0},                           \
-    .attn_store = {[EL_KV_F16] = attn_store_f16, [EL_KV_Q8_0] = attn_store_q8_0},                  \
+    .attn_store_k = {[EL_KV_F16] = store_k_f16, [EL_KV_Q8_0] = store_k_q8_0},                      \
+    .attn_store_v = {[EL_KV_F16] = store_v_f16, [EL_KV_Q8_0] = store_v_q8_0},                      \
     .largest = largest,

@@ -237,13 +237,19 @@ ATTENTION(f16, 0)
 ATTENTION(q8_0, 1)
 
 /* ---- storing a token ------------------------------------------------------------------------------------------------ */
-static void attn_store_f16(const float *k, const float *v, int64_t head_dim, int64_t t, void *k_page, void *v_page) {
-    uint16_t *kp = (uint16_t *)k_page + t, *vp = (uint16_t *)v_page + t * head_dim, part[16];
+static void store_k_f16(const float *x, int64_t head_dim, int64_t t, void *page) {
+    uint16_t *out = (uint16_t *)page + t, part[16];
+    for (int64_t d = 0; d < head_dim; d += 16) {
+        __m512 v = _mm512_maskz_loadu_ps(first_lanes(head_dim - d), x + d);
+        _mm256_storeu_si256((__m256i *)part, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+        for (int64_t i = 0; i < min64(16, head_dim - d); i++) out[(d + i) * EL_PAGE_TOKENS] = part[i];
+    }
+}
+static void store_v_f16(const float *x, int64_t head_dim, int64_t t, void *page) {
+    uint16_t *out = (uint16_t *)page + t * head_dim;
     for (int64_t d = 0; d < head_dim; d += 16) {
         __mmask16 m = first_lanes(head_dim - d);
-        _mm256_mask_storeu_epi16(vp + d, m, _mm512_cvtps_ph(_mm512_maskz_loadu_ps(m, v + d), _MM_FROUND_TO_NEAREST_INT));
-        _mm256_storeu_si256((__m256i *)part, _mm512_cvtps_ph(_mm512_maskz_loadu_ps(m, k + d), _MM_FROUND_TO_NEAREST_INT));
-        for (int64_t i = 0; i < min64(16, head_dim - d); i++) kp[(d + i) * EL_PAGE_TOKENS] = part[i];
+        _mm256_mask_storeu_epi16(out + d, m, _mm512_cvtps_ph(_mm512_maskz_loadu_ps(m, x + d), _MM_FROUND_TO_NEAREST_INT));
     }
 }
 
@@ -271,11 +277,13 @@ INLINE void store_q8_0(const float *x, int64_t n, int8_t *out, const int64_t ste
     }
 }
 
-static void attn_store_q8_0(const float *k, const float *v, int64_t head_dim, int64_t t, void *k_page, void *v_page) {
-    int8_t *kp = k_page, *vp = v_page;
-    int64_t n = head_dim * EL_PAGE_TOKENS;
-    store_q8_0(k, head_dim, kp + t, EL_PAGE_TOKENS, (uint16_t *)(kp + n) + t);
-    store_q8_0(v, head_dim, vp + t * head_dim, 1, (uint16_t *)(vp + n) + t);
+static void store_k_q8_0(const float *x, int64_t head_dim, int64_t t, void *page) {
+    int8_t *out = page;
+    store_q8_0(x, head_dim, out + t, EL_PAGE_TOKENS, (uint16_t *)(out + head_dim * EL_PAGE_TOKENS) + t);
+}
+static void store_v_q8_0(const float *x, int64_t head_dim, int64_t t, void *page) {
+    int8_t *out = page;
+    store_q8_0(x, head_dim, out + t * head_dim, 1, (uint16_t *)(out + head_dim * EL_PAGE_TOKENS) + t);
 }
 
 /* ---- softmax --------------------------------------------------------------------------------------------------------- */
@@ -348,6 +356,7 @@ static void exp_sum(float *x, int64_t n, float max, float *sum) {
 #define ATTENTION_ENTRIES                                                                          \
     .attn_scores = {attn_scores_f32, attn_scores_f16, attn_scores_q8_0}, /* by el_kv_type */       \
     .attn_values = {attn_values_f32, attn_values_f16, attn_values_q8_0},                           \
-    .attn_store = {[EL_KV_F16] = attn_store_f16, [EL_KV_Q8_0] = attn_store_q8_0},                  \
+    .attn_store_k = {[EL_KV_F16] = store_k_f16, [EL_KV_Q8_0] = store_k_q8_0},                      \
+    .attn_store_v = {[EL_KV_F16] = store_v_f16, [EL_KV_Q8_0] = store_v_q8_0},                      \
     .largest = largest,                                                                            \
     .exp_sum = exp_sum,

@@ -53,16 +53,18 @@ ATTENTION(f32)
 ATTENTION(f16)
 ATTENTION(q8_0)
 
-static void attn_store_f32(const float *k, const float *v, int64_t head_dim, int64_t t, void *k_page, void *v_page) {
-    memcpy((float *)v_page + t * head_dim, v, (size_t)head_dim * sizeof(float));
-    for (int64_t d = 0; d < head_dim; d++) ((float *)k_page)[d * EL_PAGE_TOKENS + t] = k[d];
+static void store_k_f32(const float *x, int64_t head_dim, int64_t t, void *page) {
+    for (int64_t d = 0; d < head_dim; d++) ((float *)page)[d * EL_PAGE_TOKENS + t] = x[d];
+}
+static void store_v_f32(const float *x, int64_t head_dim, int64_t t, void *page) {
+    memcpy((float *)page + t * head_dim, x, (size_t)head_dim * sizeof(float));
 }
 
-static void attn_store_f16(const float *k, const float *v, int64_t head_dim, int64_t t, void *k_page, void *v_page) {
-    for (int64_t d = 0; d < head_dim; d++) {
-        ((uint16_t *)k_page)[d * EL_PAGE_TOKENS + t] = el_f32_to_f16(k[d]);
-        ((uint16_t *)v_page)[t * head_dim + d] = el_f32_to_f16(v[d]);
-    }
+static void store_k_f16(const float *x, int64_t head_dim, int64_t t, void *page) {
+    for (int64_t d = 0; d < head_dim; d++) ((uint16_t *)page)[d * EL_PAGE_TOKENS + t] = el_f32_to_f16(x[d]);
+}
+static void store_v_f16(const float *x, int64_t head_dim, int64_t t, void *page) {
+    for (int64_t d = 0; d < head_dim; d++) ((uint16_t *)page)[t * head_dim + d] = el_f32_to_f16(x[d]);
 }
 
 /* x (n) to int8 at out, out + step, ...; the scale is rounded to f16 first, so that the numbers fit what is stored */
@@ -77,11 +79,13 @@ static void store_q8_0(const float *x, int64_t n, int8_t *out, int64_t step, uin
     for (int64_t i = 0; i < n; i++) out[i * step] = el_q8(x[i] * inverse);
 }
 
-static void attn_store_q8_0(const float *k, const float *v, int64_t head_dim, int64_t t, void *k_page, void *v_page) {
-    int8_t *kp = k_page, *vp = v_page;
-    int64_t n = head_dim * EL_PAGE_TOKENS;
-    store_q8_0(k, head_dim, kp + t, EL_PAGE_TOKENS, (uint16_t *)(kp + n) + t);
-    store_q8_0(v, head_dim, vp + t * head_dim, 1, (uint16_t *)(vp + n) + t);
+static void store_k_q8_0(const float *x, int64_t head_dim, int64_t t, void *page) {
+    int8_t *out = page;
+    store_q8_0(x, head_dim, out + t, EL_PAGE_TOKENS, (uint16_t *)(out + head_dim * EL_PAGE_TOKENS) + t);
+}
+static void store_v_q8_0(const float *x, int64_t head_dim, int64_t t, void *page) {
+    int8_t *out = page;
+    store_q8_0(x, head_dim, out + t * head_dim, 1, (uint16_t *)(out + head_dim * EL_PAGE_TOKENS) + t);
 }
 
 static float largest(const float *x, int64_t n, float max) {
@@ -93,5 +97,6 @@ static float largest(const float *x, int64_t n, float max) {
 #define ATTENTION_ENTRIES                                                                                     \
     .attn_scores = {[EL_KV_F32] = attn_scores_f32, [EL_KV_F16] = attn_scores_f16, [EL_KV_Q8_0] = attn_scores_q8_0}, \
     .attn_values = {[EL_KV_F32] = attn_values_f32, [EL_KV_F16] = attn_values_f16, [EL_KV_Q8_0] = attn_values_q8_0}, \
-    .attn_store = {[EL_KV_F32] = attn_store_f32, [EL_KV_F16] = attn_store_f16, [EL_KV_Q8_0] = attn_store_q8_0},     \
+    .attn_store_k = {[EL_KV_F32] = store_k_f32, [EL_KV_F16] = store_k_f16, [EL_KV_Q8_0] = store_k_q8_0},            \
+    .attn_store_v = {[EL_KV_F32] = store_v_f32, [EL_KV_F16] = store_v_f16, [EL_KV_Q8_0] = store_v_q8_0},            \
     .largest = largest,

@@ -193,7 +193,10 @@ static void attention_suite(const el_kernels *table) {
     for (int i = 0; i < D * T; i++) k[i] = cosf((float)i), v[i] = sinf((float)i * 0.7f);
     for (int type = 0; type < EL_N_KV_TYPES; type++) {
         int ok = 1, first = 5, end = 60;
-        for (int t = 0; t < T; t++) table->attn_store[type](k + t * D, v + t * D, D, t, k_page, v_page);
+        for (int t = 0; t < T; t++) {
+            table->attn_store_k[type](k + t * D, D, t, k_page);
+            table->attn_store_v[type](v + t * D, D, t, v_page);
+        }
         memset(acc, 0, sizeof acc);
         table->attn_scores[type](q, G, D, k_page, NULL, 0.25f, s);
         table->attn_values[type](s, G, D, first, end, v_page, NULL, acc);

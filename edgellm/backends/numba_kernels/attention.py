@@ -1,23 +1,24 @@
 """Attention over KV pages: a streaming softmax (Milakov and Gimelshein 2018).
 
-A page holds, for each KV head, K as [head_dim][64] and V as [64][head_dim]; of q8_0 pages 64 scales follow K, and V.
-It is decoded to float32 once for all the queries of a tile: up to 16 tokens times the query heads that share the KV
-head. The cache is cut into splits of 8 pages at fixed positions. Each split gives every query a partial result
-(maximum, sum, weighted values); these are merged in ascending order, those of the head before those of the tail where a
-sequence has lost what lay between (`edgellm.cache.Span`). A query's sums depend on nothing but its own position, so
-tiles, passes and threads change no bit.
+A page holds, for each KV head, K as [head_dim][64] and V as [64][head_dim] (`pages`). It is decoded to float32 once for
+all the queries of a tile: up to 16 tokens times the query heads that share the KV head. The cache is cut into splits of
+8 pages at fixed positions. Each split gives every query a partial result (maximum, sum, weighted values); these are
+merged in ascending order, those of the head before those of the tail where a sequence has lost what lay between
+(`edgellm.cache.Span`). A query's sums depend on nothing but its own position, so tiles, passes and threads change no
+bit.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import functools
 
 import numpy as np
 from numba import types
 from numba.extending import register_jitable
 
-from .intrinsics import at, f16_to_f32, f32_to_f16, fma, is_set, put, rint, sum64
+from .intrinsics import at, fma, is_set, put, sum64
 from .jit import F32, INT, Kernel, f32s, i8s, i32s, i64s, u16s, variant
+from .pages import LOAD, STORE
 from .span import HEAD, PAGE, TAIL, blocks_seen, page_of, seen
 from .vector import exp32, tanh32
 
@@ -25,61 +26,24 @@ TILE = 16  # tokens whose queries share one decoded page
 SPLIT = 8  # pages of a split
 # A query's state: the maximum and the sum so far, those of the present split, and whether there was a split before.
 _TOP, _SUM, _PART_TOP, _PART_SUM, _BEGUN, _STATE = 0, 1, 2, 3, 4, 5
+STORE_K = STORE_V = STORE["f32"]  # `variant` sets those of the pages' types
+LOAD_K = LOAD_V = LOAD["f32"]
 
 
-@register_jitable
-def _itself(x: Any) -> Any:
-    return x
-
-
-ENCODE, DECODE = _itself, _itself  # float32 -> element of a page and back; `variant` sets them
-SCALED = False  # a page has scales
-
-
-def _store(k, v, arena, scales, page_size, table, place, n_heads, head_dim, position, n_tokens):
+def _store(
+    k, v, bytes8, halves, floats, page_bytes, k_bytes, head_bytes, table, place, n_heads, head_dim, position, n_tokens
+):  # fmt: skip
     """Writes k and v, (n_tokens, n_heads, head_dim), of positions [position, position + n_tokens) to their pages.
 
-    `arena` is the pool as elements of its type, `page_size` elements per page, `scales` the pool as float16 bits;
-    `table` and `place` (`span`) name the page of each block.
+    The pool and its sizes are those of `pages.views`; `table` and `place` (`span`) name the page of each block.
     """
     for token in range(n_tokens):
         block, lane = (position + token) // PAGE, (position + token) % PAGE
         for head in range(n_heads):
-            base = page_of(table, place, block) * page_size + head * 2 * head_dim * PAGE
+            base = page_of(table, place, block) * page_bytes + head * head_bytes
             source = (token * n_heads + head) * head_dim
-            for d in range(head_dim):
-                put(arena, base + d * PAGE + lane, ENCODE(at(k, source + d)))
-                put(arena, base + (PAGE + lane) * head_dim + d, ENCODE(at(v, source + d)))
-
-
-@register_jitable
-def _store_row(x, source, n, arena, start, step, scales, scale):
-    """x[source ..] (n) as int8 to arena[start], arena[start + step], ...; its float16 scale to scales[scale]."""
-    top = np.float32(0.0)
-    for i in range(n):
-        size = abs(at(x, source + i))
-        top = size if size > top or size != size else top
-    bits = f32_to_f16(top / np.float32(127.0))
-    put(scales, scale, bits)
-    d = f16_to_f32(bits)
-    inverse = np.float32(1.0) / d if d > 0 else np.float32(0.0)
-    for i in range(n):
-        value = at(x, source + i) * inverse
-        value = value if value < np.float32(127.0) else np.float32(127.0)  # NaN becomes 127
-        value = value if value > np.float32(-127.0) else np.float32(-127.0)
-        put(arena, start + i * step, np.int8(rint(value)))
-
-
-def _store_q8_0(k, v, arena, scales, page_size, table, place, n_heads, head_dim, position, n_tokens):
-    """As `_store`, for int8 pages."""
-    half = (head_dim + 2) * PAGE  # bytes of K, or V, of one head
-    for token in range(n_tokens):
-        block, lane = (position + token) // PAGE, (position + token) % PAGE
-        for head in range(n_heads):
-            base = page_of(table, place, block) * page_size + head * 2 * half
-            source, scale = (token * n_heads + head) * head_dim, (base + head_dim * PAGE) // 2 + lane
-            _store_row(k, source, head_dim, arena, base + lane, PAGE, scales, scale)
-            _store_row(v, source, head_dim, arena, base + half + lane * head_dim, 1, scales, scale + half // 2)
+            STORE_K(k, source, head_dim, bytes8, halves, floats, base, True, lane)
+            STORE_V(v, source, head_dim, bytes8, halves, floats, base + k_bytes, False, lane)
 
 
 @register_jitable
@@ -155,17 +119,16 @@ def _meet_page(
 
 
 def _attend(
-    q, turned, out, arena, scales, page_size, table, place, n_heads, n_kv, head_dim, window, scale, softcap, position,
-    n_tokens, first, last, cancel,
+    q, turned, out, bytes8, halves, floats, page_bytes, k_bytes, head_bytes, table, place, n_heads, n_kv, head_dim,
+    window, scale, softcap, position, n_tokens, first, last, cancel,
 ):  # fmt: skip
     """Items [first, last) of (token tile, KV head): out = softmax(scale * q . K) V, both (n_tokens, n_heads, head_dim).
 
     A token sees the positions of `span.seen`: the head's keys meet `turned` (as q), the tail's meet `q`.
     """
-    group, area = n_heads // n_kv, head_dim * PAGE
-    half = page_size // (2 * n_kv)  # elements of K, or V, of one head, scales with them
+    group = n_heads // n_kv
     n_states = min(TILE, n_tokens) * group  # queries of a tile
-    page = np.empty(area, np.float32)  # K (head_dim, 64) or V (64, head_dim)
+    page = np.empty(head_dim * PAGE, np.float32)  # K (head_dim, 64) or V (64, head_dim)
     factors = np.empty(PAGE, np.float32)
     scores = np.empty(n_states * SPLIT * PAGE, np.float32)  # (n_states, SPLIT, 64)
     state = np.empty(n_states * _STATE, np.float32)  # (n_states, _STATE)
@@ -186,14 +149,12 @@ def _attend(
                     if is_set(cancel):
                         return
                     values, block = step // (b1 - b0), b0 + step % (b1 - b0)
-                    base = page_of(table, place, block) * page_size + (head * 2 + values) * half
-                    for i in range(area):
-                        put(page, i, DECODE(at(arena, base + i)))
-                    for t in range(PAGE):
-                        factor = np.float32(1.0) if values else scale
-                        if SCALED:
-                            factor *= f16_to_f32(at(scales, (base + area) // 2 + t))
-                        put(factors, t, factor)
+                    base = page_of(table, place, block) * page_bytes + head * head_bytes
+                    if values:
+                        one = np.float32(1.0)
+                        LOAD_V(page, factors, one, head_dim, bytes8, halves, floats, base + k_bytes, False)
+                    else:
+                        LOAD_K(page, factors, scale, head_dim, bytes8, halves, floats, base, True)
                     _meet_page(
                         values, q if stretch == TAIL else turned, page, factors, t0, t1, n_heads, head, group, head_dim,
                         softcap, stretch, place, position, window, block, scores, state, part,
@@ -208,24 +169,14 @@ def _attend(
                 put(out, target + d, at(mixed, i * head_dim + d) / at(state, i * _STATE + _SUM))
 
 
-def _pair(kv_type: str, arena: Any, store_source: Any, attend_source: Any) -> tuple[Kernel, Kernel]:
-    cache = (arena, u16s, INT, i32s, i64s)
+@functools.cache
+def kernels(k_type: str, v_type: str) -> tuple[Kernel, Kernel]:
+    """(store, attend) for pages that hold K and V in these types (`edgellm.cache.KV_TYPES`)."""
+    cache = (i8s, u16s, f32s, INT, INT, INT, i32s, i64s)
     store = types.void(f32s, f32s, *cache, INT, INT, INT, INT)
     attend = types.void(f32s, f32s, f32s, *cache, INT, INT, INT, INT, F32, F32, INT, INT, INT, INT, i32s)
-    return Kernel(store_source, store, f"store_{kv_type}"), Kernel(attend_source, attend, f"attend_{kv_type}")
-
-
-_ELEMENTS: dict[str, Any] = {"f32": np.float32, "f16": np.uint16, "q8_0": np.int8}
-
-
-def views(pool: Any) -> tuple[np.ndarray, np.ndarray, int]:
-    """A page pool as kernels take it: its arena as flat elements, and as float16 bits, and elements per page."""
-    cache = pool.arena.reshape(-1).view(_ELEMENTS[pool.kv_type])
-    return cache, pool.arena.reshape(-1).view(np.uint16), pool.page_bytes // cache.itemsize
-
-
-KERNELS: dict[str, tuple[Kernel, Kernel]] = {  # by the pool's type: (store, attend)
-    "f32": _pair("f32", f32s, variant(_store), variant(_attend)),
-    "f16": _pair("f16", u16s, variant(_store, ENCODE=f32_to_f16), variant(_attend, DECODE=f16_to_f32)),
-    "q8_0": _pair("q8_0", i8s, variant(_store_q8_0), variant(_attend, DECODE=np.float32, SCALED=True)),
-}
+    name = k_type if k_type == v_type else f"{k_type}_{v_type}"
+    return (
+        Kernel(variant(_store, STORE_K=STORE[k_type], STORE_V=STORE[v_type]), store, f"store_{name}"),
+        Kernel(variant(_attend, LOAD_K=LOAD[k_type], LOAD_V=LOAD[v_type]), attend, f"attend_{name}"),
+    )
