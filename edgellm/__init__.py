@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         NonFiniteError,
         NotEnoughMemoryError,
         OutputError,
+        SessionFileError,
         TemplateError,
         TokenizerError,
         UnsupportedArchitectureError,

@@ -80,6 +80,10 @@ class ModelFormatError(EdgeLLMError):
         super().__init__(_with_details(message, details, path))
 
 
+class SessionFileError(ModelFormatError):
+    """A session file is damaged, of another model, or contradicts itself (rules D1 to D9 of `formats/session.md`)."""
+
+
 class MissingKeyError(ModelFormatError):
     """A metadata key that is needed is not in the file (rule K11)."""
 

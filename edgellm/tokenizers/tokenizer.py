@@ -99,20 +99,25 @@ class Tokenizer:
 
     # ---- text to ids -------------------------------------------------------------------------------------------
 
-    def encode(self, text: str, add_special: bool = True, parse_special: bool = False) -> list[int]:
+    def encode(
+        self, text: str, add_special: bool = True, parse_special: bool = False, at_start: bool = True
+    ) -> list[int]:
         """Token ids of `text`.
 
         `add_special` adds the beginning-of-text (and end-of-text) token where the file asks for it. Control pieces that
         are spelled out in `text` stay text unless `parse_special`; pass that only for text you wrote yourself.
+        `at_start` False: the text continues another, so no space is put in front of it.
         """
         text = clean_text(text)
-        return self._encode(text, [(0, len(text))] if parse_special else [], add_special)
+        return self._encode(text, [(0, len(text))] if parse_special else [], add_special, at_start)
 
-    def encode_parts(self, parts: Iterable[tuple[str, bool]], add_special: bool = False) -> list[int]:
+    def encode_parts(
+        self, parts: Iterable[tuple[str, bool]], add_special: bool = False, at_start: bool = True
+    ) -> list[int]:
         """Token ids of a rendered chat: `parts` are (text, is_template) spans, in order.
 
         The spans are one text, so merges go across their borders, but a control piece counts only where template spans
-        hold the whole of it: what came from data stays text.
+        hold the whole of it: what came from data stays text. `at_start` as in encode.
         """
         texts: list[str] = []
         trusted: list[Span] = []
@@ -125,9 +130,9 @@ class Tokenizer:
                 if trusted and trusted[-1][1] == start:
                     start = trusted.pop()[0]
                 trusted.append((start, at))
-        return self._encode("".join(texts), trusted, add_special)
+        return self._encode("".join(texts), trusted, add_special, at_start)
 
-    def _encode(self, text: str, trusted: Sequence[Span], add_special: bool) -> list[int]:
+    def _encode(self, text: str, trusted: Sequence[Span], add_special: bool, at_start: bool) -> list[int]:
         ids: list[int] = [self.bos_id] if add_special and self.add_bos else []
         known: dict[tuple[str, bool], list[int]] = {}  # short stretches between special pieces: they come again
         at, strip_after = 0, self._strip_after
@@ -135,18 +140,20 @@ class Tokenizer:
             if start < at:  # inside white space that was stripped
                 continue
             if start > at:
-                ids += self._stretch(text[at:start], at == 0, known)
+                ids += self._stretch(text[at:start], at == 0, at_start or at > 0, known)
             ids.append(token)
             at = end
             if token in strip_after:
                 at = _SPACES.match(text, end).end()
         if at < len(text):
-            ids += self._stretch(text[at:], at == 0, known)
+            ids += self._stretch(text[at:], at == 0, at_start or at > 0, known)
         return ids + self._last if add_special else ids
 
-    def _stretch(self, text: str, at_start: bool, known: dict[tuple[str, bool], list[int]]) -> list[int]:
-        """Ids of the text between two special pieces."""
-        prefix = self.add_space_prefix and (at_start or not self._prefix_first_only)
+    def _stretch(
+        self, text: str, first: bool, begins: bool, known: dict[tuple[str, bool], list[int]]
+    ) -> list[int]:
+        """Ids of the text between two special pieces. `begins`: nothing but such a piece, or nothing, is before it."""
+        prefix = self.add_space_prefix and begins and (first or not self._prefix_first_only)
         if len(text) > SHORT_STRETCH:
             return self._model.encode(text, prefix)
         ids = known.get((text, prefix))

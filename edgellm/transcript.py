@@ -1,0 +1,274 @@
+"""A transcript: what was said in a session, and which token ids come of it.
+
+The cache of a session holds a text: what the template made of the messages, with the answers as the model spelled them.
+A new question is rendered with all messages before it; where that begins with the text that the cache holds, only the
+rest is new. Where it does not (a template that takes thoughts out of old answers, or trims them), all of it becomes ids,
+and what they have in common with the cached ones stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from edgellm.errors import ContextOverflowError
+from edgellm.results import Result
+from edgellm.tokenizers import Tokenizer
+from edgellm.turns import (
+    Parts,
+    Render,
+    common_prefix,
+    cut,
+    first_question,
+    question_header,
+    question_starts,
+    text_of,
+    token_offsets,
+)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Where one question and its answer begin.
+
+    `message`: index of the question. `length`, `chars`, `waiting`: positions in the cache, characters of its text, and
+    ids chosen but not in the cache, before the question came (length -1: not known, the cache was made anew since).
+    `start`, `start_chars`: the same for the beginning of the turn itself, behind what closes the answer before it.
+    """
+
+    message: int
+    length: int
+    chars: int
+    waiting: tuple[int, ...]
+    start: int
+    start_chars: int
+
+
+@dataclass(frozen=True)
+class Cached:
+    """What a sequence holds: `ids` of the tokens that are seen; of these the first `keep`, the head, stand at positions
+    0 .. keep - 1, the others `dropped` positions further than they stand in `ids`."""
+
+    ids: Sequence[int] = ()
+    keep: int = 0
+    dropped: int = 0
+
+    @property
+    def length(self) -> int:
+        """Position of the next token."""
+        return len(self.ids) + self.dropped
+
+    def position(self, n: int) -> int:
+        """Position behind the first `n` of `ids`."""
+        return n if n <= self.keep else n + self.dropped
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a question adds: the cache is rewound to position `base`, then `ids` follow.
+
+    `text`: what the cache then holds. `turns`: those that it holds, the new one last. `first`: the first message that is
+    still among them. `appended`: nothing that was in the cache is worked on again.
+    """
+
+    message: dict[str, Any]
+    base: int
+    ids: list[int]
+    text: str
+    turns: list[Turn]
+    first: int
+    appended: bool
+
+
+class Transcript:
+    """Messages, and the text and ids that they are in the cache.
+
+    `render` is the chat template; None: texts simply follow each other. `messages` are all that were said, from `first`
+    on they count. Errors of templates pass through; nothing changes until `accept`.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, render: Render | None, system: str | None = None) -> None:
+        self.tokenizer, self.system = tokenizer, system
+        self.is_chat = render is not None
+        self._render = render if render is not None else _plain
+        self._header: str | None = None
+        self._header_known = False
+        self.messages: list[dict[str, Any]] = []
+        self.turns: list[Turn] = []
+        self.first = 0
+        self.text: str | None = ""  # what the cache holds; None: not known
+        self.waiting: list[int] = []  # ids that belong to `text` but are not in the cache yet
+
+    def copy(self) -> Transcript:
+        """One that goes its own way from here on."""
+        other = Transcript(self.tokenizer, self._render, self.system)
+        other.__dict__.update(self.__dict__)
+        other.messages, other.turns, other.waiting = [*self.messages], [*self.turns], [*self.waiting]
+        return other
+
+    # ---- a question
+
+    def prompt(self, message: dict[str, Any], cached: Cached, n_ctx: int, by_turns: bool) -> Prompt:
+        """The ids of `message` after what the cache holds. `by_turns`: whole turns can be dropped (`drop-turns`).
+
+        Raises TemplateError, ContextOverflowError (the question alone is too long, with `by_turns`).
+        """
+        parts = self._rendered(message, self.first)
+        text = text_of(parts)
+        if self.text is not None and text.startswith(self.text):
+            return self._appended(message, parts, text, cached, by_turns)
+        return self._anew(message, parts, cached, n_ctx, by_turns)
+
+    def _rendered(self, message: dict[str, Any], first: int) -> Parts:
+        return self._render([*self._opening(), *self.messages[first:], message], True)
+
+    def _opening(self) -> list[dict[str, Any]]:
+        return [{"role": "system", "content": self.system}] if self.system else []
+
+    def _appended(self, message: dict[str, Any], parts: Parts, text: str, cached: Cached, by_turns: bool) -> Prompt:
+        begun, length = len(self.text or ""), cached.length
+        rest = cut(parts, begun)
+        ids = self._encode(rest, not begun)
+        before = self.waiting
+        bos = self._bos(ids) if not begun else []
+        start, start_chars = 0, begun
+        if by_turns and self.is_chat:
+            header = self.header()
+            if not begun:
+                start_chars = first_question(self._render, [*self._opening(), message], header)
+            else:
+                start_chars = begun + next(iter(question_starts(rest, header)), 0)
+            start = token_offsets(rest, ids, [start_chars - begun], self._encode, not begun)[0]
+        start += length + len(before) + len(bos)
+        turn = Turn(len(self.messages), length, begun, tuple(before), start, start_chars)
+        return Prompt(message, length, [*before, *bos, *ids], text, [*self.turns, turn], self.first, True)
+
+    def _anew(self, message: dict[str, Any], parts: Parts, cached: Cached, n_ctx: int, by_turns: bool) -> Prompt:
+        first = self.first
+        while True:
+            ids = self._encode(parts, True)
+            bos = self._bos(ids)
+            ids = bos + ids
+            if not by_turns or len(ids) <= n_ctx:
+                break
+            later = next((turn.message for turn in self.turns if turn.message > first), len(self.messages))
+            if first >= len(self.messages):
+                raise ContextOverflowError(len(ids), n_ctx)
+            first = later
+            parts = self._rendered(message, first)
+        same = common_prefix(cached.ids, ids[:-1])  # one token is run at least
+        base = cached.position(same)
+        turns = self._turns_anew(message, parts, ids, len(bos), first, by_turns, cached, same)
+        return Prompt(message, base, ids[same:], text_of(parts), turns, first, False)
+
+    def _turns_anew(
+        self, message: dict[str, Any], parts: Parts, ids: list[int], n_bos: int, first: int, by_turns: bool,
+        cached: Cached, same: int,
+    ) -> list[Turn]:  # fmt: skip
+        """Turns of a text that was rendered from message `first` on; only `drop-turns` asks where they begin."""
+        questions = [turn.message for turn in self.turns if turn.message >= first] + [len(self.messages)]
+        if not by_turns or not self.is_chat:
+            return [Turn(i, -1, 0, (), 0, 0) for i in questions]
+        header = self.header()
+        begins = first_question(self._render, [*self._opening(), *self.messages[first:], message][: 1 + bool(self.system)],
+                                header)  # fmt: skip
+        later = [start for start in question_starts(parts, header) if start > begins]
+        chars = [begins, *later][: len(questions)]
+        offsets = token_offsets(parts, ids[n_bos:], chars, self._encode, True)
+        questions = questions[len(questions) - len(chars) :]  # a question without a visible beginning joins the next
+        shift = cached.dropped if same > cached.keep else 0  # ids behind the head stay where they are
+        return [
+            Turn(i, -1, 0, (), n + n_bos + (shift if n + n_bos > cached.keep else 0), at)
+            for i, n, at in zip(questions, offsets, chars, strict=True)
+        ]
+
+    def header(self) -> str | None:
+        """What the template writes in front of a question."""
+        if not self._header_known:
+            self._header, self._header_known = question_header(self._render), True
+        return self._header
+
+    # ---- its answer
+
+    def accept(self, prompt: Prompt, result: Result, stop_ids: frozenset[int], first: int) -> int:
+        """Take question and answer in. How many ids of the answer may stay in the cache, of those that are there.
+
+        `first`: the position at which the tail of the sequence now begins (0: nothing was dropped).
+        """
+        said = [*result.token_ids]
+        if said and said[-1] in stop_ids:
+            said.pop()
+        kept, rest = self._agreeing(said, result.text)
+        in_cache = min(kept, max(0, len(result.token_ids) - 1))  # the last one that was chosen has not been run
+        self.messages += [prompt.message, {"role": "assistant", "content": result.text}]
+        self.turns, self.first, self.text = prompt.turns, prompt.first, prompt.text + result.text
+        self.waiting = said[in_cache:kept] + self.tokenizer.encode(rest, False, at_start=False)
+        if first:
+            self._drop(first)
+        return in_cache
+
+    def _agreeing(self, ids: list[int], text: str) -> tuple[int, str]:
+        """(n, what they leave of `text`): the most of `ids` that spell a beginning of `text`.
+
+        All of them and nothing, but where a stop string was taken out of the text or half a character was replaced.
+        """
+        data, at, n, matched = text.encode("utf-8", "replace"), 0, 0, 0
+        for i, token in enumerate(ids):
+            piece = self.tokenizer.token_bytes(token)
+            if not at and not data.startswith(piece):
+                piece = self.tokenizer.without_prefix(token, piece)  # the space in front of a text is not shown
+            if not data.startswith(piece, at):
+                break
+            at += len(piece)
+            if at == len(data) or data[at] & 0xC0 != 0x80:  # no character goes on here
+                n, matched = i + 1, at
+        return n, data[matched:].decode()
+
+    def _drop(self, first: int) -> None:
+        """Turns that begin before position `first` have left the cache."""
+        gone = [turn for turn in self.turns if turn.start < first]
+        kept = self.turns[len(gone) :]
+        if not gone or not kept or self.text is None:
+            return
+        head, gap = gone[0].start_chars, kept[0].start_chars - gone[0].start_chars
+        self.text = self.text[:head] + self.text[head + gap :]
+        self.first = kept[0].message
+        kept = [replace(turn, chars=turn.chars - gap, start_chars=turn.start_chars - gap) for turn in kept]
+        self.turns = [replace(kept[0], length=-1, chars=0), *kept[1:]]
+
+    def undo(self) -> Turn | None:
+        """Take the last question and its answer out; its turn, or None where there is none.
+
+        The caller rewinds the cache to `Turn.length`, or calls `forget`.
+        """
+        if not self.turns:
+            return None
+        turn = self.turns.pop()
+        del self.messages[turn.message :]
+        self.first = min(self.first, len(self.messages))
+        if turn.length < 0 or self.text is None:
+            self.forget()
+        else:
+            self.text, self.waiting = self.text[: turn.chars], [*turn.waiting]
+        return turn
+
+    def forget(self) -> None:
+        """What the cache holds is not known any more."""
+        self.text, self.waiting = None, []
+        self.turns = [replace(turn, length=-1) for turn in self.turns]
+
+    # ---- ids
+
+    def _encode(self, parts: Parts, at_start: bool) -> list[int]:
+        return self.tokenizer.encode_parts(parts, at_start=at_start)
+
+    def _bos(self, ids: list[int]) -> list[int]:
+        """The token that begins a text, where the file asks for it and a template has not written it."""
+        bos = self.tokenizer.bos_id
+        return [bos] if self.tokenizer.add_bos and bos is not None and ids[:1] != [bos] else []
+
+
+def _plain(messages: list[dict[str, Any]], add_generation_prompt: bool) -> Parts:
+    """Without a template texts follow each other."""
+    return [(str(message["content"]), False) for message in messages]
