@@ -171,8 +171,8 @@ class Transcript:
         if not by_turns or not self.is_chat:
             return [Turn(i, -1, 0, (), 0, 0) for i in questions]
         header = self.header()
-        begins = first_question(self._render, [*self._opening(), *self.messages[first:], message][: 1 + bool(self.system)],
-                                header)  # fmt: skip
+        opening = [*self._opening(), *self.messages[first:], message][: 1 + bool(self.system)]
+        begins = first_question(self._render, opening, header)
         later = [start for start in question_starts(parts, header) if start > begins]
         chars = [begins, *later][: len(questions)]
         offsets = token_offsets(parts, ids[n_bos:], chars, self._encode, True)

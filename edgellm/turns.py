@@ -1,7 +1,7 @@
 """Where the turns of a rendered chat begin: what `drop-turns` needs to know to drop whole ones.
 
-A template writes something in front of each question ("<|im_start|>user\\n"). What that is follows from rendering a probe;
-a turn then begins wherever the template wrote it. What a person wrote is never taken for it: the marks tell them apart.
+A template writes something in front of each question ("<|im_start|>user\\n"). What that is follows from rendering a
+probe; a turn then begins wherever the template wrote it. What a person wrote is never taken for it: the marks tell.
 """
 
 from __future__ import annotations

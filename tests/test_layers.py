@@ -15,14 +15,15 @@ PACKAGE = ROOT / "edgellm"
 FLOORS = [
     {"_native", "blocks", "errors"},
     {"machine", "results", "builtin", "clib", "ops", "parallel"},
-    {"plan", "probe", "quants", "sampling", "template", "worker"},
+    {"plan", "probe", "quants", "sampling", "template", "turns", "worker"},
     {"gguf"},
-    {"cache", "config", "imatrix", "tokenizers", "weights"},
+    {"cache", "config", "identity", "imatrix", "tokenizers", "weights"},
     {"rope"},
     {"backends", "convert", "models"},  # models never import backends, and the other way round
-    {"generate", "pack", "quantize"},
+    {"generate", "pack", "quantize", "sessionfile", "stream", "transcript"},
     {"memory_estimate"},
-    {"loader"},
+    {"loader", "session_state"},
+    {"session"},
     {"calibrate", "model"},
     {"bench", "perplexity"},
     {"edgellm"},  # the package's own __init__ offers all of the above
