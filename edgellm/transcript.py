@@ -2,8 +2,8 @@
 
 The cache of a session holds a text: what the template made of the messages, with the answers as the model spelled them.
 A new question is rendered with all messages before it; where that begins with the text that the cache holds, only the
-rest is new. Where it does not (a template that takes thoughts out of old answers, or trims them), all of it becomes ids,
-and what they have in common with the cached ones stays.
+rest is new. Where it does not (a template that takes thoughts out of old answers, or trims them), all of it becomes
+ids, and what they have in common with the cached ones stays.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ class Cached:
 class Prompt:
     """What a question adds: the cache is rewound to position `base`, then `ids` follow.
 
-    `text`: what the cache then holds. `turns`: those that it holds, the new one last. `first`: the first message that is
-    still among them. `appended`: nothing that was in the cache is worked on again.
+    `text`: what the cache then holds. `turns`: those that it holds, the new one last. `first`: the first message
+    that is still among them. `appended`: nothing that was in the cache is worked on again.
     """
 
     message: dict[str, Any]

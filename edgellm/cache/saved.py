@@ -131,5 +131,5 @@ def _check_ids(seq: Sequence, saved: SavedSequence, oldest: int) -> None:
         raise SavedSequenceError("ids", f"{len(saved.ids)} tokens", want)
     layers = len(seq.table)
     n = len(saved.places)
-    if n and not (0 <= saved.places[:, 0].min() and saved.places[:, 0].max() < layers):
+    if n and not (saved.places[:, 0].min() >= 0 and saved.places[:, 0].max() < layers):
         raise SavedSequenceError("places", int(saved.places[:, 0].max()), f"layers 0 to {layers - 1}")
