@@ -14,6 +14,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from edgellm.cache import Overflow  # noqa: F401
     from edgellm.errors import (  # noqa: F401
         BackendError,
         Cancelled,
@@ -39,16 +40,19 @@ if TYPE_CHECKING:
         WrongKeyTypeError,
     )
     from edgellm.memory_estimate import MemoryEstimate, estimate  # noqa: F401
-    from edgellm.model import Model, Stream, load  # noqa: F401
+    from edgellm.model import Model, load  # noqa: F401
     from edgellm.results import Context, Event, Progress, Result, Stats, Usage  # noqa: F401
     from edgellm.sampling import Sampling  # noqa: F401
+    from edgellm.stream import Stream  # noqa: F401
     from edgellm.tokenizers import Tokenizer  # noqa: F401
 
 __version__ = "0.1.0"
 
 # public name -> the module that has it
 _HOMES = {
-    **dict.fromkeys(("load", "Model", "Stream"), "edgellm.model"),
+    **dict.fromkeys(("load", "Model"), "edgellm.model"),
+    "Overflow": "edgellm.cache",
+    "Stream": "edgellm.stream",
     **dict.fromkeys(("MemoryEstimate", "estimate"), "edgellm.memory_estimate"),
     **dict.fromkeys(("Context", "Event", "Progress", "Result", "Stats", "Usage"), "edgellm.results"),
     "Sampling": "edgellm.sampling",

@@ -20,7 +20,10 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from edgellm.cache import Overflow
+
 if TYPE_CHECKING:
+    from edgellm.cache import Sequence as Cached
     from edgellm.generate import Engine
     from edgellm.model import Model
     from edgellm.plan import Plan
@@ -267,30 +270,24 @@ def n_params(plan: Plan) -> int:
 def _measure(engine: Engine, job: Job, n_prompt: int, n_gen: int, depth: int, repetitions: int) -> list[float]:
     """Seconds of each repetition. Runs on the worker thread."""
     n_vocab = engine.tokenizer.n_vocab
-    engine.rewind(0)
-    _feed(engine, job, tokens_for(depth, n_vocab, 7))
     work = tokens_for(n_prompt or n_gen, n_vocab, 11)
     warm_up = work if n_prompt else work[: max(1, min(16, n_gen))]
     seconds = []
-    for i in range(repetitions + 1):
-        tokens = warm_up if i == 0 else work
-        engine.rewind(depth)
-        start = time.perf_counter()
-        if n_prompt:
-            engine.prefill(tokens, job)
-        else:
-            _decode(engine, job, tokens)
-        if i:
-            seconds.append(time.perf_counter() - start)
-    engine.rewind(0)
+    with engine.new_sequence(Overflow()) as deep:
+        if depth:
+            engine.prefill(deep, tokens_for(depth, n_vocab, 7), job)
+        for i in range(repetitions + 1):
+            with deep.fork() as seq:
+                start = time.perf_counter()
+                if n_prompt:
+                    engine.prefill(seq, work, job)
+                else:
+                    _decode(engine, seq, job, work if i else warm_up)
+                if i:
+                    seconds.append(time.perf_counter() - start)
     return seconds
 
 
-def _feed(engine: Engine, job: Job, tokens: list[int]) -> None:
-    if tokens:
-        engine.prefill(tokens, job)
-
-
-def _decode(engine: Engine, job: Job, tokens: Iterable[int]) -> None:
+def _decode(engine: Engine, seq: Cached, job: Job, tokens: Iterable[int]) -> None:
     for token in tokens:
-        engine.forward([token], [0], job.flag)
+        engine.forward(seq, [token], [0], job.flag)

@@ -1,7 +1,8 @@
 """The generation loop: prompt in chunks, then one backend pass per token.
 
-It runs on the model's worker thread. What it may touch is gathered in `Engine`, which owns the cache of the last
-sequence, so a following call that starts with the same tokens (the next turn of a chat) works only on what is new.
+It runs on the model's worker thread. What it may touch is gathered in `Engine`: the backend, the pool of pages, and the
+prefix tree, in which finished sequences stay, so that a following call that starts with the same tokens (the next turn
+of a chat) works only on what is new.
 """
 
 from __future__ import annotations
@@ -14,22 +15,26 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgellm.cache import Sequence
-from edgellm.errors import Cancelled, ContextOverflowError
+from edgellm.cache import PASS_TOKENS, PrefixTree, Sequence
+from edgellm.errors import Cancelled
 from edgellm.results import Context, Event, FinishReason, Result, Stats, Usage
 
 if TYPE_CHECKING:
     from edgellm.backends import Backend
-    from edgellm.cache import PagePool
+    from edgellm.cache import Overflow, PagePool
     from edgellm.sampling import Sampling
     from edgellm.worker import Job
 
-PREFILL_CHUNK = 512  # prompt tokens per pass
+PREFILL_CHUNK = PASS_TOKENS  # prompt tokens per pass
 
 
 @dataclass(frozen=True)
 class Request:
-    """One generation: prompt ids, how to choose tokens, when to stop. `stop_ids` end the answer and are no text."""
+    """One generation: prompt ids, how to choose tokens, when to stop. `stop_ids` end the answer and are no text.
+
+    For a sequence that the engine makes: `overflow` (None: the engine's), `find_turns`, which is called when the window
+    is full and gives the positions in `ids` where turns begin, and `dropped`, the tokens that were left out of `ids`.
+    """
 
     ids: list[int]
     sampling: Sampling
@@ -37,92 +42,100 @@ class Request:
     stop_ids: frozenset[int]
     exact: bool = False
     on_prefill: Callable[[int, int], Any] | None = None
+    overflow: Overflow | None = None
+    find_turns: Callable[[], list[int]] | None = None
+    dropped: int = 0
 
 
 class Engine:
-    """A backend with one cached sequence. Only the worker thread uses it."""
+    """A backend with its pages. Only the worker thread uses it.
+
+    A sequence comes from `new_sequence`; its owner runs passes over it (`prefill`, `forward`), offers it to others
+    (`keep`) and closes it. When the pool is full, what was kept makes room.
+    """
 
     def __init__(
-        self, backend: Backend, pool: PagePool, tokenizer: Any, n_ctx: int, threads: int, isa: str, exact: bool = False
-    ) -> None:
+        self, backend: Backend, pool: PagePool, tokenizer: Any, n_ctx: int, threads: int, isa: str,
+        exact: bool = False, overflow: Overflow | None = None,
+    ) -> None:  # fmt: skip
         self.backend, self.pool, self.tokenizer = backend, pool, tokenizer
-        self.n_ctx, self.threads, self.isa = n_ctx, threads, isa
+        self.n_ctx, self.threads, self.isa, self.overflow = n_ctx, threads, isa, overflow
         self.set_exact(exact)
         self.passes = 0
-        self.cached: list[int] = []  # ids whose keys and values are in the cache, in order
-        self._exact_cached = 0  # so many of them, from the first on, are what exact passes make of them
-        self._seq = Sequence(pool, n_ctx)
+        self.tree = PrefixTree(pool)
+        self.backup: Sequence | None = None  # what a running call would go back to: given up before the call itself
+        pool.reclaim = self._reclaim
+
+    def _reclaim(self, n_free: int) -> None:
+        self.tree.evict(n_free)
+        if self.pool.n_free < n_free and self.backup is not None:
+            self.backup.close()
 
     def set_exact(self, exact: bool) -> None:
         """Whether the following passes keep to kernels whose bits do not depend on how tokens are cut into passes."""
         self.backend.exact = exact
 
-    def rewind(self, n: int) -> None:
-        """Keep the first `n` cached tokens."""
-        self._seq.rewind(n)
-        del self.cached[n:]
-        self._exact_cached = min(self._exact_cached, n)
+    def new_sequence(self, overflow: Overflow | None = None, ids: SequenceOf[int] = ()) -> Sequence:
+        """A sequence that begins with the longest cached prefix of `ids` (those that were run are `seq.length`).
 
-    def reuse(self, ids: SequenceOf[int]) -> int:
-        """Keep the longest cached prefix of `ids` (at least one token stays to be run); its length.
-
-        While passes are exact, only what exact passes have made is used again.
+        While passes are exact, only what exact passes have made is used again. `overflow` None: the engine's.
         """
-        limit = min(len(ids) - 1, self._exact_cached if self.backend.exact else len(self.cached))
-        n = 0
-        while n < limit and ids[n] == self.cached[n]:
-            n += 1
-        self.rewind(n)
-        return n
+        policy = self.overflow if overflow is None else overflow
+        return self.tree.match(ids, self.n_ctx, policy, exact=self.backend.exact)
 
-    def forward(self, tokens: SequenceOf[int], outputs: SequenceOf[int], cancel: np.ndarray | None) -> np.ndarray:
-        """One pass over `tokens` after what is cached; logits (len(outputs), vocab). A failed pass changes nothing."""
-        position, end = len(self.cached), len(self.cached) + len(tokens)
+    def keep(self, seq: Sequence) -> None:
+        """What `seq` holds may be used again by later calls, also when it is closed."""
+        self.tree.insert(seq)
+
+    def forward(
+        self, seq: Sequence, tokens: SequenceOf[int], outputs: SequenceOf[int], cancel: np.ndarray | None
+    ) -> np.ndarray:
+        """One pass over `tokens` at the end of `seq`; logits (len(outputs), vocab). A failed pass changes nothing."""
+        position, end = seq.length, seq.length + len(tokens)
+        seq.ensure(end)
         try:
-            self._seq.ensure(end)
             logits = self.backend.forward(
-                np.asarray(tokens, np.int32), position, np.asarray(outputs, np.int32), self._seq, cancel
+                np.asarray(tokens, np.int32), position, np.asarray(outputs, np.int32), seq, cancel
             )
         except BaseException:
-            self._seq.rewind(position)
+            seq.rewind(position)
             raise
-        self._seq.commit(end)
+        seq.commit(end, tokens, exact=self.backend.exact or not self.backend.has_prefill)
         self.passes += 1
-        if self._exact_cached == position and (self.backend.exact or not self.backend.has_prefill):
-            self._exact_cached = end
-        self.cached.extend(tokens)
         return logits
 
-    def prefill(self, ids: SequenceOf[int], job: Job, on_chunk: Callable[[int, int], Any] | None = None) -> np.ndarray:
-        """Run `ids` in chunks; logits (vocab,) after the last one."""
+    def prefill(
+        self, seq: Sequence, ids: SequenceOf[int], job: Job, on_chunk: Callable[[int, int], Any] | None = None
+    ) -> np.ndarray:
+        """Run `ids` in chunks at the end of `seq`; logits (vocab,) after the last one."""
         logits = None
         if on_chunk is not None:
             on_chunk(0, len(ids))
-        for start in range(0, len(ids), PREFILL_CHUNK):
-            chunk = ids[start : start + PREFILL_CHUNK]
+        step = min(PREFILL_CHUNK, seq.overflow.pass_tokens(seq.n_ctx))
+        for start in range(0, len(ids), step):
+            chunk = ids[start : start + step]
             last = start + len(chunk) == len(ids)
             if job.stopped:
                 raise Cancelled()
-            logits = self.forward(chunk, [len(chunk) - 1] if last else [], job.flag)
+            logits = self.forward(seq, chunk, [len(chunk) - 1] if last else [], job.flag)
             if on_chunk is not None:
                 on_chunk(start + len(chunk), len(ids))
         assert logits is not None
         return logits[-1]
 
     def logits(self, ids: SequenceOf[int], job: Job, first: int = 0, exact: bool = False) -> np.ndarray:
-        """Logits (n - first, vocab) float32 of every position from `first` on, on an empty cache."""
+        """Logits (n - first, vocab) float32 of every position from `first` on, computed anew."""
         self.set_exact(exact)
-        self.rewind(0)
         rows = []
-        for start in range(0, len(ids), PREFILL_CHUNK):
-            chunk = ids[start : start + PREFILL_CHUNK]
-            rows.append(np.array(self.forward(chunk, range(max(0, first - start), len(chunk)), job.flag)))
+        with Sequence(self.pool, self.n_ctx) as seq:
+            for start in range(0, len(ids), PREFILL_CHUNK):
+                chunk = ids[start : start + PREFILL_CHUNK]
+                rows.append(np.array(self.forward(seq, chunk, range(max(0, first - start), len(chunk)), job.flag)))
         return np.concatenate(rows)
 
     def close(self) -> None:
-        """Give the cache back. The backend is closed by its owner."""
-        self._seq.close()
-        self.cached.clear()
+        """Give back what was kept. Backend and pool are closed by their owner."""
+        self.tree.clear()
 
 
 class _Clock:
@@ -150,22 +163,26 @@ class _Clock:
 
 
 class Generation:
-    """One run of the loop: prompt, then tokens until something ends it."""
+    """One run of the loop: prompt, then tokens until something ends it.
 
-    def __init__(self, engine: Engine, request: Request, job: Job) -> None:
+    Without `seq` the prompt starts from what the engine has of it, and what was run stays there for later calls. With
+    `seq`, the caller's own, `request.ids` are added to its end; when the call fails or is cancelled, it is as it was
+    before (or empty, where memory was too short to hold both).
+    """
+
+    def __init__(self, engine: Engine, request: Request, job: Job, seq: Sequence | None = None) -> None:
         from edgellm.sampling import Sampler
         from edgellm.tokenizers import StopMatcher, StreamDecoder
 
-        if len(request.ids) > engine.n_ctx:
-            raise ContextOverflowError(len(request.ids), engine.n_ctx)
-        self.engine, self.request, self.job = engine, request, job
+        self.engine, self.request, self.job, self.seq, self.own = engine, request, job, seq, seq is None
         # A head may have more rows than there are pieces (padding): those can be no text and are never chosen.
         self.n_vocab = engine.tokenizer.n_vocab
         self.sampler = Sampler(request.sampling, self.n_vocab)
         self.decoder: StreamDecoder | None = None
         if engine.tokenizer.kind != "missing":  # ids go in and out of a model whose vocabulary cannot be read
             # After a prompt of nothing but special tokens a text begins, else the first token's space belongs to it.
-            at_start = all(engine.tokenizer.is_control(token) for token in request.ids)
+            before = [] if seq is None else seq.ids
+            at_start = all(engine.tokenizer.is_control(token) for token in (*before, *request.ids))
             self.decoder = StreamDecoder(engine.tokenizer, skip_special=True, at_start=at_start)
         self.matcher = StopMatcher(request.sampling.stop)
         self.text: list[str] = []
@@ -174,36 +191,86 @@ class Generation:
 
     def run(self) -> Result:
         """The whole generation. Raises Cancelled when it was stopped without keeping the text."""
-        engine, passes = self.engine, self.engine.passes
-        engine.set_exact(self.request.exact)
-        reused = engine.reuse(self.request.ids)
-        before = len(engine.cached)
+        self.engine.set_exact(self.request.exact)
+        backup = self.engine.backup = None if self.seq is None else self.seq.fork()
         try:
-            reason = self._loop(reused)
+            result = self._run(self._begin())
+        except BaseException:
+            self._undo(backup)
+            raise
+        finally:
+            self.engine.backup = None
+        if self.own:
+            self.engine.keep(self.seq)
+            self.seq.close()
+        else:
+            backup.close()
+        return result
+
+    def _begin(self) -> list[int]:
+        """Makes the sequence ready; the ids that are to be run. Raises ContextOverflowError."""
+        engine, request = self.engine, self.request
+        if self.seq is None:
+            self.seq = engine.new_sequence(request.overflow, request.ids[:-1])  # one is run: its logits are needed
+            ids = request.ids[self.seq.length :]
+        else:
+            ids = self._exactly()
+        self.seq.overflow.check(self.seq.length + len(ids), engine.n_ctx, self.seq.turns)
+        return ids
+
+    def _exactly(self) -> list[int]:
+        """The ids to run at the end of the caller's sequence. What an exact call cannot use again is run once more."""
+        seq, again = self.seq, []
+        if self.engine.backend.exact and seq.exact < seq.length and not seq.dropped:
+            again = seq.ids[seq.exact :]
+            if seq.can_rewind(seq.exact):
+                seq.rewind(seq.exact)
+            else:
+                again = seq.ids
+                seq.rewind(0)
+        return again + self.request.ids
+
+    def _run(self, ids: list[int]) -> Result:
+        engine, seq, passes = self.engine, self.seq, self.engine.passes
+        reused = seq.length - seq.dropped
+        history = seq.ids + ids
+        try:
+            reason = self._loop(ids, history)
         except Cancelled:
             if not self.job.keep:
                 raise
             reason = "cancelled"
-        finally:
-            if self.job.stopped and not self.job.keep:
-                engine.rewind(min(before, len(engine.cached)))
+        if self.job.stopped and not self.job.keep:
+            raise Cancelled()
         self._flush()
-        worked = len(self.request.ids) - reused
         return Result(
             text="".join(self.text),
             token_ids=tuple(self.tokens),
             finish_reason=reason,
-            usage=Usage(len(self.request.ids), len(self.tokens)),
-            stats=self.clock.stats(engine, worked, len(self.tokens), engine.passes - passes),
-            context=Context(len(engine.cached), engine.n_ctx, reused),
+            usage=Usage(len(history), len(self.tokens)),
+            stats=self.clock.stats(engine, len(ids), len(self.tokens), engine.passes - passes),
+            context=Context(
+                used=seq.length - seq.dropped, n_ctx=engine.n_ctx, reused=reused,
+                dropped=seq.dropped + self.request.dropped, policy=seq.overflow.kind,
+            ),
             seed=self.sampler.seed,
-        )
+        )  # fmt: skip
 
-    def _loop(self, reused: int) -> FinishReason:
-        request, engine, job = self.request, self.engine, self.job
-        logits = engine.prefill(request.ids[reused:], job, request.on_prefill)
+    def _undo(self, backup: Sequence | None) -> None:
+        """The sequence goes back to where it was."""
+        if self.own:
+            if self.seq is not None:
+                self.seq.close()
+        elif backup.closed:
+            self.seq.rewind(0)
+        else:
+            self.seq.restore(backup)
+
+    def _loop(self, ids: list[int], history: list[int]) -> FinishReason:
+        request, engine, job, seq = self.request, self.engine, self.job, self.seq
+        logits = engine.prefill(seq, ids, job, request.on_prefill)
         self.clock.prompt_end = time.perf_counter()
-        self.sampler.accept(request.ids)
+        self.sampler.accept(history)
         while True:
             if request.max_tokens is not None and len(self.tokens) >= request.max_tokens:
                 return "length"
@@ -217,11 +284,20 @@ class Generation:
                 return "stop"
             if request.max_tokens is not None and len(self.tokens) >= request.max_tokens:
                 return "length"
-            if len(engine.cached) >= engine.n_ctx:
-                return "length"
             if job.stopped:
                 raise Cancelled()
-            logits = engine.forward([token], [0], job.flag)[0]
+            if not self._has_room():
+                return "length"
+            logits = engine.forward(seq, [token], [0], job.flag)[0]
+
+    def _has_room(self) -> bool:
+        """Whether the sequence can hold one token more, after dropping what its policy allows."""
+        if self.seq.has_room():
+            return True
+        if self.request.find_turns is None or self.seq.turns:
+            return False
+        self.seq.turns = self.request.find_turns()
+        return self.seq.has_room()
 
     def _emit(self, token: int) -> bool:
         """Hand on the text of one token; True when a stop string is complete."""

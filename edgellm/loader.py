@@ -13,7 +13,9 @@ from edgellm.errors import Cancelled, InvalidArgumentError, ModelFormatError, To
 from edgellm.results import Progress
 
 if TYPE_CHECKING:
+    from edgellm.cache import Overflow, PagePool
     from edgellm.gguf import GGUFFile
+    from edgellm.memory_estimate import MemoryEstimate
     from edgellm.plan import Plan
     from edgellm.weights import Weights
 
@@ -41,12 +43,16 @@ class Loaded:
         pack: bool = True,
         huge_pages: bool = False,
         exact: bool = False,
+        overflow: Overflow | str | None = None,
+        cache_bytes: int | None = None,
     ) -> None:
+        from edgellm.cache import Overflow
         from edgellm.gguf import open_gguf
         from edgellm.machine import resolve_threads
 
         start = time.perf_counter()
         self.seed, self.template, self.exact = seed, None, exact
+        self.overflow, self._cache_bytes = Overflow.parse(overflow), cache_bytes
         choice = resolve_threads(threads)
         self.threads, self.thread_reason = choice.n, choice.reason
         self.file = open_gguf(path)
@@ -68,7 +74,7 @@ class Loaded:
         **weight_options: bool,
     ) -> None:
         from edgellm.backends import NAMES, create
-        from edgellm.cache import PagePool, resolve_kv_type
+        from edgellm.cache import resolve_kv_type
         from edgellm.generate import PREFILL_CHUNK, Engine
         from edgellm.models import build_plan, read_config
         from edgellm.weights import Weights
@@ -80,9 +86,11 @@ class Loaded:
         self.plan = build_plan(config, self.file)
         weights = Weights(self.file, self.plan)
         self.kv_type = resolve_kv_type(kv_type, weights.matrix_types)
-        self.n_ctx = fit_n_ctx(
+        found = fit(
             n_ctx, config.n_ctx_train, self.plan, weights, self.kv_type, backend, self.threads, **weight_options
         )
+        self.n_ctx = self._within_budget(found.n_ctx, n_ctx is None)
+        self.overflow.fit(self.n_ctx)
         self.plan = build_plan(config, self.file, self.n_ctx)  # the window may change the angles of the rotation
         aside = _Aside(lambda: _tokenizer(self.file, self.plan.n_vocab))
         self.sampling_defaults = _sampling_defaults(self.file)
@@ -100,8 +108,29 @@ class Loaded:
         self.weights = weights
         self.backend_name = self.runner.name
         self.isa = backend_isa(self.runner)
-        self.pool = PagePool.for_tokens(self.plan.kv, self.kv_type, self.n_ctx)
-        self.engine = Engine(self.runner, self.pool, self.tokenizer, self.n_ctx, self.threads, self.isa, self.exact)
+        self.pool = self._pool(found.available - found.total + found.cache)
+        self.engine = Engine(
+            self.runner, self.pool, self.tokenizer, self.n_ctx, self.threads, self.isa, self.exact, self.overflow
+        )
+
+    def _within_budget(self, n_ctx: int, may_shrink: bool) -> int:
+        """The context window whose pages `cache_bytes` holds. Raises InvalidArgumentError where that is not `n_ctx`."""
+        from edgellm.cache import largest_n_ctx, pool_pages
+
+        budget, shape = self._cache_bytes, self.plan.kv
+        if budget is None:
+            return n_ctx
+        if may_shrink and isinstance(budget, int):
+            return largest_n_ctx(n_ctx, shape, self.kv_type, budget)
+        pool_pages(shape, self.kv_type, n_ctx, 0, budget)
+        return n_ctx
+
+    def _pool(self, free: int) -> PagePool:
+        """The pages; `free` bytes of memory are left for them."""
+        from edgellm.cache import PagePool, pool_pages
+
+        shape, kv_type = self.plan.kv, self.kv_type
+        return PagePool(shape, kv_type, pool_pages(shape, kv_type, self.n_ctx, free, self._cache_bytes))
 
     def close(self) -> None:
         """Free everything, last made first; what was not made yet is skipped."""
@@ -159,11 +188,11 @@ def backend_isa(runner: Any) -> str:
     return clib.isa()
 
 
-def fit_n_ctx(
+def fit(
     n_ctx: int | None, trained: int, plan: Plan, weights: Weights, kv_type: str, backend: str, threads: int,
     **weight_options: bool,
-) -> int:  # fmt: skip
-    """The context window: the one asked for, else min(trained, what memory allows).
+) -> MemoryEstimate:  # fmt: skip
+    """What the model takes with the context window asked for, else with min(trained, what memory allows).
 
     Raises InvalidArgumentError, or NotEnoughMemoryError with what would fit (`edgellm.estimate`).
     """
@@ -174,7 +203,7 @@ def fit_n_ctx(
     found.check()
     if found.n_ctx > trained:
         _log.warning("n_ctx=%d is more than the %d tokens that the model was trained for", found.n_ctx, trained)
-    return found.n_ctx
+    return found
 
 
 def _tokenizer(file: GGUFFile, n_vocab: int) -> Any:

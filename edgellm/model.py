@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
-from edgellm.errors import ContextOverflowError, InvalidArgumentError, ModelClosedError, TemplateError
+from edgellm.cache import Overflow
+from edgellm.errors import InvalidArgumentError, ModelClosedError
 from edgellm.generate import Generation, Request
+from edgellm.prompt import ChatPrompt, Message
 from edgellm.results import Progress, Result
 from edgellm.stream import Stream
 from edgellm.worker import Worker
@@ -26,8 +28,6 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from edgellm.sampling import Sampling
-
-Message = Mapping[str, Any]
 
 
 def load(
@@ -43,6 +43,8 @@ def load(
     progress: Callable[[Progress], Any] | None = None,
     pack: bool = True,
     huge_pages: bool = False,
+    overflow: Overflow | str | None = None,
+    cache_bytes: int | None = None,
 ) -> Model:
     """Load a GGUF file; without `path`, the small built-in model.
 
@@ -61,6 +63,12 @@ def load(
       that the system can take back at any time, and the same logits. A packed file (`edgellm pack`) is used in place.
     - `huge_pages`: True copies the weights of a packed file into memory of 2 MB pages, for long answers: loading takes
       longer, each token is a little faster. Other files are always packed into such memory.
+    - `overflow`: what happens when a text is longer than the context window; calls may choose. "error" (the default):
+      a longer prompt is refused and an answer ends there. "sink" or "sink:4:2048": the first 4 tokens and a window of
+      the last 2048 stay, for ever. "shift" or "shift:100": when the window is full, the older half behind the first 100
+      tokens goes. "drop-turns": whole oldest turns of a chat go, the system message stays. Or an `edgellm.Overflow`.
+    - `cache_bytes`: memory for the KV cache, in which finished texts stay as long as there is room. None: two contexts
+      of `n_ctx` tokens, or what memory allows, one at least.
 
     Raises ModelFileNotFoundError, ModelFormatError and its subclasses (a file that is damaged or not supported),
     NotEnoughMemoryError, BackendError, InvalidArgumentError.
@@ -68,21 +76,12 @@ def load(
     from edgellm.builtin import builtin_model
     from edgellm.loader import Loaded
 
-    return Model(
-        Loaded(
-            builtin_model() if path is None else path,
-            n_ctx=n_ctx,
-            threads=threads,
-            backend=backend,
-            kv_type=kv_type,
-            chat_template=chat_template,
-            seed=seed,
-            exact=exact,
-            progress=progress,
-            pack=pack,
-            huge_pages=huge_pages,
-        )
-    )
+    loaded = Loaded(
+        builtin_model() if path is None else path, n_ctx=n_ctx, threads=threads, backend=backend, kv_type=kv_type,
+        chat_template=chat_template, seed=seed, exact=exact, progress=progress, pack=pack, huge_pages=huge_pages,
+        overflow=overflow, cache_bytes=cache_bytes,
+    )  # fmt: skip
+    return Model(loaded)
 
 
 class Model:
@@ -98,7 +97,7 @@ class Model:
         self.tokenizer, self.chat_template, self.plan = loaded.tokenizer, loaded.chat_template, loaded.plan
         self.threads, self.thread_reason = loaded.threads, loaded.thread_reason
         self.load_seconds, self.seed, self.exact = loaded.load_seconds, loaded.seed, loaded.exact
-        self._loaded = loaded
+        self._loaded, self._prompt = loaded, ChatPrompt(loaded.chat_template, loaded.tokenizer, loaded.path)
         self._worker = Worker(f"edgellm-{loaded.name}")
         # The finalizer must not hold the model itself, or it would never be collected.
         self._close = weakref.finalize(self, _close, self._worker, loaded)
@@ -123,6 +122,7 @@ class Model:
         special: bool = False,
         ignore_eos: bool = False,
         exact: bool | None = None,
+        overflow: Overflow | str | None = None,
         on_prefill: Callable[[Progress], Any] | None = None,
         **samplers: Any,
     ) -> Result | Stream:
@@ -133,13 +133,14 @@ class Model:
         Give a `Sampling`, or its fields as keywords (`temperature=0.7, seed=1`). With `stream=True` a `Stream` comes
         back at once. `on_prefill` is called on the worker thread before and after each chunk of the prompt.
 
-        Raises ContextOverflowError (prompt longer than `n_ctx`), InvalidArgumentError, ModelClosedError,
-        NonFiniteError; KeyboardInterrupt cancels the call.
+        `overflow` is as in `load`. Raises ContextOverflowError (no room for the prompt), InvalidArgumentError,
+        ModelClosedError, NonFiniteError; KeyboardInterrupt cancels the call.
         """
         self._check_open()
         ids = self.tokenizer.encode(prompt, parse_special=special) if isinstance(prompt, str) else _ids(prompt)
         options = {"max_tokens": max_tokens, "sampling": sampling, "stop": stop, "samplers": samplers, "exact": exact}
-        return self._start(ids, stream=stream, ignore_eos=ignore_eos, on_prefill=on_prefill, **options)
+        options |= {"stream": stream, "ignore_eos": ignore_eos, "on_prefill": on_prefill}
+        return self._start(ids, overflow=self._overflow(overflow), **options)
 
     @overload
     def chat(self, messages: Sequence[Message], *, stream: Literal[False] = ..., **options: Any) -> Result: ...
@@ -158,6 +159,7 @@ class Model:
         stream: bool = False,
         ignore_eos: bool = False,
         exact: bool | None = None,
+        overflow: Overflow | str | None = None,
         on_prefill: Callable[[Progress], Any] | None = None,
         **samplers: Any,
     ) -> Result | Stream:
@@ -168,9 +170,15 @@ class Model:
         errors as in `generate`; TemplateError where the file has no template or refuses the messages.
         """
         self._check_open()
-        ids = self.chat_ids(messages)
+        policy = self._overflow(overflow)
         options = {"max_tokens": max_tokens, "sampling": sampling, "stop": stop, "samplers": samplers, "exact": exact}
-        return self._start(ids, stream=stream, ignore_eos=ignore_eos, on_prefill=on_prefill, **options)
+        options |= {"stream": stream, "ignore_eos": ignore_eos, "on_prefill": on_prefill}
+        if policy.kind != "drop-turns":
+            return self._start(self.chat_ids(messages), overflow=policy, **options)
+        fitted = self._prompt.fit(messages, self.n_ctx, policy)
+        return self._start(
+            fitted.ids, overflow=fitted.overflow, find_turns=fitted.turns, dropped=fitted.dropped, **options
+        )
 
     def _start(
         self,
@@ -184,11 +192,14 @@ class Model:
         exact: bool | None,
         on_prefill: Callable[[Progress], Any] | None,
         samplers: dict[str, Any],
+        overflow: Overflow,
+        find_turns: Callable[[], list[int]] | None = None,
+        dropped: int = 0,
     ) -> Result | Stream:
         chosen = self.sampling(sampling, stop, **samplers)
         if max_tokens is not None and max_tokens < 0:
             raise InvalidArgumentError(f"max_tokens is {max_tokens}; choose 0 or more, or None for no limit")
-        self._check_ids(ids)
+        self._check_ids(ids, overflow)
         report = None
         if on_prefill is not None:
             def report(done: int, total: int) -> Any:
@@ -200,10 +211,19 @@ class Model:
             stop_ids=frozenset() if ignore_eos else frozenset(self.tokenizer.eog_ids),
             exact=self.exact if exact is None else exact,
             on_prefill=report,
+            overflow=overflow,
+            find_turns=find_turns,
+            dropped=dropped,
         )
         loaded = self._loaded
         job = self._worker.submit(lambda job: Generation(loaded.engine, request, job).run())
         return Stream(self, job) if stream else job.wait()
+
+    def _overflow(self, overflow: Overflow | str | None) -> Overflow:
+        """The policy of a call. Raises InvalidArgumentError where it does not go with the context window."""
+        policy = self._loaded.overflow if overflow is None else Overflow.parse(overflow)
+        policy.fit(self.n_ctx)
+        return policy
 
     def sampling(
         self, sampling: Sampling | None = None, stop: str | Sequence[str] = (), **samplers: Any
@@ -243,31 +263,11 @@ class Model:
 
     def apply_template(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
         """`messages` as the text that the model gets. Raises TemplateError."""
-        return str(self._render(messages, add_generation_prompt))
+        return str(self._prompt.render(messages, add_generation_prompt))
 
     def chat_ids(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> list[int]:
         """`messages` as the token ids that the model gets, the beginning-of-text token included once."""
-        rendered = self._render(messages, add_generation_prompt)
-        ids = self.tokenizer.encode_parts(rendered.parts)
-        bos = self.tokenizer.bos_id
-        if self.tokenizer.add_bos and bos is not None and ids[:1] != [bos]:
-            ids.insert(0, bos)  # a template may write it itself, then it is not doubled
-        return ids
-
-    def _render(self, messages: Sequence[Message], add_generation_prompt: bool) -> Any:
-        _check_messages(messages)
-        if self.chat_template is None:
-            raise TemplateError(
-                f"{self.path}: the file has no chat template, so it is no chat model; use generate(), or give "
-                "chat_template= to load()"
-            )
-        if self._loaded.template is None:
-            from edgellm.template import ChatTemplate
-
-            pieces = self.tokenizer
-            bos, eos = (pieces.piece(i) if i is not None else "" for i in (pieces.bos_id, pieces.eos_id))
-            self._loaded.template = ChatTemplate(self.chat_template, bos_token=bos, eos_token=eos)
-        return self._loaded.template.render(list(messages), add_generation_prompt=add_generation_prompt)
+        return self._prompt.ids(messages, add_generation_prompt)
 
     # ---- numbers
 
@@ -275,17 +275,16 @@ class Model:
         """Logits float32 (n - first, n_vocab) of each position of `ids` from `first` on. Else as `generate`."""
         self._check_open()
         checked = _ids(ids)
-        self._check_ids(checked)
+        self._check_ids(checked, Overflow())
         engine, exact = self._loaded.engine, self.exact if exact is None else exact
         if not 0 <= first < len(checked):
             raise InvalidArgumentError(f"first is {first}; there are positions 0 to {len(checked) - 1}")
         return self._worker.call(lambda job: engine.logits(checked, job, first, exact))
 
-    def _check_ids(self, ids: list[int]) -> None:
+    def _check_ids(self, ids: list[int], overflow: Overflow) -> None:
         if not ids:
             raise InvalidArgumentError("the prompt is empty, and this model has no token that begins a text")
-        if len(ids) > self.n_ctx:
-            raise ContextOverflowError(len(ids), self.n_ctx)
+        overflow.check(len(ids), self.n_ctx)
         low, high = min(ids), max(ids)
         if low < 0 or high >= self.n_vocab:
             bad = low if low < 0 else high
@@ -338,17 +337,6 @@ def _ids(prompt: Sequence[int]) -> list[int]:
         return [token.__index__() for token in prompt]
     except (AttributeError, TypeError):
         raise InvalidArgumentError("a prompt must be a text or a list of token ids") from None
-
-
-def _check_messages(messages: Sequence[Message]) -> None:
-    """A template would print nothing for what is missing, so it is missed here."""
-    if isinstance(messages, (str, Mapping)) or not all(isinstance(m, Mapping) for m in messages):
-        raise InvalidArgumentError("messages must be a list of mappings with 'role' and 'content'")
-    if not messages:
-        raise InvalidArgumentError("there are no messages to answer")
-    for i, message in enumerate(messages):
-        if not isinstance(message.get("role"), str) or not ("content" in message or "tool_calls" in message):
-            raise InvalidArgumentError(f"message {i} must have a 'role' and a 'content'")
 
 
 def _close(worker: Worker, loaded: Any) -> None:

@@ -42,11 +42,18 @@ class Stats:
 
 @dataclass(frozen=True)
 class Context:
-    """The context window after a call: tokens in it, its size, and how many were reused from the call before."""
+    """The context window after a call, in tokens.
+
+    `used` of `n_ctx` hold the text that the model still sees, `reused` of the prompt's were in the cache already.
+    `dropped` were left out of the prompt or have left the window since the text began; `policy` says by which rule
+    ("error", "sink", "shift", "drop-turns": see `load`).
+    """
 
     used: int
     n_ctx: int
     reused: int
+    dropped: int = 0
+    policy: str = "error"
 
 
 @dataclass(frozen=True)

@@ -166,10 +166,11 @@ def test_exact_in_the_python_interface(tmp_path: Path) -> None:
         fast, exact = model.logits(ids), model.logits(ids, exact=True)
         assert not np.array_equal(fast, exact)
         assert np.array_equal(exact, other.logits(ids)) and np.array_equal(fast, other.logits(ids, exact=False))
-        model.logits(ids)
         longer = [*ids, 5, 6, 7]
+        model.generate(longer, **options)
         assert model.generate(longer, exact=True, **options).context.reused == 0
         assert model.generate([*longer, 8], exact=True, **options).context.reused == len(longer)
         assert model.generate([*longer, 8, 9], **options).context.reused > len(longer)
-        model.logits(ids)
-        assert model.generate(longer, **options).context.reused == len(ids)
+        model.generate([9, *longer], **options)
+        assert model.generate([9, *longer], exact=True, **options).context.reused == 0
+        assert model.generate([9, *longer], **options).context.reused == len(longer), "all but the last of the prompt"

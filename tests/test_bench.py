@@ -35,9 +35,9 @@ def test_passes_and_depth(paths, monkeypatch):
         engine = model._loaded.engine
         real = engine.forward
 
-        def count(tokens, outputs, cancel):
-            seen.append((len(engine.cached), len(tokens), len(outputs)))
-            return real(tokens, outputs, cancel)
+        def count(seq, tokens, outputs, cancel):
+            seen.append((seq.length, len(tokens), len(outputs)))
+            return real(seq, tokens, outputs, cancel)
 
         monkeypatch.setattr(engine, "forward", count)
         result = bench.one_test(model, 0, 3, 64, 2)
@@ -46,7 +46,7 @@ def test_passes_and_depth(paths, monkeypatch):
         seen.clear()
         result = bench.one_test(model, 600, 0, 0, 1)
         assert seen == [(0, 512, 0), (512, 88, 1)] * 2 and result.test == "pp600"
-        assert engine.cached == [], "the cache is empty again"
+        assert engine.pool.n_free == engine.pool.n_pages, "the cache is empty again"
 
 
 def test_rates_and_bytes_agree(paths):

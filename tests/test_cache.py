@@ -19,7 +19,6 @@ from edgellm.cache import (
     PagePool,
     Sequence,
     cache_bytes,
-    default_n_ctx,
     n_blocks,
     page_bytes,
     quantize_row,
@@ -366,13 +365,3 @@ def test_k_and_v_of_two_types() -> None:
     assert (keys[5] == k).all() and (values[5] == v).all()
     assert np.count_nonzero(keys) == np.count_nonzero(values) == 4
     assert not pool.load(page, 1)[0].any() and not pool.load(page, 1)[1].any()
-
-
-def test_default_context() -> None:
-    block = SHAPE.n_layers * page_bytes(SHAPE, "f16")
-    assert default_n_ctx(1000, SHAPE, "f16", 100 * block) == 1000
-    assert default_n_ctx(1000, SHAPE, "f16", 3 * block + block // 2) == 192
-    with pytest.raises(NotEnoughMemoryError):
-        default_n_ctx(1000, SHAPE, "f16", block - 1)
-    with pytest.raises(NotEnoughMemoryError):
-        default_n_ctx(1000, SHAPE, "f16", -5)

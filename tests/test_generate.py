@@ -174,7 +174,11 @@ def test_reuse_changes_nothing(path, backend):
         assert greedy(model, prompt, max_tokens=20).token_ids == fresh
         greedy(model, [1, 300, 304, 9, 9, 9], max_tokens=20)
         again = greedy(model, prompt, max_tokens=20)
-        assert again.context.reused == 3 and again.token_ids == fresh
+        assert again.context.reused == 7 and again.token_ids == fresh
+        other = [1, 300, 304, 9, 9, 10]
+        branch = greedy(model, other, max_tokens=20)
+        model._loaded.engine.tree.clear()
+        assert branch.context.reused == 5 and greedy(model, other, max_tokens=20).token_ids == branch.token_ids
 
 
 def _native():
@@ -225,15 +229,15 @@ def test_stop_keeps_and_cancel_drops(model):
     list(stream)
     assert stream.result.finish_reason == "cancelled" and stream.result.text.startswith(" hello hello")
 
-    kept = list(model._loaded.engine.cached)
+    pool, tree = model._loaded.pool, model._loaded.engine.tree
+    kept, free = sorted(tree.pages.tolist()), pool.n_free
     stream = greedy(model, "hello the", stream=True)
     next(stream)
     stream.cancel()
     list(stream)
     with pytest.raises(Cancelled):
         _ = stream.result
-    cached = model._loaded.engine.cached
-    assert cached == kept[: len(cached)], "nothing of the cancelled call stays"
+    assert (sorted(tree.pages.tolist()), pool.n_free) == (kept, free), "nothing of the cancelled call stays"
 
 
 @pytest.mark.parametrize("keep", [True, False])

@@ -20,7 +20,7 @@ FLOORS = [
     {"cache", "config", "identity", "imatrix", "tokenizers", "weights"},
     {"rope"},
     {"backends", "convert", "models"},  # models never import backends, and the other way round
-    {"generate", "pack", "quantize", "sessionfile", "stream", "transcript"},
+    {"generate", "pack", "prompt", "quantize", "sessionfile", "stream", "transcript"},
     {"memory_estimate"},
     {"loader", "session_state"},
     {"session"},

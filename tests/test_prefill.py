@@ -49,5 +49,5 @@ def test_a_backend_that_cannot_be_exact_says_so(tmp_path: Path) -> None:
 
 
 def _one_by_one(engine, ids: list[int]) -> np.ndarray:
-    engine.rewind(0)
-    return np.concatenate([np.array(engine.forward([token], [0], None)) for token in ids])
+    with engine.new_sequence() as seq:
+        return np.concatenate([np.array(engine.forward(seq, [token], [0], None)) for token in ids])

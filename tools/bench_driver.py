@@ -20,11 +20,11 @@ from edgellm.bench import tokens_for  # noqa: E402
 
 
 class Driver:
-    """One model; the cache holds `depth` tokens before and after every test."""
+    """One model and a sequence that holds `depth` tokens before every test; each test works on a fork of it."""
 
     def __init__(self, model: Any) -> None:
-        self.model, self.depth = model, 0
-        self.engine = model._loaded.engine
+        self.model, self.engine = model, model._loaded.engine
+        self.deep = self.engine.new_sequence()
 
     def tokens(self, n: int, step: int = 11) -> list[int]:
         return tokens_for(n, self.model.n_vocab, step)
@@ -32,34 +32,35 @@ class Driver:
     def __call__(self, words: list[str]) -> float:
         """Seconds of the test in `words`. Raises EdgeLLMError, ValueError."""
         what, numbers = words[0], [int(word) for word in words[1:]]
-        work = {"depth": self.fill, "pp": self.prompt, "tg": self.generate, "pass": self.passes}[what]
+        if what == "depth":
+            self.model._worker.call(lambda job: self.fill(job, *numbers))
+            return 0.0
+        work = {"pp": self.prompt, "tg": self.generate, "pass": self.passes}[what]
         return self.model._worker.call(lambda job: self.timed(work, job, numbers))
 
     def timed(self, work: Any, job: Any, numbers: list[int]) -> float:
-        start = time.perf_counter()
-        work(job, *numbers)
-        seconds = time.perf_counter() - start
-        self.engine.rewind(self.depth)
-        return 0.0 if work == self.fill else seconds
+        with self.deep.fork() as seq:
+            start = time.perf_counter()
+            work(seq, job, *numbers)
+            return time.perf_counter() - start
 
     def fill(self, job: Any, depth: int) -> None:
-        self.engine.rewind(0)
+        self.deep.rewind(0)
         if depth:
-            self.engine.prefill(self.tokens(depth, 7), job)
-        self.depth = depth
+            self.engine.prefill(self.deep, self.tokens(depth, 7), job)
 
-    def prompt(self, job: Any, n: int) -> None:
-        self.engine.prefill(self.tokens(n), job)
+    def prompt(self, seq: Any, job: Any, n: int) -> None:
+        self.engine.prefill(seq, self.tokens(n), job)
 
-    def generate(self, job: Any, n: int) -> None:
+    def generate(self, seq: Any, job: Any, n: int) -> None:
         for token in self.tokens(n):
-            self.engine.forward([token], [0], job.flag)
+            self.engine.forward(seq, [token], [0], job.flag)
 
-    def passes(self, job: Any, k: int, repeats: int) -> None:
-        tokens, wanted = self.tokens(k), range(k)
+    def passes(self, seq: Any, job: Any, k: int, repeats: int) -> None:
+        depth, tokens, wanted = seq.length, self.tokens(k), range(k)
         for _ in range(repeats):
-            self.engine.forward(tokens, wanted, job.flag)
-            self.engine.rewind(self.depth)
+            self.engine.forward(seq, tokens, wanted, job.flag)
+            seq.rewind(depth)
 
 
 def main() -> None:

@@ -33,7 +33,10 @@ def passes(path: str, threads: int, depth: int, ids: list[int]) -> tuple[np.ndar
 
 def _decode(model: edgellm.Model, ids: list[int], job) -> np.ndarray:
     engine = model._loaded.engine
-    return engine.prefill(ids[engine.reuse(ids) :], job).copy()
+    with engine.new_sequence(ids=ids[:-1]) as seq:
+        logits = engine.prefill(seq, ids[seq.length :], job).copy()
+        engine.keep(seq)
+    return logits
 
 
 def main() -> None:

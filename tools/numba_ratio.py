@@ -34,14 +34,15 @@ def measure(path: str, backend: str, n_prompt: int, n_gen: int, n_threads: int) 
 
     out: dict[str, float] = {}
     with edgellm.load(path, backend=backend, threads=n_threads, n_ctx=n_prompt + n_gen + 64) as model:
-        loaded = model._loaded
+        engine = model._loaded.engine
+        seq = engine.new_sequence()
 
         def feed(name: str, n: int, step: int) -> None:
             wall, cpu = [], []
             for at in range(0, n, step):
                 ids = 10 + np.arange(at, min(at + step, n)) % 1000
                 clocks = time.perf_counter(), time.process_time()
-                loaded.engine.forward(ids.tolist(), [ids.size - 1], np.zeros(1, np.int32))
+                engine.forward(seq, ids.tolist(), [ids.size - 1], np.zeros(1, np.int32))
                 wall.append((time.perf_counter() - clocks[0]) / ids.size)
                 cpu.append((time.process_time() - clocks[1]) / ids.size)
             if name:

@@ -2,9 +2,11 @@
 
 from .overflow import PASS_TOKENS, Overflow
 from .pages import KV_TYPES, PAGE_TOKENS, PageLayout, page_bytes, quantize_row, resolve_kv_type, split_kv_type
-from .pool import NO_PAGE, PageError, PagePool, cache_bytes, default_n_ctx, n_blocks
+from .pool import NO_PAGE, PageError, PagePool
 from .sequence import Sequence
+from .sizes import cache_bytes, largest_n_ctx, n_blocks, pool_pages
 from .span import Span
+from .tree import PrefixTree
 
 __all__ = [
     "KV_TYPES",
@@ -15,12 +17,14 @@ __all__ = [
     "PageError",
     "PageLayout",
     "PagePool",
+    "PrefixTree",
     "Sequence",
     "Span",
     "cache_bytes",
-    "default_n_ctx",
+    "largest_n_ctx",
     "n_blocks",
     "page_bytes",
+    "pool_pages",
     "quantize_row",
     "resolve_kv_type",
     "split_kv_type",

@@ -12,6 +12,7 @@ What is dropped is not seen any more, and nothing that stays is computed again (
 from __future__ import annotations
 
 from collections.abc import Iterable
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, replace
 
 from ..errors import ContextOverflowError, InvalidArgumentError
@@ -128,6 +129,13 @@ class Overflow:
     def pass_tokens(self, n_ctx: int) -> int:
         """Most tokens of one pass."""
         return min(PASS_TOKENS, max(1, (n_ctx - self.head) // 2)) if self.kind == "shift" else PASS_TOKENS
+
+    def check(self, total: int, n_ctx: int, turns: SequenceOf[int] = ()) -> None:
+        """Raises ContextOverflowError where a prompt that ends at position `total` has no room, whatever is dropped."""
+        if self.kind == "drop-turns":
+            total = self.head + total - max(self.head, turns[-1] if turns else 0)
+        if self.kind in ("error", "drop-turns") and total > n_ctx:
+            raise ContextOverflowError(total, n_ctx)
 
     def room(self, span: Span, length: int, end: int, n_ctx: int, turns: Iterable[int] = ()) -> Span:
         """The span under which positions [length, end) can be added, by dropping where that must be.

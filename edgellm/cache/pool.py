@@ -15,7 +15,8 @@ import numpy as np
 from ..errors import EdgeLLMError, InvalidArgumentError, ModelClosedError, NotEnoughMemoryError
 from ..machine import memory
 from ..plan import KVShape
-from .pages import PAGE_TOKENS, PageLayout, page_bytes
+from .pages import PageLayout
+from .sizes import n_blocks
 
 NO_PAGE = -1
 _HUGE = 32 << 20  # arenas from this size on ask for 2 MB pages: attention reads all of the cache for each token
@@ -23,28 +24,6 @@ _HUGE = 32 << 20  # arenas from this size on ask for 2 MB pages: attention reads
 
 class PageError(EdgeLLMError):
     """A page was released or used that nobody holds: a fault in edgellm, stopped before it damages the cache."""
-
-
-def n_blocks(n_tokens: int) -> int:
-    """Blocks of 64 positions that hold `n_tokens`."""
-    return -(-n_tokens // PAGE_TOKENS)
-
-
-def cache_bytes(shape: KVShape, kv_type: str, n_tokens: int) -> int:
-    """Bytes of all pages of one sequence of `n_tokens`."""
-    return n_blocks(n_tokens) * shape.n_layers * page_bytes(shape, kv_type)
-
-
-def default_n_ctx(n_ctx_train: int, shape: KVShape, kv_type: str, free_bytes: int) -> int:
-    """The context window to use when nobody chose one: min(trained, what fits in `free_bytes`).
-
-    A result below `n_ctx_train` is a multiple of 64. Raises NotEnoughMemoryError when not even 64 tokens fit.
-    """
-    per_block = shape.n_layers * page_bytes(shape, kv_type)
-    fits = free_bytes // per_block * PAGE_TOKENS
-    if fits < PAGE_TOKENS:
-        raise NotEnoughMemoryError(per_block, max(free_bytes, 0), ["a smaller model"], what="the KV cache")
-    return min(n_ctx_train, fits)
 
 
 class PagePool:

@@ -6,14 +6,14 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from ..errors import InvalidArgumentError, ModelClosedError, NotEnoughMemoryError
+from ..errors import ContextOverflowError, InvalidArgumentError, ModelClosedError, NotEnoughMemoryError
 from ..machine import memory
 from .overflow import PASS_TOKENS, Overflow
 from .pages import PAGE_TOKENS
-from .pool import NO_PAGE, PagePool, n_blocks
+from .pool import NO_PAGE, PagePool
+from .sizes import SLACK_TOKENS, n_blocks
 
 UNKNOWN = -1  # the id of a token of which only keys and values are known
-SLACK_TOKENS = 512  # that layers with a window of their own hold beyond it, so that a sequence can be rewound
 
 
 def _empty_table(n_layers: int, blocks: int) -> np.ndarray:
@@ -54,6 +54,7 @@ class Sequence:
     def __init__(self, pool: PagePool, n_ctx: int, overflow: Overflow | str | None = None) -> None:
         self.overflow = Overflow.parse(overflow).fit(n_ctx)
         self.pool, self.n_ctx, self.length = pool, n_ctx, 0
+        self.exact = 0  # so many tokens, from the first on, are what exact passes make of them
         self.limit = self.overflow.limit(n_ctx)  # positions that there can be
         self.span = self._settled = self.overflow.span()  # that of the running pass, and that of the last commit
         self.head_blocks = n_blocks(self.span.keep)
@@ -102,6 +103,14 @@ class Sequence:
 
     # ---- a pass
 
+    def has_room(self, n: int = 1) -> bool:
+        """Whether the policy has room for `n` tokens more; the pool may still be full."""
+        try:
+            self.overflow.room(self._settled, self.length, self.length + n, self.n_ctx, self.turns)
+        except ContextOverflowError:
+            return False
+        return True
+
     def ensure(self, n_tokens: int) -> None:
         """Makes sure that positions [length, n_tokens) have pages in every layer, this sequence's alone.
 
@@ -129,8 +138,10 @@ class Sequence:
             self.table[:, columns] = pages
         self.span, self._blocks = span, max(self._blocks, end)
 
-    def commit(self, n_tokens: int, ids: Iterable[int] | None = None) -> None:
-        """Positions [length, n_tokens) are valid now: a pass has written them; `ids` are their tokens, if known.
+    def commit(self, n_tokens: int, ids: Iterable[int] | None = None, exact: bool = False) -> None:
+        """Positions [length, n_tokens) are valid now: a pass has written them.
+
+        `ids` are their tokens, if known; `exact` says whether it was an exact pass.
 
         Gives back the pages that no layer sees any more. Raises InvalidArgumentError.
         """
@@ -140,6 +151,8 @@ class Sequence:
         if len(new) != n_tokens - self.length:
             raise InvalidArgumentError(f"commit of {n_tokens - self.length} tokens with {len(new)} ids")
         self._ids += new
+        if exact and self.exact == self.length:
+            self.exact = n_tokens
         self.length, self._settled = n_tokens, self.span
         self._give_back()
 
@@ -197,7 +210,7 @@ class Sequence:
         kept = n_blocks(n_tokens)
         self._release(np.arange(len(self.table)), np.unique(self.columns(kept, max(kept, self._blocks))))
         self._blocks = kept
-        self.length = n_tokens
+        self.length, self.exact = n_tokens, min(self.exact, n_tokens)
         for group in self._layers:
             group.oldest = min(group.oldest, max(self.head_blocks, kept))
         if n_tokens <= self._settled.keep:
@@ -221,13 +234,22 @@ class Sequence:
         other = Sequence(self.pool, self.n_ctx, self.overflow)
         other.table[...] = self.table
         self.pool.retain_all(self.table[self.table != NO_PAGE])
-        other.length, other._blocks, other._first_id = self.length, self._blocks, self._first_id
-        other._settled, other.turns, other._ids = self._settled, list(self.turns), list(self._ids)
-        other._head_ids = list(self._head_ids)
+        other.length, other.exact, other._blocks = self.length, self.exact, self._blocks
+        other._first_id, other._settled, other.turns = self._first_id, self._settled, list(self.turns)
+        other._ids, other._head_ids = list(self._ids), list(self._head_ids)
         for mine, own in zip(self._layers, other._layers, strict=True):
             own.oldest = mine.oldest
         other.rewind(other.length)  # pages of a pass that runs are not shared
         return other
+
+    def adopt(self, ids: list[int], pages: np.ndarray, exact: int) -> None:
+        """An empty sequence begins with the tokens `ids`, whose keys and values are in `pages`, int32 (n_layers,
+        blocks), -1 where a layer has forgotten a block. The pages are shared; `exact` is as in the attribute."""
+        columns = self.columns(0, pages.shape[1])
+        self.pool.retain_all(pages[pages != NO_PAGE])
+        self.table[:, columns] = pages
+        self.length, self.exact, self._ids, self._blocks = len(ids), exact, ids, pages.shape[1]
+        self._give_back()
 
     def restore(self, fork: Sequence) -> None:
         """Becomes what `fork` is, and takes its pages; `fork` is closed then."""
@@ -240,6 +262,10 @@ class Sequence:
         if not self._closed:
             self.rewind(0)
             self._closed = True
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
 
     def _check_open(self) -> None:
         if self._closed:

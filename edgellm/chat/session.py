@@ -9,7 +9,8 @@ from edgellm.errors import InvalidArgumentError
 from edgellm.results import Result
 
 if TYPE_CHECKING:
-    from edgellm.model import Model, Stream
+    from edgellm.model import Model
+    from edgellm.stream import Stream
 
 # other names that people type -> the setting
 ALIASES = {

@@ -21,8 +21,9 @@ from edgellm.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from edgellm.model import Model, Stream
+    from edgellm.model import Model
     from edgellm.results import Result
+    from edgellm.stream import Stream
 
 
 @click.command("run")
