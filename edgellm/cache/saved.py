@@ -9,8 +9,9 @@ import numpy as np
 from ..errors import EdgeLLMError
 from .overflow import Overflow
 from .pages import PAGE_TOKENS
-from .pool import NO_PAGE, PagePool, n_blocks
+from .pool import NO_PAGE, PagePool
 from .sequence import UNKNOWN, Sequence
+from .sizes import n_blocks
 
 
 class SavedSequenceError(EdgeLLMError):
