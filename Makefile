@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PY     := $(BIN)/python
 
-.PHONY: tokenizer-parity help chat test native lint gen-check native-suite asan suite-arm64 suite-x86 mingw peer-check compare convert-memory parity numba-ratio clean
+.PHONY: tokenizer-parity help chat test native lint gen-check native-suite asan suite-arm64 suite-x86 mingw peer-check compare convert-memory parity numba-ratio stream-forever clean
 
 help:
 	@echo "make chat     install into $(VENV) and talk to the built-in model"
@@ -104,6 +104,10 @@ numba-ratio:
 
 convert-memory:
 	$(PY) tools/convert_memory.py --megabytes 2048
+
+# 1,000,000 tokens through a window of 512 (docs/streaming.md); matplotlib draws the pictures. STREAM: options.
+stream-forever:
+	$(PY) tools/stream_forever.py --check-model --pictures docs/pictures --write docs/streaming.md $(STREAM)
 
 # All that is held to other programs, into docs/parity.md: here PEER_PYTHON is an environment with torch and transformers,
 # LLAMA_PYTHON one with llama-cpp-python; PARITY holds further options, as --part families.
