@@ -43,8 +43,7 @@ def test_a_model_tells_itself_a_text(tmp_path: Path) -> None:
 
 
 def bins_of(memory: np.ndarray, size: int = 100) -> Bins:
-    flat = np.ones(len(memory))
-    return Bins(size, memory, flat, flat, flat, flat)
+    return Bins(size, memory, *(np.ones(len(memory)) for _ in range(5)))
 
 
 def test_the_report_sees_memory_that_grows() -> None:

@@ -26,7 +26,7 @@ def draw(curves: dict[str, Bins], folder: Path, n_ctx_train: int) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     parts: list[tuple[str, str, dict[str, np.ndarray]]] = [
         ("memory", "resident memory (MB)", {k: b.resident / 1e6 for k, b in curves.items()}),
-        ("latency", "time per token (µs)", {k: b.seconds / b.size * 1e6 for k, b in curves.items()}),
+        ("latency", "median time per token (µs)", {k: b.typical * 1e6 for k, b in curves.items()}),
         ("perplexity", "perplexity", {k: b.perplexity for k, b in curves.items()}),
     ]
     out = []

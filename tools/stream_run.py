@@ -26,19 +26,20 @@ class Bins:
     """Figures of consecutive bins of `size` tokens; arrays (n_bins,).
 
     `resident` bytes of the process and `pages` of the sequence at the end of a bin; `seconds` and `cpu` (seconds of all
-    threads) of its passes; `loss`: mean -ln p(next token), nats.
+    threads) of its passes, `typical` the median of its tokens' seconds; `loss`: mean -ln p(next token), nats.
     """
 
     size: int
     resident: np.ndarray
     seconds: np.ndarray
     cpu: np.ndarray
+    typical: np.ndarray
     loss: np.ndarray
     pages: np.ndarray
 
     @classmethod
     def empty(cls, n_bins: int, size: int) -> Bins:
-        return cls(size, *(np.full(n_bins, np.nan) for _ in range(5)))
+        return cls(size, *(np.full(n_bins, np.nan) for _ in range(6)))
 
     @property
     def position(self) -> np.ndarray:
@@ -87,7 +88,7 @@ def feed(model: edgellm.Model, text: np.ndarray, n_tokens: int, *, size: int = 1
         for i in range(len(bins.loss)):
             ids = text[np.arange(i * size, (i + 1) * size + 1) % len(text)]
             took = model._worker.call(lambda job, ids=ids: _passes(engine, seq, ids[:-1].tolist(), logits, job))
-            bins.seconds[i], bins.cpu[i] = took
+            bins.seconds[i], bins.cpu[i], bins.typical[i] = took
             bins.loss[i] = loss(logits, ids[1:]).mean()
             bins.resident[i], bins.pages[i] = resident(), seq.n_pages
     finally:
@@ -95,9 +96,11 @@ def feed(model: edgellm.Model, text: np.ndarray, n_tokens: int, *, size: int = 1
     return bins
 
 
-def _passes(engine: Engine, seq: Sequence, ids: list[int], logits: np.ndarray, job: Job) -> tuple[float, float]:
-    """One pass for each token; its logits into the rows of `logits`. Returns seconds and CPU seconds."""
-    start, cpu = time.perf_counter(), time.process_time()
-    for row, token in zip(logits, ids, strict=True):
-        row[:] = engine.forward(seq, [token], [0], job.flag)[0]
-    return time.perf_counter() - start, time.process_time() - cpu
+def _passes(engine: Engine, seq: Sequence, ids: list[int], logits: np.ndarray, job: Job) -> tuple[float, float, float]:
+    """One pass for each token; its logits into the rows of `logits`. Returns seconds, CPU seconds, median seconds."""
+    times, cpu = np.empty(len(ids) + 1), time.process_time()  # moments between tokens
+    times[0] = time.perf_counter()
+    for i, token in enumerate(ids):
+        logits[i] = engine.forward(seq, [token], [0], job.flag)[0]
+        times[i + 1] = time.perf_counter()
+    return times[-1] - times[0], time.process_time() - cpu, float(np.median(np.diff(times)))
