@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from edgellm.model import Model, load  # noqa: F401
     from edgellm.results import Context, Event, Progress, Result, Stats, Usage  # noqa: F401
     from edgellm.sampling import Sampling  # noqa: F401
+    from edgellm.session import Session  # noqa: F401
     from edgellm.stream import Stream  # noqa: F401
     from edgellm.tokenizers import Tokenizer  # noqa: F401
 
@@ -56,14 +57,15 @@ _HOMES = {
     **dict.fromkeys(("MemoryEstimate", "estimate"), "edgellm.memory_estimate"),
     **dict.fromkeys(("Context", "Event", "Progress", "Result", "Stats", "Usage"), "edgellm.results"),
     "Sampling": "edgellm.sampling",
+    "Session": "edgellm.session",
     "Tokenizer": "edgellm.tokenizers",
     **dict.fromkeys(
         (
             "BackendError", "Cancelled", "ContextOverflowError", "ConvertError", "EdgeLLMError",
             "InvalidArgumentError", "MissingKeyError", "MissingTensorError", "ModelClosedError", "ModelFileChanged",
             "ModelFileNotFoundError", "ModelFormatError", "NonFiniteError", "NotEnoughMemoryError", "OutputError",
-            "TemplateError", "TokenizerError", "UnsupportedArchitectureError", "UnsupportedFeatureError",
-            "UnsupportedQuantError", "WrongKeyTypeError",
+            "SessionFileError", "TemplateError", "TokenizerError", "UnsupportedArchitectureError",
+            "UnsupportedFeatureError", "UnsupportedQuantError", "WrongKeyTypeError",
         ),
         "edgellm.errors",
     ),

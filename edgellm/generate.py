@@ -8,6 +8,7 @@ of a chat) works only on what is new.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
@@ -63,6 +64,7 @@ class Engine:
         self.set_exact(exact)
         self.passes = 0
         self.tree = PrefixTree(pool)
+        self.abandoned: deque[Sequence] = deque()  # by owners that were forgotten; added to at any time
         self.backup: Sequence | None = None  # what a running call would go back to: given up before the call itself
         pool.reclaim = self._reclaim
 
@@ -80,6 +82,8 @@ class Engine:
 
         While passes are exact, only what exact passes have made is used again. `overflow` None: the engine's.
         """
+        while self.abandoned:
+            self.abandoned.popleft().close()
         policy = self.overflow if overflow is None else overflow
         return self.tree.match(ids, self.n_ctx, policy, exact=self.backend.exact)
 

@@ -51,7 +51,8 @@ class Loaded:
         from edgellm.machine import resolve_threads
 
         start = time.perf_counter()
-        self.seed, self.template, self.exact = seed, None, exact
+        self.seed, self.exact = seed, exact
+        self.identity: str | None = None  # of the file (edgellm.identity), once somebody asked
         self.overflow, self._cache_bytes = Overflow.parse(overflow), cache_bytes
         choice = resolve_threads(threads)
         self.threads, self.thread_reason = choice.n, choice.reason

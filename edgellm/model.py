@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from edgellm.sampling import Sampling
+    from edgellm.session import Session
 
 
 def load(
@@ -224,6 +225,18 @@ class Model:
         policy = self._loaded.overflow if overflow is None else Overflow.parse(overflow)
         policy.fit(self.n_ctx)
         return policy
+
+    def session(
+        self, system: str | None = None, *, overflow: Overflow | str | None = None, max_tokens: int | None = None,
+        sampling: Sampling | None = None, stop: str | Sequence[str] = (), exact: bool | None = None, **samplers: Any,
+    ) -> Session:  # fmt: skip
+        """A conversation that keeps its place in the cache: `send`, `undo`, `fork`, `save` (see `edgellm.Session`).
+
+        `system` is its system message; the other options hold for all its answers. Raises InvalidArgumentError.
+        """
+        from edgellm.session import Session
+
+        return Session(self, system, overflow, max_tokens, sampling, stop, exact, **samplers)
 
     def sampling(
         self, sampling: Sampling | None = None, stop: str | Sequence[str] = (), **samplers: Any

@@ -14,6 +14,7 @@ from edgellm.cache import Overflow
 from edgellm.errors import InvalidArgumentError, one_line
 from edgellm.sampling import Sampling
 from edgellm.sampling.params import MAX_SEED
+from edgellm.sampling.reference import philox
 from edgellm.transcript import Turn
 
 if TYPE_CHECKING:
@@ -21,9 +22,22 @@ if TYPE_CHECKING:
     from edgellm.sessionfile import SessionFile
 
 MAX_POSITION = 2**53  # positions that a float64 tells apart
-MAX_MESSAGES = 10_000_000
+MAX_ITEMS = 10_000_000  # of any list
 _HEX = re.compile(r"[0-9a-f]{64}")
-_ANY = object()
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a session's answers are made, where a call does not say otherwise. `sampling.seed` None: `Session.seed`."""
+
+    sampling: Sampling
+    max_tokens: int | None = None
+    exact: bool = False
+
+
+def turn_seed(seed: int, n: int) -> int:
+    """Seed of answer `n` of a session: the session's own for the first, then 32 bits that follow from it."""
+    return seed if n == 0 else philox([n & 0xFFFFFFFF, n >> 32, 0, 1], [seed & 0xFFFFFFFF, seed >> 32])[0]
 
 
 @dataclass(frozen=True)
@@ -49,13 +63,14 @@ class CacheMark:
 
 @dataclass(frozen=True)
 class SequenceMark:
-    """What of the sequence is there (`edgellm.cache.Span`); `n_exact`: tokens that exact passes have made."""
+    """What of the sequence is there: fields of `edgellm.cache.SavedSequence`, but those that are not in the text."""
 
+    overflow: Overflow
     length: int
-    n_exact: int
-    keep: int
+    exact: int
     first: int
-    window: int
+    first_id: int
+    turns: list[int]
 
 
 @dataclass(frozen=True)
@@ -66,32 +81,32 @@ class SessionState:
     cache: CacheMark
     sequence: SequenceMark
     overflow: Overflow
+    options: Options
     system: str | None
     messages: list[dict[str, Any]]
     turns: list[Turn]
-    dropped: int
+    first: int
+    gone: int
     text: str | None
     waiting: list[int]
-    sampling: Sampling
-    max_tokens: int | None
     seed: int
     n_sent: int
 
     def describe(self) -> dict[str, Any]:
         """As plain types for JSON."""
-        options = asdict(self.sampling) | {"stop": list(self.sampling.stop), "max_tokens": self.max_tokens}
+        sampling = self.options.sampling
         return {
             "model": asdict(self.model),
             "cache": asdict(self.cache),
             "sequence": asdict(self.sequence),
             "overflow": asdict(self.overflow),
-            "options": options,
+            "options": asdict(self.options) | {"sampling": asdict(sampling) | {"stop": list(sampling.stop)}},
             "turns": [[t.message, t.length, t.chars, list(t.waiting), t.start, t.start_chars] for t in self.turns],
             **{name: getattr(self, name) for name in _PLAIN},
         }
 
 
-_PLAIN = ("system", "messages", "dropped", "text", "waiting", "seed", "n_sent")
+_PLAIN = ("system", "messages", "first", "gone", "text", "waiting", "seed", "n_sent")
 
 
 def rotation_digest(plan: Plan) -> str:
@@ -148,9 +163,12 @@ class _Fields:
 
     def items(self, name: str) -> list[Any]:
         value = self.take(name)
-        if not isinstance(value, list) or len(value) > MAX_MESSAGES:
-            self.fail(name, value, f"a list of up to {MAX_MESSAGES}")
+        if not isinstance(value, list) or len(value) > MAX_ITEMS:
+            self.fail(name, value, f"a list of up to {MAX_ITEMS}")
         return value
+
+    def numbers(self, name: str, low: int, high: int) -> list[int]:
+        return [self.checked(name, value, low, high) for value in self.items(name)]
 
     def inner(self, name: str) -> _Fields:
         return _Fields(self.file, self.take(name), f"{self.where}{name}.")
@@ -163,23 +181,21 @@ class _Fields:
 def read_state(file: SessionFile, n_vocab: int) -> SessionState:
     """The description of an open session file, checked by itself (rules D5 and D8). Raises SessionFileError."""
     top = _Fields(file, file.description)
-    waiting = [top.checked("waiting", i, 0, n_vocab - 1) for i in top.items("waiting")]
-    sampling, max_tokens = _options(top.inner("options"))
     state = SessionState(
         model=_model(top.inner("model")),
         cache=_cache(top.inner("cache")),
         sequence=_sequence(top.inner("sequence")),
         overflow=_overflow(top.inner("overflow")),
+        options=_options(top.inner("options")),
         system=top.maybe_text("system"),
         messages=_messages(top),
         turns=_turns(top, n_vocab),
-        dropped=top.number("dropped", 0, MAX_MESSAGES),
+        first=top.number("first", 0, MAX_ITEMS),
+        gone=top.number("gone", 0, MAX_POSITION),
         text=top.maybe_text("text"),
-        waiting=waiting,
-        sampling=sampling,
-        max_tokens=max_tokens,
+        waiting=top.numbers("waiting", 0, n_vocab - 1),
         seed=top.number("seed", 0, MAX_SEED),
-        n_sent=top.number("n_sent", 0, 2**53),
+        n_sent=top.number("n_sent", 0, MAX_POSITION),
     )
     top.end()
     _check(file, state)
@@ -200,8 +216,9 @@ def _cache(fields: _Fields) -> CacheMark:
 
 
 def _sequence(fields: _Fields) -> SequenceMark:
-    names = ("length", "n_exact", "keep", "first", "window")
-    mark = SequenceMark(**{name: fields.number(name, 0, MAX_POSITION) for name in names})
+    numbers = {name: fields.number(name, 0, MAX_POSITION) for name in ("length", "exact", "first", "first_id")}
+    turns = fields.numbers("turns", 0, MAX_POSITION)
+    mark = SequenceMark(overflow=_overflow(fields.inner("overflow")), turns=turns, **numbers)
     fields.end()
     return mark
 
@@ -216,16 +233,20 @@ def _overflow(fields: _Fields) -> Overflow:
         return fields.fail("", values, str(error))
 
 
-def _options(fields: _Fields) -> tuple[Sampling, int | None]:
-    max_tokens = fields.maybe_number("max_tokens", 0, 2**63 - 1)
-    values = {name: fields.take(name) for name in Sampling.__dataclass_fields__}
+def _options(fields: _Fields) -> Options:
+    sampling, max_tokens = fields.inner("sampling"), fields.maybe_number("max_tokens", 0, MAX_POSITION)
+    exact = fields.take("exact")
+    if not isinstance(exact, bool):
+        fields.fail("exact", exact, "true or false")
+    values = {name: sampling.take(name) for name in Sampling.__dataclass_fields__}
+    sampling.end()
     fields.end()
+    if not isinstance(values["stop"], list):
+        sampling.fail("stop", values["stop"], "a list")
     try:
-        if not isinstance(values["stop"], list):
-            raise InvalidArgumentError("stop must be a list")
-        return Sampling(**values), max_tokens
+        return Options(Sampling(**values), max_tokens, exact)
     except InvalidArgumentError as error:
-        return fields.fail("", "see limit", str(error))
+        return fields.fail("sampling", "not allowed", str(error))
 
 
 def _messages(fields: _Fields) -> list[dict[str, Any]]:
@@ -246,11 +267,11 @@ def _turns(fields: _Fields, n_vocab: int) -> list[Turn]:
         message, length, chars, ids, start, start_chars = item
         turns.append(
             Turn(
-                fields.checked(name, message, 0, MAX_MESSAGES),
+                fields.checked(name, message, 0, MAX_ITEMS),
                 fields.checked(name, length, -1, MAX_POSITION),
                 fields.checked(name, chars, 0, MAX_POSITION),
                 tuple(fields.checked(name, token, 0, n_vocab - 1) for token in ids),
-                fields.checked(name, start, 0, MAX_POSITION),
+                fields.checked(name, start, -1, MAX_POSITION),
                 fields.checked(name, start_chars, 0, MAX_POSITION),
             )
         )
@@ -264,14 +285,15 @@ def _check(file: SessionFile, state: SessionState) -> None:
         file.fail("D8", "the description of the session contradicts itself", field, value, limit, 96)
 
     n_messages, length, n_chars = len(state.messages), state.sequence.length, len(state.text or "")
-    if state.dropped > n_messages:
-        fail("dropped", state.dropped, f"up to {n_messages}, the number of messages")
-    if state.sequence.n_exact > length:
-        fail("sequence.n_exact", state.sequence.n_exact, f"up to {length}, the length")
-    before = Turn(-1, -1, 0, (), 0, 0)
+    if state.first > n_messages:
+        fail("first", state.first, f"up to {n_messages}, the number of messages")
+    if state.text is None and state.waiting:
+        fail("waiting", f"{len(state.waiting)} ids", "none where the text is not known")
+    before = Turn(-1, -1, 0, (), -1, 0)
     for i, turn in enumerate(state.turns):
-        if not before.message < turn.message < n_messages or turn.start < before.start or turn.length > length:
-            fail(f"turns[{i}]", (turn.message, turn.length, turn.start), f"ascending, below {n_messages} and {length}")
-        if state.text is not None and turn.length >= 0 and not turn.chars <= turn.start_chars <= n_chars:
-            fail(f"turns[{i}]", (turn.chars, turn.start_chars), f"ascending, up to {n_chars} characters")
+        if not before.message < turn.message < n_messages or turn.length > length or turn.start > length:
+            fail(f"turns[{i}]", (turn.message, turn.length, turn.start), f"ascending, below {n_messages}, {length}")
+        known = state.text is not None and (turn.length >= 0 or turn.start >= 0)
+        if known and not max(turn.chars, turn.start_chars) <= n_chars:
+            fail(f"turns[{i}]", (turn.chars, turn.start_chars), f"up to {n_chars} characters")
         before = turn

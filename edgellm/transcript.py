@@ -8,13 +8,15 @@ ids, and what they have in common with the cached ones stays.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from edgellm.errors import ContextOverflowError
+from edgellm.errors import ContextOverflowError, InvalidArgumentError, one_line
 from edgellm.results import Result
 from edgellm.tokenizers import Tokenizer
+from edgellm.tokenizers.tokenizer import clean_text
 from edgellm.turns import (
     Parts,
     Render,
@@ -34,7 +36,8 @@ class Turn:
 
     `message`: index of the question. `length`, `chars`, `waiting`: positions in the cache, characters of its text, and
     ids chosen but not in the cache, before the question came (length -1: not known, the cache was made anew since).
-    `start`, `start_chars`: the same for the beginning of the turn itself, behind what closes the answer before it.
+    `start`, `start_chars`: positions and characters before the turn itself, behind what closes the answer before it
+    (start -1: not in the cache, or it cannot be seen where; only `drop-turns` asks).
     """
 
     message: int
@@ -53,6 +56,7 @@ class Cached:
     ids: Sequence[int] = ()
     keep: int = 0
     dropped: int = 0
+    can_rewind: Callable[[int], bool] = lambda n: n == 0
 
     @property
     def length(self) -> int:
@@ -66,19 +70,20 @@ class Cached:
 
 @dataclass(frozen=True)
 class Prompt:
-    """What a question adds: the cache is rewound to position `base`, then `ids` follow.
+    """What a question adds: the cache is rewound to position `base`, then `ids` follow; -1: they are all of it.
 
-    `text`: what the cache then holds. `turns`: those that it holds, the new one last. `first`: the first message
-    that is still among them. `appended`: nothing that was in the cache is worked on again.
+    `keep`: tokens before the first turn, never to be dropped. `text`: what the cache then holds. `turns`: of all
+    questions, the new one last. `first`: the first message that is in the text; `gone`: tokens of those before it.
     """
 
     message: dict[str, Any]
     base: int
     ids: list[int]
+    keep: int
     text: str
     turns: list[Turn]
     first: int
-    appended: bool
+    gone: int
 
 
 class Transcript:
@@ -91,12 +96,12 @@ class Transcript:
     def __init__(self, tokenizer: Tokenizer, render: Render | None, system: str | None = None) -> None:
         self.tokenizer, self.system = tokenizer, system
         self.is_chat = render is not None
-        self._render = render if render is not None else _plain
+        self._render = render if render is not None else _joined
         self._header: str | None = None
         self._header_known = False
         self.messages: list[dict[str, Any]] = []
         self.turns: list[Turn] = []
-        self.first = 0
+        self.first, self.gone = 0, 0  # the first message that counts; tokens that were in those before it
         self.text: str | None = ""  # what the cache holds; None: not known
         self.waiting: list[int] = []  # ids that belong to `text` but are not in the cache yet
 
@@ -116,7 +121,7 @@ class Transcript:
         """
         parts = self._rendered(message, self.first)
         text = text_of(parts)
-        if self.text is not None and text.startswith(self.text):
+        if self.text is not None and text.startswith(self.text) and bool(self.text) == bool(cached.length):
             return self._appended(message, parts, text, cached, by_turns)
         return self._anew(message, parts, cached, n_ctx, by_turns)
 
@@ -132,56 +137,63 @@ class Transcript:
         ids = self._encode(rest, not begun)
         before = self.waiting
         bos = self._bos(ids) if not begun else []
-        start, start_chars = 0, begun
-        if by_turns and self.is_chat:
+        start, start_chars = -1, begun
+        if by_turns:
             header = self.header()
             if not begun:
                 start_chars = first_question(self._render, [*self._opening(), message], header)
             else:
                 start_chars = begun + next(iter(question_starts(rest, header)), 0)
             start = token_offsets(rest, ids, [start_chars - begun], self._encode, not begun)[0]
-        start += length + len(before) + len(bos)
+            start += length + len(before) + len(bos)
         turn = Turn(len(self.messages), length, begun, tuple(before), start, start_chars)
-        return Prompt(message, length, [*before, *bos, *ids], text, [*self.turns, turn], self.first, True)
+        turns = [*self.turns, turn]
+        return Prompt(message, length, [*before, *bos, *ids], max(start, 0), text, turns, self.first, self.gone)
 
     def _anew(self, message: dict[str, Any], parts: Parts, cached: Cached, n_ctx: int, by_turns: bool) -> Prompt:
-        first = self.first
-        while True:
-            ids = self._encode(parts, True)
-            bos = self._bos(ids)
-            ids = bos + ids
-            if not by_turns or len(ids) <= n_ctx:
-                break
-            later = next((turn.message for turn in self.turns if turn.message > first), len(self.messages))
+        first, gone = self.first, self.gone
+        ids, n_bos = self._all_ids(parts)
+        while by_turns and len(ids) > n_ctx:
             if first >= len(self.messages):
                 raise ContextOverflowError(len(ids), n_ctx)
-            first = later
-            parts = self._rendered(message, first)
-        same = common_prefix(cached.ids, ids[:-1])  # one token is run at least
+            first = next((turn.message for turn in self.turns if turn.message > first), len(self.messages))
+            parts, before = self._rendered(message, first), len(ids)
+            ids, n_bos = self._all_ids(parts)
+            gone += before - len(ids)
+        same = common_prefix(cached.ids, ids[:-1])  # one token is run at least: its logits are wanted
         base = cached.position(same)
-        turns = self._turns_anew(message, parts, ids, len(bos), first, by_turns, cached, same)
-        return Prompt(message, base, ids[same:], text_of(parts), turns, first, False)
+        if same < max(1, cached.keep) or not cached.can_rewind(base):
+            same, base = 0, -1
+        questions = [turn.message for turn in self.turns] + [len(self.messages)]
+        turns, keep = [Turn(i, -1, 0, (), -1, 0) for i in questions], 0
+        if by_turns:
+            starts = self._starts(message, parts, ids, n_bos, first)
+            keep = starts[0][0]
+            if same > cached.keep:  # what is behind the head stands further in the cache
+                starts = [(n + cached.dropped if n >= cached.keep else n, at) for n, at in starts]
+            begin = sum(i < first for i in questions)
+            seen = [*zip(range(len(turns) - 1, begin, -1), reversed(starts[1:]), strict=False), (begin, starts[0])]
+            for i, (start, chars) in seen:  # from the last one back: the text may show less than there are
+                turns[i] = replace(turns[i], start=start, start_chars=chars)
+        return Prompt(message, base, ids[same:], keep, text_of(parts), turns, first, gone)
 
-    def _turns_anew(
-        self, message: dict[str, Any], parts: Parts, ids: list[int], n_bos: int, first: int, by_turns: bool,
-        cached: Cached, same: int,
-    ) -> list[Turn]:  # fmt: skip
-        """Turns of a text that was rendered from message `first` on; only `drop-turns` asks where they begin."""
-        questions = [turn.message for turn in self.turns if turn.message >= first] + [len(self.messages)]
-        if not by_turns or not self.is_chat:
-            return [Turn(i, -1, 0, (), 0, 0) for i in questions]
+    def _all_ids(self, parts: Parts) -> tuple[list[int], int]:
+        """Ids of a whole text, and how many of them no part of it spells (the one that begins a text)."""
+        ids = self._encode(parts, True)
+        bos = self._bos(ids)
+        return bos + ids, len(bos)
+
+    def _starts(
+        self, message: dict[str, Any], parts: Parts, ids: list[int], n_bos: int, first: int
+    ) -> list[tuple[int, int]]:
+        """(ids, characters) before each turn of a text that was rendered from message `first` on, as far as it shows
+        where they begin."""
         header = self.header()
         opening = [*self._opening(), *self.messages[first:], message][: 1 + bool(self.system)]
-        begins = first_question(self._render, opening, header)
-        later = [start for start in question_starts(parts, header) if start > begins]
-        chars = [begins, *later][: len(questions)]
+        begin = first_question(self._render, opening, header)
+        chars = [begin, *(start for start in question_starts(parts, header) if start > begin)]
         offsets = token_offsets(parts, ids[n_bos:], chars, self._encode, True)
-        questions = questions[len(questions) - len(chars) :]  # a question without a visible beginning joins the next
-        shift = cached.dropped if same > cached.keep else 0  # ids behind the head stay where they are
-        return [
-            Turn(i, -1, 0, (), n + n_bos + (shift if n + n_bos > cached.keep else 0), at)
-            for i, n, at in zip(questions, offsets, chars, strict=True)
-        ]
+        return [(n + n_bos, at) for n, at in zip(offsets, chars, strict=True)]
 
     def header(self) -> str | None:
         """What the template writes in front of a question."""
@@ -202,7 +214,8 @@ class Transcript:
         kept, rest = self._agreeing(said, result.text)
         in_cache = min(kept, max(0, len(result.token_ids) - 1))  # the last one that was chosen has not been run
         self.messages += [prompt.message, {"role": "assistant", "content": result.text}]
-        self.turns, self.first, self.text = prompt.turns, prompt.first, prompt.text + result.text
+        self.turns, self.first, self.gone = prompt.turns, prompt.first, prompt.gone
+        self.text = prompt.text + result.text
         self.waiting = said[in_cache:kept] + self.tokenizer.encode(rest, False, at_start=False)
         if first:
             self._drop(first)
@@ -227,15 +240,20 @@ class Transcript:
 
     def _drop(self, first: int) -> None:
         """Turns that begin before position `first` have left the cache."""
-        gone = [turn for turn in self.turns if turn.start < first]
-        kept = self.turns[len(gone) :]
-        if not gone or not kept or self.text is None:
+        known = [turn for turn in self.turns if turn.start >= 0]
+        gone = [turn for turn in known if turn.start < first]
+        if not gone or len(gone) == len(known) or self.text is None:
             return
-        head, gap = gone[0].start_chars, kept[0].start_chars - gone[0].start_chars
-        self.text = self.text[:head] + self.text[head + gap :]
-        self.first = kept[0].message
-        kept = [replace(turn, chars=turn.chars - gap, start_chars=turn.start_chars - gap) for turn in kept]
-        self.turns = [replace(kept[0], length=-1, chars=0), *kept[1:]]
+        begin = known[len(gone)]  # of what stays
+        gap = begin.start_chars - gone[0].start_chars
+        self.text = self.text[: gone[0].start_chars] + self.text[begin.start_chars :]
+        self.first, self.gone = begin.message, self.gone + begin.start - gone[0].start
+        for i, turn in enumerate(self.turns):
+            if turn.message < begin.message:
+                self.turns[i] = replace(turn, length=-1, start=-1)
+            else:
+                length, chars = (-1, 0) if turn is begin else (turn.length, turn.chars - gap)
+                self.turns[i] = replace(turn, length=length, chars=chars, start_chars=turn.start_chars - gap)
 
     def undo(self) -> Turn | None:
         """Take the last question and its answer out; its turn, or None where there is none.
@@ -247,7 +265,9 @@ class Transcript:
         turn = self.turns.pop()
         del self.messages[turn.message :]
         self.first = min(self.first, len(self.messages))
-        if turn.length < 0 or self.text is None:
+        if not self.messages:
+            self.text, self.waiting = "", []
+        elif turn.length < 0 or self.text is None:
             self.forget()
         else:
             self.text, self.waiting = self.text[: turn.chars], [*turn.waiting]
@@ -255,7 +275,7 @@ class Transcript:
 
     def forget(self) -> None:
         """What the cache holds is not known any more."""
-        self.text, self.waiting = None, []
+        self.text, self.waiting = None if self.messages else "", []
         self.turns = [replace(turn, length=-1) for turn in self.turns]
 
     # ---- ids
@@ -269,6 +289,27 @@ class Transcript:
         return [bos] if self.tokenizer.add_bos and bos is not None and ids[:1] != [bos] else []
 
 
-def _plain(messages: list[dict[str, Any]], add_generation_prompt: bool) -> Parts:
+def _joined(messages: list[dict[str, Any]], add_generation_prompt: bool) -> Parts:
     """Without a template texts follow each other."""
     return [(str(message["content"]), False) for message in messages]
+
+
+def plain_message(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a message out of plain types, fit for JSON. Raises InvalidArgumentError."""
+    if not isinstance(message, Mapping) or not isinstance(message.get("role"), str) or "content" not in message:
+        raise InvalidArgumentError("a message must be a text, or a mapping with 'role' and 'content'")
+    return _plain_value(message, 0)
+
+
+def _plain_value(value: Any, depth: int) -> Any:
+    if depth > 50:
+        raise InvalidArgumentError("a message may be nested 50 levels deep, not more")
+    if isinstance(value, str):
+        return clean_text(value)
+    if value is None or isinstance(value, (bool, int)) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        return {clean_text(key): _plain_value(item, depth + 1) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain_value(item, depth + 1) for item in value]
+    raise InvalidArgumentError(f"a message must be made of texts, numbers, lists and mappings, not {one_line(value)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -26,14 +27,15 @@ class SavedSequenceError(EdgeLLMError):
 class SavedSequence:
     """A sequence without its pages.
 
-    `first`: what `span.first` was. `ids`: those of the head where `first_id` > 0, then those of positions
-    [first_id, length). `turns`: positions where turns begin. `places`: int64 (n_pages, 2), the layer and the block of
-    each page, ascending.
+    `exact`: as in Sequence. `first`: what `span.first` was. `ids`: those of the head where `first_id` > 0, then those
+    of positions [first_id, length). `turns`: positions where turns begin. `places`: int64 (n_pages, 2), the layer
+    and the block of each page, ascending.
     """
 
     overflow: Overflow
     n_ctx: int
     length: int
+    exact: int
     first: int
     first_id: int
     ids: list[int]
@@ -50,14 +52,14 @@ def save(seq: Sequence) -> tuple[SavedSequence, list[np.ndarray]]:
     places, pages = [], []
     arena = seq.pool._open()
     blocks = np.concatenate([np.arange(min(seq.head_blocks, end)), np.arange(_oldest(seq), end)])
-    table = seq.table[:, seq.columns(0, 0)] if not len(blocks) else seq.table[:, [seq.column(int(b)) for b in blocks]]
-    for layer, block in np.argwhere(table != NO_PAGE).tolist():
-        places.append((layer, int(blocks[block])))
-        pages.append(arena[table[layer, block]])
+    table = seq.table[:, [seq.column(block) for block in blocks.tolist()]]  # (n_layers, blocks)
+    for layer, i in np.argwhere(table != NO_PAGE).tolist():
+        places.append((layer, int(blocks[i])))
+        pages.append(arena[table[layer, i]])
     head = seq._head_ids if seq._first_id else []
     saved = SavedSequence(
-        seq.overflow, seq.n_ctx, seq.length, seq._settled.first, seq._first_id, [*head, *seq._ids], [*seq.turns],
-        np.array(places, dtype=np.int64).reshape(-1, 2),
+        seq.overflow, seq.n_ctx, seq.length, seq.exact, seq._settled.first, seq._first_id,
+        [*head, *seq._ids], [*seq.turns], np.array(places, dtype=np.int64).reshape(-1, 2),
     )  # fmt: skip
     return saved, pages
 
@@ -81,7 +83,7 @@ def restore(pool: PagePool, saved: SavedSequence) -> tuple[Sequence, list[int]]:
     layers, blocks = saved.places[:, 0], saved.places[:, 1]
     head = seq.head_blocks
     seq.table[layers, np.where(blocks < head, blocks, head + (blocks - head) % seq.ring)] = pages
-    seq.length, seq._blocks = saved.length, n_blocks(saved.length)
+    seq.length, seq.exact, seq._blocks = saved.length, saved.exact, n_blocks(saved.length)
     seq.span = seq._settled = replace(seq.span, first=saved.first)
     n_head = seq.span.keep if saved.first_id else 0
     seq._head_ids, seq._ids, seq._first_id = saved.ids[:n_head], saved.ids[n_head:], saved.first_id
@@ -94,6 +96,8 @@ def restore(pool: PagePool, saved: SavedSequence) -> tuple[Sequence, list[int]]:
 def _check_span(seq: Sequence, saved: SavedSequence) -> None:
     if not 0 <= saved.length <= seq.limit:
         raise SavedSequenceError("length", saved.length, f"0 to {seq.limit}")
+    if not 0 <= saved.exact <= saved.length:
+        raise SavedSequenceError("exact", saved.exact, f"0 to {saved.length}")
     span = seq.span
     by_hand = saved.overflow.kind in ("shift", "drop-turns")
     if saved.first and not (by_hand and span.keep <= saved.first <= saved.length):
@@ -101,7 +105,7 @@ def _check_span(seq: Sequence, saved: SavedSequence) -> None:
     seen = saved.length - replace(span, first=saved.first).shift(max(0, saved.length - 1))
     if seen > saved.n_ctx:
         raise SavedSequenceError("length", saved.length, f"up to {saved.n_ctx} tokens that are seen, not {seen}")
-    if any(not 0 <= a < b for a, b in zip(saved.turns, [*saved.turns[1:], saved.length + 1], strict=True)):
+    if any(not a < b for a, b in itertools.pairwise([-1, *saved.turns, saved.length + 1])):
         raise SavedSequenceError("turns", saved.turns, f"ascending, up to {saved.length}")
 
 
