@@ -7,24 +7,29 @@ import numpy as np
 from edgellm.cache import NO_PAGE, PAGE_TOKENS, Sequence
 
 
-def write(seq: Sequence, position: int, value: float) -> None:
-    """Puts `value` into every K and V lane of a position, other numbers for each layer and head, as a pass would."""
-    block, lane = divmod(position, PAGE_TOKENS)
-    for layer in range(len(seq.table)):
-        for head in range(seq.pool.shape.n_kv_heads):
+def write(seq: Sequence, start: int, values: list[float]) -> None:
+    """Puts each of `values` into all K and V lanes of its position, other numbers for each layer and head, as a pass
+    would that begins at `start`."""
+    first, numbers = start, np.array(values, np.float32)
+    while len(numbers):
+        block, lane = divmod(first, PAGE_TOKENS)
+        here, numbers = numbers[: PAGE_TOKENS - lane], numbers[PAGE_TOKENS - lane :]
+        lanes = slice(lane, lane + len(here))
+        for layer in range(len(seq.table)):
             page = int(seq.table[layer, seq.column(block)])
             assert seq.pool.refs[page] == 1, "only a page of one's own is written to"
-            seq.pool.k_view(page, head)[:, lane] = value + layer
-            seq.pool.v_view(page, head)[lane] = -value - head
+            for head in range(seq.pool.shape.n_kv_heads):
+                seq.pool.k_view(page, head)[:, lanes] = here + layer
+                seq.pool.v_view(page, head)[lanes] = -here[:, None] - head
+        first += len(here)
 
 
-def append(seq: Sequence, values: list[int]) -> None:
+def append(seq: Sequence, values: list[int], exact: bool = False) -> None:
     """One pass that writes `values` and has them as ids too."""
     start = seq.length
     seq.ensure(start + len(values))
-    for i, value in enumerate(values):
-        write(seq, start + i, float(value))
-    seq.commit(start + len(values), values)
+    write(seq, start, values)
+    seq.commit(start + len(values), values, exact)
 
 
 def check(seq: Sequence, values: list[int]) -> None:
@@ -33,10 +38,9 @@ def check(seq: Sequence, values: list[int]) -> None:
     if not values:
         return
     for layer, window in enumerate(seq.pool.shape.layer_windows):
-        for t in {seq.length - 1, seq.length}:
-            for position in seen(seq, t, window):
-                if position < seq.length and (t == seq.length or held(seq, layer, position)):
-                    check_one(seq, layer, position, float(values[position]))
+        check_positions(seq, layer, [p for p in seen(seq, seq.length, window) if p < seq.length], values)
+        last = [p for p in seen(seq, seq.length - 1, window) if held(seq, layer, p)]
+        check_positions(seq, layer, last, values)
     dropped = seq.dropped
     start = seq.span.start(seq.length - 1)
     assert seq.ids == (values[: seq.span.keep] + values[start:] if dropped else values)
@@ -55,10 +59,12 @@ def held(seq: Sequence, layer: int, position: int) -> bool:
     return bool(seq.table[layer, seq.column(position // PAGE_TOKENS)] != NO_PAGE)
 
 
-def check_one(seq: Sequence, layer: int, position: int, value: float) -> None:
-    block, lane = divmod(position, PAGE_TOKENS)
-    page = int(seq.table[layer, seq.column(block)])
-    assert page != NO_PAGE, (layer, position)
-    for head in range(seq.pool.shape.n_kv_heads):
-        assert (seq.pool.k_view(page, head)[:, lane] == np.float32(value + layer)).all()
-        assert (seq.pool.v_view(page, head)[lane] == np.float32(-value - head)).all()
+def check_positions(seq: Sequence, layer: int, positions: list[int], values: list[int]) -> None:
+    for block in sorted({p // PAGE_TOKENS for p in positions}):
+        here = [p for p in positions if p // PAGE_TOKENS == block]
+        lanes, want = [p % PAGE_TOKENS for p in here], np.array([values[p] for p in here], np.float32)
+        page = int(seq.table[layer, seq.column(block)])
+        assert page != NO_PAGE, (layer, block)
+        for head in range(seq.pool.shape.n_kv_heads):
+            assert (seq.pool.k_view(page, head)[:, lanes] == want + layer).all()
+            assert (seq.pool.v_view(page, head)[lanes] == -want[:, None] - head).all()
