@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -294,11 +294,20 @@ class PlanBuilder:
             buffers=tuple(self._buffers),
             steps=tuple(self._steps),
             ropes=tuple(self._ropes),
-            kv=self.kv,
+            kv=replace(self.kv, windows=self._windows()),
             logits=logits,
             n_vocab=self.n_vocab,
             weights=dict(self._weights),
         )
+
+    def _windows(self) -> tuple[int, ...]:
+        """The layers' own windows; of steps that share a layer the widest."""
+        found: dict[int, list[int]] = {}
+        for step in self._steps:
+            if step.op is Op.ATTENTION:
+                found.setdefault(step.params["layer"], []).append(step.params["window"])
+        windows = tuple(0 if 0 in (w := found.get(i, [0])) else max(w) for i in range(self.kv.n_layers))
+        return windows if any(windows) else ()
 
     def _add(
         self,
