@@ -200,24 +200,25 @@ def dequantize(data: np.ndarray, block: BlockType, shape: Sequence[int]) -> np.n
 
 
 class SpmHandle:
-    """A SentencePiece vocabulary in C. `kinds` (n,) uint8 are enum el_piece_kind, `byte_ids` (256) are ids or -1."""
+    """A SentencePiece vocabulary in C. Piece i is `text[offsets[i]:offsets[i + 1]]`: bytes, int64 (n + 1,).
+
+    `kinds` (n,) uint8 are enum el_piece_kind, `byte_ids` (256) are ids or -1.
+    """
 
     def __init__(
-        self, pieces: Sequence[str], scores: np.ndarray, kinds: np.ndarray, byte_ids: Sequence[int], unk_id: int
-    ) -> None:
+        self, text: Any, offsets: np.ndarray, scores: np.ndarray, kinds: np.ndarray, byte_ids: Sequence[int],
+        unk_id: int,
+    ) -> None:  # fmt: skip
         self._ffi, self._lib = library()
-        encoded = [piece.encode() for piece in pieces]
-        offsets = np.zeros(len(encoded) + 1, dtype=np.int64)
-        np.cumsum([len(data) for data in encoded], out=offsets[1:])
         arrays = [
-            self._ffi.from_buffer("uint8_t[]", b"".join(encoded)),
-            self._ffi.from_buffer("int64_t[]", offsets),
+            self._ffi.from_buffer("uint8_t[]", text),
+            self._ffi.from_buffer("int64_t[]", np.ascontiguousarray(offsets, dtype=np.int64)),
             self._ffi.from_buffer("float[]", np.ascontiguousarray(scores, dtype=np.float32)),
             self._ffi.from_buffer("uint8_t[]", np.ascontiguousarray(kinds, dtype=np.uint8)),
         ]
         out = self._ffi.new("el_spm **")
         ids = self._ffi.new("int32_t[256]", list(byte_ids))
-        check(self._lib.el_spm_new(out, *arrays, len(encoded), ids, unk_id), "reading the vocabulary")
+        check(self._lib.el_spm_new(out, *arrays, len(kinds), ids, unk_id), "reading the vocabulary")
         self._spm = self._ffi.gc(out[0], self._lib.el_spm_free)
 
     def encode(self, data: bytes) -> list[int] | None:
@@ -233,24 +234,28 @@ class SpmHandle:
 
 
 class BpeHandle:
-    """A BPE vocabulary in C. `pieces` (n), `kinds` (n,) uint8 enum el_piece_kind, `merges` (n_merges, 3) int32."""
+    """A BPE vocabulary in C. Piece i is `text[offsets[i]:offsets[i + 1]]`: bytes (or uint8), int64 (n + 1,).
+
+    `kinds` (n,) uint8 enum el_piece_kind, `merges` (n_merges, 3) int32: ids of left, right and result by rank, or -1.
+    Raises InvalidArgumentError where the same pair is merged twice (or the arrays do not fit together).
+    """
 
     def __init__(
-        self, pieces: Sequence[bytes], kinds: np.ndarray, merges: np.ndarray, byte_ids: Sequence[int], unk_id: int,
-        whole_words: int, characters: bool,
+        self, text: Any, offsets: np.ndarray, kinds: np.ndarray, merges: np.ndarray, byte_ids: Sequence[int],
+        unk_id: int, whole_words: int, characters: bool,
     ) -> None:  # fmt: skip
         self._ffi, self._lib = library()
-        offsets = np.zeros(len(pieces) + 1, dtype=np.int64)
-        np.cumsum([len(data) for data in pieces], out=offsets[1:])
-        text = self._ffi.from_buffer("uint8_t[]", b"".join(pieces))
-        ends = self._ffi.from_buffer("int64_t[]", offsets)
+        source = self._ffi.from_buffer("uint8_t[]", text)
+        ends = self._ffi.from_buffer("int64_t[]", np.ascontiguousarray(offsets, dtype=np.int64))
         kinds_in = self._ffi.from_buffer("uint8_t[]", np.ascontiguousarray(kinds, dtype=np.uint8))
         table = np.ascontiguousarray(merges, dtype=np.int32)
         rows = self._ffi.from_buffer("int32_t[]", table)
         out, ids = self._ffi.new("el_bpe **"), self._ffi.new("int32_t[256]", list(byte_ids))
         rc = self._lib.el_bpe_new(
-            out, text, ends, kinds_in, len(pieces), rows, len(table), ids, unk_id, whole_words, characters
+            out, source, ends, kinds_in, len(kinds), rows, len(table), ids, unk_id, whole_words, characters
         )
+        if rc == EL_E_ARGUMENT:
+            raise InvalidArgumentError("the merges or the pieces do not fit together")
         check(rc, "reading the vocabulary")
         self._bpe = self._ffi.gc(out[0], self._lib.el_bpe_free)
 

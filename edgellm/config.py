@@ -263,9 +263,11 @@ class _Reader:
 
     def _n_vocab(self) -> int:
         """Pieces of the vocabulary; a file without one says `vocab_size`, or the embedding table tells."""
-        n = len(self.file.get("tokenizer.ggml.tokens", list[str], ()))
-        if n:
-            return n
+        tokens, metadata = "tokenizer.ggml.tokens", self.file.metadata
+        if tokens in metadata:
+            metadata.check_type(tokens, list[str])
+            if n := metadata.length(tokens):
+                return n
         table = self.file.tensors.get("token_embd.weight")
         return self.number("V6", "vocab_size", 1, MAX_CTX, table.shape[0] if table is not None else None)
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 MARGIN = 32 << 20  # bytes left for the text itself, page tables and whatever else the process does
 _SMALLER = ("Q8_0", "Q6_K", "Q5_K", "Q4_K", "Q3_K")  # quantisations to suggest, largest first
-_TOKENIZER_SHARE = 13  # bytes of memory per byte of the vocabulary's strings
+_TOKENIZER_SHARE = {True: 6, False: 13}  # bytes of memory per byte of the vocabulary's strings; in C, in Python
 _SAMPLER_BYTES = 32  # per token of the vocabulary: el_sample_scratch_bytes
 
 
@@ -217,6 +217,9 @@ def _header_bytes(file: GGUFFile) -> int:
 
 def _tokenizer_bytes(file: GGUFFile) -> int:
     """Memory of the vocabulary, from the bytes of its strings."""
+    from edgellm import clib
+
     keys = ("tokenizer.ggml.tokens", "tokenizer.ggml.merges")
     metadata = file.metadata
-    return _TOKENIZER_SHARE * sum(metadata.ends[k] - metadata.offsets[k] for k in keys if k in metadata.ends)
+    n_bytes = sum(metadata.ends[k] - metadata.offsets[k] for k in keys if k in metadata.ends)
+    return _TOKENIZER_SHARE[clib.available()] * n_bytes

@@ -207,6 +207,26 @@ void el_spm_free(el_spm *spm);
 int el_spm_encode(const el_spm *spm, const uint8_t *text, int64_t n_bytes, int32_t *ids, int64_t capacity,
                   int64_t *n_ids);
 
+/* Strings of a GGUF array (count of them in data, n_bytes long at most): *n_read bytes. With text (capacity n_bytes - 8 count)
+ * and offsets (count + 1) they are copied one after the other. EL_E_ARGUMENT: one of them ends after data. */
+int el_gguf_strings(const uint8_t *data, int64_t n_bytes, int64_t count, uint8_t *text, int64_t *offsets,
+                    int64_t *n_read);
+/* n strings by their text: string i is text[offsets[i] .. offsets[i + 1]), offsets[n] is n_bytes. text and offsets must live as
+ * long as *out. EL_E_UNSUPPORTED: a string is empty, there twice, or not UTF-8. */
+typedef struct el_strings el_strings;
+int el_strings_new(el_strings **out, const uint8_t *text, int64_t n_bytes, const int64_t *offsets, int64_t n);
+void el_strings_free(el_strings *strings);
+int32_t el_strings_find(const el_strings *strings, const uint8_t *text, int64_t n_bytes); /* its number, or -1 */
+/* rows (n_merges, 3): ids of left, right and both together of the merges "left right"; EL_E_UNSUPPORTED: merge *bad is the first
+ * that has no space after its first byte or names what is no piece. */
+int el_bpe_merges(const el_strings *pieces, const uint8_t *text, int64_t n_bytes, const int64_t *offsets, int64_t n_merges,
+                  int32_t *rows, int64_t *bad);
+/* Pieces in GPT-2's byte alphabet as the bytes they stand for: alphabet (EL_ALPHABET) gives the byte of a code point or -1.
+ * kinds (n): pieces of EL_PIECE_NEVER are "?", and those with other characters become so. out has room for n_bytes. */
+#define EL_ALPHABET 384
+int el_bpe_spell(const uint8_t *text, int64_t n_bytes, const int64_t *offsets, int64_t n, const int16_t *alphabet,
+                 uint8_t *kinds, uint8_t *out, int64_t *out_offsets);
+
 /* BPE by merge rank, for texts that were cut into words before. */
 typedef struct el_bpe el_bpe; /* merges in a hash table, piece texts in another; read-only after el_bpe_new */
 enum el_whole_words { EL_WHOLE_NONE = 0, EL_WHOLE_ALL = 1, EL_WHOLE_LINE_FEEDS = 2 }; /* words looked up before any merge */

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "edgellm"
 FLOORS = [
     {"_native", "blocks", "errors"},
     {"machine", "results", "builtin", "clib", "ops", "parallel"},
-    {"plan", "probe", "quants", "sampling", "template", "turns", "worker"},
+    {"plan", "probe", "quants", "sampling", "strings", "template", "turns", "worker"},
     {"gguf"},
     {"cache", "callbacks", "config", "identity", "imatrix", "tokenizers", "weights"},
     {"rope"},

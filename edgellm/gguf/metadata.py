@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import MissingKeyError, ModelFormatError, WrongKeyTypeError, one_line
+from ..strings import StringTable, length_of_strings
 from .constants import (
     FLOATS,
     HEADER_BYTES,
@@ -134,6 +135,15 @@ class Metadata(Mapping[str, Any]):
         """The bytes of a value as they are in the file, its type code first."""
         return self._file.buffer[self.offsets[key] - 4 : self.ends[key]]
 
+    def strings(self, key: str) -> StringTable:
+        """An array of strings without a Python object for each; keeps nothing. Raises KeyError for any other value."""
+        value, kinds = self._values[key], self.types[key]
+        if kinds != (ValueType.ARRAY, ValueType.STRING):
+            raise KeyError(f"{key} is no array of strings")
+        if isinstance(value, _Lazy):
+            return StringTable.from_gguf(self._file.buffer[value.start : value.end], value.count)
+        return StringTable.of(value)
+
     def length(self, key: str) -> int:
         """Number of items of an array, without decoding it."""
         value = self._values[key]
@@ -147,6 +157,11 @@ class Metadata(Mapping[str, Any]):
                     "a metadata key that is needed is missing", path=self._file.path, field=key, rule="K11"
                 )
             return default
+        self.check_type(key, kind)
+        return self[key]
+
+    def check_type(self, key: str, kind: Any) -> None:
+        """Raises WrongKeyTypeError unless the value of `key` is of `kind` (see `GGUFFile.get`); decodes nothing."""
         wanted = kind if isinstance(kind, tuple) else (kind,)
         have, item = self.types[key]
         if not any(_matches(have, item, w) for w in wanted):
@@ -155,14 +170,13 @@ class Metadata(Mapping[str, Any]):
                 "a metadata key has the wrong type", path=self._file.path, offset=self.offsets[key], field=key,
                 value=found, limit=" or ".join(_kind_name(w) for w in wanted), rule="K12",
             )  # fmt: skip
-        return self[key]
 
     def _decode(self, key: str, lazy: _Lazy) -> Any:
         buf = self._file.buffer
         if lazy.kind == ValueType.STRING:
             return self._text(key, buf[lazy.start : lazy.end])
         if lazy.item == ValueType.STRING:
-            return _decode_strings(buf[lazy.start : lazy.end], lazy.count)
+            return list(StringTable.from_gguf(buf[lazy.start : lazy.end], lazy.count))
         array = np.frombuffer(buf[lazy.start : lazy.end], dtype=SCALARS[lazy.item])  # bytes: read-only, owns its copy
         return array.view(np.bool_) if lazy.item == ValueType.BOOL else array
 
@@ -247,36 +261,21 @@ def _value_type(cursor: Cursor, key: str) -> ValueType:
 
 
 def _walk_strings(cursor: Cursor, key: str, count: int) -> None:
-    """Step over `count` strings; the tight loop that a vocabulary of 400,000 strings goes through."""
-    buf, pos, last, unpack = cursor.buf, cursor.pos, cursor.end - 8, _U64.unpack_from
-    for _ in range(count):
-        if pos > last:
-            break
-        pos += 8 + unpack(buf, pos)[0]
+    """Step over `count` strings."""
+    n_bytes = length_of_strings(cursor.buf, cursor.pos, cursor.end, count)
+    if n_bytes is None:
+        _find_bad_string(cursor, key, count)
     else:
-        if pos <= cursor.end:
-            cursor.pos = pos
-            return
-    _find_bad_string(cursor, key, count)
+        cursor.pos += n_bytes
 
 
 def _find_bad_string(cursor: Cursor, key: str, count: int) -> None:
-    """The slow twin of `_walk_strings`: raises at the first string that leaves the file."""
+    """Raises at the first string that leaves the file."""
     for i in range(count):
         n = cursor.u64(f"length of {key}[{i}]")
         if n > cursor.end - cursor.pos:
             cursor.fail("K7", "a string ends after the file", f"{key}[{i}]", n, cursor.end - cursor.pos, back=8)
         cursor.pos += n
-
-
-def _decode_strings(raw: bytes, count: int) -> list[str]:
-    """Strings of a region that `_walk_strings` accepted."""
-    out, pos, unpack = [], 0, _U64.unpack_from
-    for _ in range(count):
-        start = pos + 8
-        pos = start + unpack(raw, pos)[0]
-        out.append(raw[start:pos].decode("utf-8", "surrogateescape"))
-    return out
 
 
 def _check_bools(cursor: Cursor, key: str, start: int, count: int) -> None:

@@ -8,13 +8,14 @@ leftmost of equals first, until no merge is left. The loop is native/bpe.c; `mer
 from __future__ import annotations
 
 import heapq
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from edgellm.errors import BackendError, TokenizerError, one_line
+from edgellm.strings import as_table
 from edgellm.tokenizers import patterns
+from edgellm.tokenizers.merges import byte_alphabet, merge_table, spellings
 from edgellm.tokenizers.pretokenizers import ALL_WORDS, LINE_FEEDS, NO_WORDS, RULES, Rule
 from edgellm.tokenizers.spm import MAX_TEXT_BYTES, NEVER_PIECE, SPACE, TEXT_PIECE, byte_values
 from edgellm.tokenizers.vocab import BYTE, CONTROL, UNKNOWN, Vocab
@@ -40,23 +41,6 @@ def rule_of(vocab: Vocab) -> Rule:
     return RULES[name]
 
 
-@lru_cache(maxsize=1)
-def byte_alphabet() -> dict[str, int]:
-    """Character -> byte: bytes that print stand for themselves, the others for U+0100 onwards (GPT-2)."""
-    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [b for b in range(256) if b not in plain]
-    return {chr(b): b for b in plain} | {chr(256 + i): b for i, b in enumerate(others)}
-
-
-def piece_to_bytes(piece: str) -> bytes | None:
-    """The bytes that a piece of the byte alphabet stands for; None: it has other characters too."""
-    alphabet = byte_alphabet()
-    try:
-        return bytes([alphabet[c] for c in piece])
-    except KeyError:
-        return None
-
-
 class BpeModel:
     """Turns text into ids, and ids into bytes, for one checked vocabulary.
 
@@ -67,10 +51,12 @@ class BpeModel:
         self.vocab, self.rule = vocab, rule_of(vocab)
         self.characters = vocab.kind == CHARACTERS
         self.bytes_of = byte_values(vocab)
-        self.texts = self._texts()
+        kinds = np.where(np.isin(vocab.types, (CONTROL, UNKNOWN, BYTE)), NEVER_PIECE, TEXT_PIECE).astype(np.uint8)
+        # (n_pieces) what text a piece is made from, and whether it is: some become none by merges
+        self.texts, self.kinds = spellings(as_table(vocab.pieces), kinds, self.characters, native)
         self.byte_ids = self._byte_ids()
         self.unk_id = vocab.special.get("unknown", -1)
-        self.merges = _merge_table(vocab)  # (n_merges, 3) left, right, result
+        self.merges = merge_table(vocab, native)  # (n_merges, 3) left, right, result
         self._patterns = patterns.compiled(self.rule.expressions)
         self._native = self._native_handle() if native is not False else None
         if native and self._native is None:
@@ -78,12 +64,6 @@ class BpeModel:
         self._ranks: dict[tuple[int, int], int] | None = None
         self._ids: dict[bytes, int] | None = None
         self._cache: dict[bytes, list[int]] = {}
-
-    def _texts(self) -> list[bytes | None]:
-        """(n_pieces) what text a piece is made from; None: text never becomes this piece by merges."""
-        hidden = set(np.flatnonzero(np.isin(self.vocab.types, (CONTROL, UNKNOWN, BYTE))).tolist())
-        spell = str.encode if self.characters else piece_to_bytes
-        return [None if i in hidden else spell(piece) for i, piece in enumerate(self.vocab.pieces)]
 
     def _byte_ids(self) -> list[int]:
         ids = [-1] * 256
@@ -93,7 +73,7 @@ class BpeModel:
             return ids
         for c, value in byte_alphabet().items():
             i = self.vocab.ids.get(c, -1)
-            ids[value] = i if i >= 0 and self.texts[i] is not None else -1
+            ids[value] = i if i >= 0 and self.kinds[i] != NEVER_PIECE else -1
         return ids
 
     def _native_handle(self) -> Any:
@@ -101,9 +81,8 @@ class BpeModel:
 
         if not clib.available():
             return None
-        kinds = np.array([NEVER_PIECE if text is None else TEXT_PIECE for text in self.texts], np.uint8)
         return clib.BpeHandle(
-            [text or b"?" for text in self.texts], kinds, self.merges, self.byte_ids, self.unk_id,
+            self.texts.text, self.texts.offsets, self.kinds, self.merges, self.byte_ids, self.unk_id,
             self.rule.whole_words, self.characters,
         )  # fmt: skip
 
@@ -171,7 +150,8 @@ class BpeModel:
 
     def _piece_ids(self) -> dict[bytes, int]:
         if self._ids is None:
-            self._ids = {text: i for i, text in enumerate(self.texts) if text is not None}
+            usable = np.flatnonzero(self.kinds != NEVER_PIECE).tolist()
+            self._ids = {self.texts.bytes_of(i): i for i in usable}
         return self._ids
 
     def _merge_ranks(self) -> dict[tuple[int, int], int]:
@@ -187,14 +167,11 @@ class BpeModel:
         value = self.bytes_of.get(token)
         if value is not None:
             return bytes([value])
-        piece = self.vocab.pieces[token]
         if self.characters:
-            return piece.replace(SPACE, " ").encode()
-        if self.vocab.is_text(token):
-            found = self.texts[token]
-            if found is not None:
-                return found
-        return piece.encode()
+            return self.vocab.pieces[token].replace(SPACE, " ").encode()
+        if self.vocab.is_text(token) and self.kinds[token] != NEVER_PIECE:
+            return self.texts.bytes_of(token)
+        return self.vocab.pieces[token].encode()
 
 
 def merge_symbols(symbols: list[int], ranks: dict[tuple[int, int], int], merges: np.ndarray) -> list[int]:
@@ -225,35 +202,3 @@ def merge_symbols(symbols: list[int], ranks: dict[tuple[int, int], int], merges:
         propose(left)
     return [i for i in ids if i >= 0]
 
-
-def _merge_table(vocab: Vocab) -> np.ndarray:
-    """(n_merges, 3) int32: ids of left, right and result, by rank (rule V4). A merge that could only make a control
-    piece is never done: its row is -1."""
-    merges = vocab.merges
-    if merges is None:
-        raise vocab.refuse("a BPE vocabulary needs merges: this key is missing", key="merges", rule="K11")
-    get = vocab.ids.get
-    rows = np.empty((len(merges), 3), np.int32)
-    for rank, merge in enumerate(merges):
-        cut = merge.find(" ", 1)
-        left, right = merge[:cut], merge[cut + 1 :]
-        row = (get(left, -1), get(right, -1), get(left + right, -1))
-        if cut < 0 or min(row) < 0:
-            raise _bad_merge(vocab, rank, merge, cut, left, right)
-        rows[rank] = row
-    keys = rows[:, 0].astype(np.int64) << 32 | rows[:, 1]
-    first = np.unique(keys, return_index=True)[1]
-    if len(first) != len(keys):
-        again = np.setdiff1d(np.arange(len(keys)), first)[0]
-        raise vocab.refuse(f"merge {again} is there twice", key="merges", value=merges[again], rule="V4")
-    rows[np.isin(vocab.types, (CONTROL, UNKNOWN))[rows].any(axis=1)] = -1
-    return rows
-
-
-def _bad_merge(vocab: Vocab, rank: int, merge: str, cut: int, left: str, right: str) -> TokenizerError:
-    if cut < 0 or not right:
-        what = "is no pair of pieces with one space between them"
-    else:
-        missing = next(text for text in (left, right, left + right) if text not in vocab.ids)
-        what = f"names '{one_line(missing, 60)}', which is no piece"
-    return vocab.refuse(f"merge {rank} {what}", key="merges", value=merge, rule="V4")

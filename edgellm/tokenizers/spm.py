@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from edgellm.errors import BackendError, TokenizerError
+from edgellm.strings import as_table
 from edgellm.tokenizers.vocab import BYTE, CONTROL, UNKNOWN, UNUSED, Vocab
 
 SPACE = "\u2581"
@@ -76,8 +77,10 @@ class SpmModel:
 
         if not clib.available():
             return None
-        v = self.vocab
-        return clib.SpmHandle(v.pieces, v.scores, self.kinds, self.byte_ids, self.unk_id)
+        pieces = as_table(self.vocab.pieces)
+        return clib.SpmHandle(
+            pieces.text, pieces.offsets, self.vocab.scores, self.kinds, self.byte_ids, self.unk_id
+        )
 
     def encode(self, text: str, space_prefix: bool) -> list[int]:
         """Ids of a text without special pieces, which starts a text or follows a special piece."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -201,15 +201,16 @@ class Tokenizer:
         return first + b"".join([table[token] for token in tokens[start + bool(at_start) :]])
 
     @cached_property
-    def _bytes(self) -> list[bytes]:
-        """(n_vocab) the bytes of each token."""
-        hidden, pieces = self._hidden, self.vocab.pieces
-        return [pieces[i].encode() if i in hidden else self._model.piece_bytes(i) for i in range(self.n_vocab)]
+    def _bytes(self) -> _ByToken:
+        """Token -> its bytes."""
+        hidden, pieces, model = self._hidden, self.vocab.pieces, self._model
+        return _ByToken(lambda i: pieces[i].encode() if i in hidden else model.piece_bytes(i))
 
     @cached_property
-    def _shown_bytes(self) -> list[bytes]:
-        """(n_vocab) the same, nothing for control and unknown tokens."""
-        return [b"" if i in self._hidden else data for i, data in enumerate(self._bytes)]
+    def _shown_bytes(self) -> _ByToken:
+        """The same, nothing for control and unknown tokens."""
+        hidden, every = self._hidden, self._bytes
+        return _ByToken(lambda i: b"" if i in hidden else every[i])
 
     def token_bytes(self, token: int, skip_special: bool = False) -> bytes:
         """The bytes that one token adds to a text (nothing for a special token with `skip_special`)."""
@@ -245,6 +246,17 @@ class Tokenizer:
 
     def __repr__(self) -> str:
         return f"Tokenizer(kind={self.kind!r}, n_vocab={self.n_vocab})"
+
+
+class _ByToken(dict[int, bytes]):
+    """What `make` makes of a token, remembered."""
+
+    def __init__(self, make: Callable[[int], bytes]) -> None:
+        self._make = make
+
+    def __missing__(self, token: int) -> bytes:
+        value = self[token] = self._make(token)
+        return value
 
 
 def _model_class(vocab: Vocab) -> Any:

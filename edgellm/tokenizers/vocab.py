@@ -6,13 +6,17 @@ them is in the kind's own file.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from edgellm import clib
 from edgellm.errors import TokenizerError
+from edgellm.gguf.constants import ValueType
+from edgellm.strings import StringIndex, StringTable
 
 # Piece types (tokenizer.ggml.token_type).
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
@@ -62,17 +66,17 @@ class Vocab:
 
     kind: str  # tokenizer.ggml.model
     pre: str  # tokenizer.ggml.pre: name of the rule that splits text before BPE
-    pieces: list[str]
+    pieces: Sequence[str]  # a StringTable where they come from a file
     scores: np.ndarray | None  # float32
     types: np.ndarray  # uint8
     special: dict[str, int]  # "bos", "eos", "unknown", ... -> id, as far as the file has them
     flags: dict[str, bool]  # "add_bos_token", "add_space_prefix", ... as far as the file has them
     model_name: str = ""  # general.name, for rules that the format has no key for
-    merges: list[str] | None = None
+    merges: Sequence[str] | None = None
     charsmap: bytes = b""  # tokenizer.ggml.precompiled_charsmap
     attributes: dict[str, frozenset[int]] = field(default_factory=dict)  # edgellm.tokenizer.NAME: "lstrip", ...
     path: Any = None
-    ids: dict[str, int] = field(default_factory=dict, repr=False)  # piece -> id
+    ids: Mapping[str, int] = field(default_factory=dict, repr=False)  # piece -> id
 
     @property
     def n_vocab(self) -> int:
@@ -104,7 +108,11 @@ class _Reader:
             raise self.error("this key must be a string", key, "K12", value=value)
         return value
 
-    def strings(self, key: str) -> list[str] | None:
+    def strings(self, key: str) -> Sequence[str] | None:
+        """An array of strings: a StringTable where a file has it, else a list; None where there is no such key."""
+        types = getattr(self.metadata, "types", {})  # of a file's metadata: what is in it without decoding it
+        if types.get(PREFIX + key) == (ValueType.ARRAY, ValueType.STRING):
+            return self.metadata.strings(PREFIX + key)
         value = self.metadata.get(PREFIX + key)
         if value is None:
             return None
@@ -189,8 +197,17 @@ class _Reader:
         return found
 
 
-def _check_pieces(reader: _Reader, pieces: list[str]) -> dict[str, int]:
-    """Rules V5 and V9; returns piece -> id."""
+def _check_pieces(reader: _Reader, pieces: Sequence[str]) -> Mapping[str, int]:
+    """Rules V1, V5 and V9; returns piece -> id. In C where it is there and nothing is wrong; else the slow twin."""
+    if isinstance(pieces, StringTable) and 0 < len(pieces) <= MAX_PIECES and clib.available():
+        longest = np.diff(pieces.offsets).max()  # in bytes: there are no more characters than that
+        with contextlib.suppress(ValueError):
+            return StringIndex(pieces) if longest <= MAX_PIECE_CHARS else check_pieces(reader, list(pieces))
+    return check_pieces(reader, list(pieces))
+
+
+def check_pieces(reader: _Reader, pieces: list[str]) -> dict[str, int]:
+    """What `_check_pieces` checks, and the error for what is wrong."""
     if not 0 < len(pieces) <= MAX_PIECES:
         raise reader.error(
             "the vocabulary has no pieces or too many", "tokens", "V1", len(pieces), f"1 to {MAX_PIECES}"
