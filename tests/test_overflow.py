@@ -161,7 +161,7 @@ def path(tmp_path_factory):
     return tiny_llama_gguf(tmp_path_factory.mktemp("model") / "tiny.gguf", n_ctx=128)
 
 
-@pytest.fixture(scope="module", params=["reference", "native"])
+@pytest.fixture(scope="module", params=["reference"])
 def model(request, path):
     from edgellm import clib
 
