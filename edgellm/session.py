@@ -166,7 +166,7 @@ class Session:
         if watch.timed_out and result.finish_reason == "cancelled":
             result = replace(result, finish_reason="timeout")
         self._take_in(seq, prompt, result, request.stop_ids)
-        return result
+        return replace(result, context=self.context)
 
     @property
     def _by_turns(self) -> bool:
@@ -217,7 +217,7 @@ class Session:
         if self.n_sent == 0:
             self.model._loaded.engine.keep(seq)  # other sessions begin with the same system message
         self.n_sent += 1
-        self.context = result.context
+        self._measure(result.context.reused)
 
     def _leave_cache(self, forget: bool = True) -> None:
         seq, self._place.seq = self._place.seq, None
@@ -289,10 +289,10 @@ class Session:
 
         self._call(clear)
 
-    def _measure(self) -> None:
-        seq = self._place.seq
+    def _measure(self, reused: int = 0) -> None:
+        seq, n_ctx = self._place.seq, self.model.n_ctx
         used, dropped = (0, 0) if seq is None else (seq.length - seq.dropped, seq.dropped)
-        self.context = replace(self.context, used=used, reused=0, dropped=max(dropped, self._said.gone))
+        self.context = Context(used, n_ctx, reused, max(dropped, self._said.gone), self.overflow.kind)
 
     def fork(self) -> Session:
         """Another session that says the same so far and shares its pages. Without a seed in its options it goes on with

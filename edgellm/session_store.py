@@ -10,7 +10,7 @@ import numpy as np
 from edgellm.cache import Overflow, PagePool
 from edgellm.cache.saved import SavedSequence, SavedSequenceError, restore
 from edgellm.cache.saved import save as save_sequence
-from edgellm.errors import ContextOverflowError, InvalidArgumentError, one_line
+from edgellm.errors import InvalidArgumentError, one_line
 from edgellm.identity import model_identity
 from edgellm.session_state import CacheMark, ModelMark, SequenceMark, SessionState, read_state, rotation_digest
 from edgellm.sessionfile import SessionFile, write_session
@@ -69,11 +69,13 @@ def _load_sequence(file: SessionFile, state: SessionState, model: Model) -> Any:
     )  # fmt: skip
     try:
         seq, pages = restore(pool, saved)
-    except SavedSequenceError as error:
-        return file.fail("D8", "the parts of the session contradict each other", error.field, error.value, error.limit)
-    except (InvalidArgumentError, ContextOverflowError) as error:
-        return file.fail("D7", f"the session does not fit this model's context window: {error}", "n_ctx",
-                         model.n_ctx, state.cache.n_ctx)  # fmt: skip
+    except (SavedSequenceError, InvalidArgumentError) as error:
+        if model.n_ctx < state.cache.n_ctx:
+            message = f"the session does not fit this context window; load the model with n_ctx={state.cache.n_ctx}"
+            return file.fail("D7", message, "cache.n_ctx", state.cache.n_ctx, model.n_ctx)
+        field = getattr(error, "field", "sequence.overflow")
+        value, limit = getattr(error, "value", str(mark.overflow)), getattr(error, "limit", str(error))
+        return file.fail("D8", "the parts of the session contradict each other", field, value, limit)
     try:
         for i, page in enumerate(pages):
             file.read_page(i, pool.arena[page])
