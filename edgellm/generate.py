@@ -68,7 +68,12 @@ class Engine:
         self.backup: Sequence | None = None  # what a running call would go back to: given up before the call itself
         pool.reclaim = self._reclaim
 
+    def _sweep(self) -> None:
+        while self.abandoned:
+            self.abandoned.popleft().close()
+
     def _reclaim(self, n_free: int) -> None:
+        self._sweep()
         self.tree.evict(n_free)
         if self.pool.n_free < n_free and self.backup is not None:
             self.backup.close()
@@ -82,8 +87,7 @@ class Engine:
 
         While passes are exact, only what exact passes have made is used again. `overflow` None: the engine's.
         """
-        while self.abandoned:
-            self.abandoned.popleft().close()
+        self._sweep()
         policy = self.overflow if overflow is None else overflow
         return self.tree.match(ids, self.n_ctx, policy, exact=self.backend.exact)
 
