@@ -54,8 +54,8 @@ def load(
       their short or long factors hold: `edgellm show` tells the limit.
     - `threads`: number of threads, or "auto": one per fast core that this process may use.
     - `backend`: "native" (compiled), "numba", "reference" (slow NumPy), or "auto": the fastest that is there.
-    - `kv_type`: how the KV cache keeps its numbers: "f32", "f16", "q8_0" (8 bits: half the memory of f16), or "auto":
-      f32 where the weights are F32, else f16. ("q8_0", "f16") or "q8_0:f16" are the types of K and of V.
+    - `kv_type`: how the KV cache keeps its numbers: "f32", "f16", "q8_0" (8 bits), "q4_0" (4 bits, costs some quality),
+      or "auto": f32 where the weights are F32, else f16. ("q8_0", "q4_0") or "q8_0:q4_0" are those of K and of V.
     - `chat_template`: Jinja template to use instead of the one in the file.
     - `seed`: used by every call that brings none; None: a new random one each time (`Result.seed` tells it).
     - `exact`: logits do not depend, to the bit, on how a prompt is cut into passes (slower on AMX); calls may choose.

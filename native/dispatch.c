@@ -202,6 +202,7 @@ int64_t el_panel_bytes(int type, int64_t rows, int64_t k) {
 int64_t el_kv_half_bytes(int kv_type, int64_t head_dim) {
     if (kv_type < 0 || kv_type >= EL_N_KV_TYPES || head_dim < 1 || head_dim > INT64_MAX / 1024) return -1;
     if (kv_type == EL_KV_Q8_0) return (head_dim + 2) * EL_PAGE_TOKENS; /* int8, and an f16 scale per token */
+    if (kv_type == EL_KV_Q4_0) return head_dim % 2 ? -1 : (head_dim / 2 + 2) * EL_PAGE_TOKENS;
     return head_dim * EL_PAGE_TOKENS * (kv_type == EL_KV_F16 ? 2 : 4);
 }
 

@@ -132,12 +132,13 @@ int64_t el_plan_bytes(const el_plan *plan, int64_t n_tokens, int64_t n_outputs, 
 float *el_plan_buffer(el_plan *plan, int32_t buffer); /* for the step-compare mode; NULL: no such buffer */
 
 /* ---- the KV cache ----------------------------------------------------------------------------------- */
-enum el_kv_type { EL_KV_F32 = 0, EL_KV_F16 = 1, EL_KV_Q8_0 = 2, EL_N_KV_TYPES = 3 };
+enum el_kv_type { EL_KV_F32 = 0, EL_KV_F16 = 1, EL_KV_Q8_0 = 2, EL_KV_Q4_0 = 3, EL_N_KV_TYPES = 4 };
 #define EL_PAGE_TOKENS 64
 
 /* One page holds 64 tokens of one layer: for each KV head first K as [head_dim][64] (a lane is a token),
  * then V as [64][head_dim] (a lane is a channel), each in its own type. Q8_0: int8 numbers, and behind them 64 scales
- * (f16), one per token. The page table names the page of each block of 64 positions. */
+ * (f16), one per token. Q4_0: the same with 4-bit numbers, less 8. Each row of numbers ([64] or [head_dim]) is in groups of
+ * 16, the last one may be shorter: byte i of a group of n holds number i (low) and number i + n / 2; head_dim is even. The page table names the page of each block of 64 positions. */
 typedef struct {
     void *base;              /* the pool's arena */
     int64_t n_pages;

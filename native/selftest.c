@@ -389,8 +389,11 @@ static int run_checks(const el_kernels *table) {
         }
     for (int seed = 0; seed < 4 && ok == 1; seed++) ok = el_check_vector(table, 299, (uint64_t)seed, &memory);
     for (int type = 0; type < EL_N_KV_TYPES; type++)
-        for (int64_t n_rows = 1; n_rows <= 17 && ok == 1; n_rows++)
-            ok = el_check_attention(table, type, n_rows, 27 + 64 * (n_rows % 2), 3, 61, (uint64_t)n_rows, &memory);
+        for (int64_t n_rows = 1; n_rows <= 17 && ok == 1; n_rows++) {
+            int64_t head_dim = 27 + 64 * (n_rows % 2);
+            if (el_kv_half_bytes(type, head_dim) < 0) head_dim--; /* a type of even sizes */
+            ok = el_check_attention(table, type, n_rows, head_dim, 3, 61, (uint64_t)n_rows, &memory);
+        }
     return ok;
 }
 

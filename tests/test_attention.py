@@ -15,7 +15,7 @@ from edgellm import clib
 from edgellm.ops import Op
 from edgellm.plan import Plan
 
-KV_TYPES = ["f32", "f16", "q8_0", "f16:q8_0", "q8_0:f32"]
+KV_TYPES = ["f32", "f16", "q8_0", "q4_0", "f16:q4_0", "q8_0:f32"]
 
 
 def nmse(a: np.ndarray, b: np.ndarray) -> float:
@@ -52,8 +52,8 @@ def test_shapes(
         plan, ids = changed(plan, window=window, softcap=float(softcap)), ids_of(plan, 200)
         wanted = logits("reference", plan, weights, ids, kv_type=kv_type)
         got = logits(name, plan, weights, ids, kv_type=kv_type, chunk=83)
-        # a number on the border of two steps of 8 bits may fall to either side
-        assert nmse(got, wanted) <= (1e-6 if "q8_0" in kv_type else 1e-10)
+        # a number on the border of two steps of 8, or 4, bits may fall to either side
+        assert nmse(got, wanted) <= (1e-5 if "q4_0" in kv_type else 1e-6 if "q8_0" in kv_type else 1e-10)
 
 
 @pytest.mark.skipif(not clib.available(), reason="the compiled library was not built")
@@ -84,10 +84,13 @@ def test_same_bits_for_widths_threads_and_instruction_sets(
 
 
 @pytest.mark.parametrize("name", FAST)
-def test_q8_0_pages_cost_little(tmp_path: Path, name: str) -> None:
+def test_fewer_bits_cost_little(tmp_path: Path, name: str) -> None:
     with opened(tiny_llama_gguf(tmp_path / "m.gguf", head_dim=64, dim=64)) as (plan, weights):
         ids = ids_of(plan, 150)
         exact = logits(name, plan, weights, ids)
-        assert 1e-8 < nmse(logits(name, plan, weights, ids, kv_type="q8_0"), exact) < 1e-4
+        kinds = ("q8_0", "q8_0:q4_0", "q4_0")
+        q8, mixed, q4 = (nmse(logits(name, plan, weights, ids, kv_type=t), exact) for t in kinds)
+        assert 1e-8 < q8 < 1e-4
+        assert q8 < mixed < q4 < 1e-2
 
 

@@ -21,7 +21,8 @@ from edgellm.cache import (
     cache_bytes,
     n_blocks,
     page_bytes,
-    quantize_row,
+    quantize_q4_0,
+    quantize_q8_0,
     resolve_kv_type,
 )
 from edgellm.errors import ContextOverflowError, InvalidArgumentError, ModelClosedError, NotEnoughMemoryError
@@ -203,16 +204,68 @@ def test_layout_of_q8_0_pages() -> None:
 
 @given(arrays(np.float32, st.integers(1, 40), elements=st.floats(-(2.0**20), 2.0**20, width=32)))
 def test_rounding_to_q8_0(x: np.ndarray) -> None:
-    q, d = quantize_row(x)
+    q, d = quantize_q8_0(x)
     top = float(np.abs(x).max())
     assert q.dtype == np.int8 and q.min() >= -127
     assert np.abs(q * np.float64(d) - x).max() <= 0.501 * float(d) + 0.001 * top + 2.0**-18  # f16's smallest step
     assert top < 1e-3 or np.abs(q).max() >= 126
 
 
-def test_q8_0_shows_what_is_not_finite() -> None:
+@given(arrays(np.float32, st.integers(1, 40), elements=st.floats(-(2.0**18), 2.0**18, width=32)))
+def test_rounding_to_q4_0(x: np.ndarray) -> None:
+    """No scale leaves a larger error than that of the extreme at -8; and that error is what rounding makes."""
+    codes, d = quantize_q4_0(x)
+    assert codes.dtype == np.uint8 and codes.max() <= 15
+    error = float(np.square(x - np.float64(d) * (codes.astype(np.float64) - 8)).sum())
+    step = np.abs(x).max() / 8
+    assert error <= len(x) * (1.01 * step + 2.0**-21) ** 2  # +7/8 of the extreme is the largest of the other sign
+
+
+def test_q4_0_takes_the_better_of_two_scales() -> None:
+    assert quantize_q4_0(np.array([-8, 7, 1, -2], np.float32))[1] == 1
+    assert quantize_q4_0(np.array([8, -7, -1, 2], np.float32))[0].tolist() == [0, 15, 9, 6]
+    assert quantize_q4_0(np.array([-9, 4, 4, 4, 4, 4, 5, -4], np.float32))[1] == 1  # clipped: -9 becomes -8
+    codes, d = quantize_q4_0(np.zeros(4, np.float32))
+    assert codes.tolist() == [8] * 4 and d == 0
+
+
+@pytest.mark.parametrize("quantize", [quantize_q8_0, quantize_q4_0])
+def test_what_is_not_finite_shows(quantize) -> None:
     for bad in (np.nan, np.inf, -np.inf, 1e30):
-        assert not np.isfinite(quantize_row(np.array([1, bad], np.float32))[1])
+        assert not np.isfinite(quantize(np.array([1, bad], np.float32))[1])
+
+
+@pytest.mark.parametrize("dim", [2, 4, 14, 16, 18, 48, 64, 90])
+def test_layout_of_q4_0_pages(dim: int) -> None:
+    """Groups of 16 numbers in 8 bytes, the first 8 in the low halves; a rest of n in n / 2 bytes, likewise."""
+    shape, rng = KVShape(n_layers=1, n_kv_heads=2, head_dim=dim), np.random.default_rng(dim)
+    pool = PagePool(shape, "q4_0", 1)
+    (page,) = pool.allocate(1)
+    assert pool.page_bytes == page_bytes(shape, "q4_0") == 2 * 2 * 64 * (dim // 2 + 2)
+    codes = rng.integers(0, 15, (2, 64, dim)).astype(np.uint8)  # K, V: the extreme is -8, so the scale is 1
+    codes[:, :, 0] = 0
+    for lane in rng.permutation(64):
+        k, v = codes[:, lane].astype(np.float32) - 8
+        pool.store(page, 1, lane, k, v)
+        pool.store(page, 1, lane, k, v)  # again: nothing of a neighbour changes
+    keys, values = pool.load(page, 1)
+    assert (keys == codes[0].astype(np.float32) - 8).all() and (values == codes[1].astype(np.float32) - 8).all()
+    half = pool.arena[page].reshape(2, 2, -1)[1]
+    assert (half[:, 32 * dim :].copy().view(np.float16) == 1).all()
+    rows = (codes[0].T, 64), (codes[1], dim)  # K [dim][64], V [64][dim]
+    for raw, (numbers, width) in zip(half, rows, strict=True):
+        row, at = raw[: width // 2].tolist(), numbers[0].tolist()
+        for group in range(0, width, 16):
+            n = min(16, width - group)
+            low, high = at[group : group + n // 2], at[group + n // 2 : group + n]
+            assert row[group // 2 : (group + n) // 2] == [a | b << 4 for a, b in zip(low, high, strict=True)]
+
+
+def test_a_head_size_that_a_type_cannot_hold() -> None:
+    for kv_type in ("q4_0", "f16:q4_0", "q4_0:q8_0"):
+        with pytest.raises(InvalidArgumentError, match="head_dim is 7"):
+            page_bytes(KVShape(1, 1, 7), kv_type)
+    assert page_bytes(KVShape(1, 1, 7), "q8_0") == 2 * 64 * 9
 
 
 def test_a_page_is_clean_when_it_is_handed_out_again() -> None:

@@ -74,7 +74,7 @@ def test_close_to_reference(tmp_path: Path, kind: str, tied: bool) -> None:
 
 
 @pytest.mark.parametrize("kind", ["F32", "Q4_0", "Q8_0", "Q5_1", "Q2_K", "Q4_K", "Q5_K", "Q6_K"])
-@pytest.mark.parametrize("kv_type", ["f32", "f16", "q8_0"])
+@pytest.mark.parametrize("kv_type", ["f32", "f16", "q8_0", "q8_0:q4_0"])
 def test_same_bits_for_threads_batches_panels_and_fusing(tmp_path: Path, kind: str, kv_type: str) -> None:
     sizes = {"dim": 256, "n_heads": 8, "ffn": 512} if kind in BLOCKS_OF_256 else {"dim": 96, "n_heads": 6, "ffn": 160}
     path = tiny_llama_gguf(tmp_path / "m.gguf", type=kind, n_kv_heads=2, n_ctx=2048, **sizes)

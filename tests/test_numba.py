@@ -95,7 +95,7 @@ def test_close_to_the_reference(tmp_path: Path, type: str) -> None:
 def test_same_bits_as_native(tmp_path: Path, type: str) -> None:
     with opened(tiny(tmp_path, type, n_layers=1)) as (plan, weights):
         ids = some_ids(530, plan.n_vocab)  # more than one split of the cache
-        for kv_type in ("f32", "f16", "q8_0"):
+        for kv_type in ("f32", "f16", "q8_0", "q4_0"):
             wanted = logits("native", plan, weights, ids, kv_type=kv_type)
             assert np.array_equal(wanted, logits("numba", plan, weights, ids, kv_type=kv_type))
 

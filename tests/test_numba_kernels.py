@@ -16,7 +16,10 @@ from edgellm import blocks
 from edgellm.backends.numba_kernels import attention, jit, linear, pool, vector
 from edgellm.backends.numba_kernels.intrinsics import at, f16_to_f32, f32_to_f16, put
 from edgellm.backends.numba_kernels.jit import INT, Kernel, f32s, kernel, u16s
+from edgellm.backends.numba_kernels.pages import views
 from edgellm.blocks import ALL, BlockType
+from edgellm.cache import KV_TYPES, PagePool
+from edgellm.plan import KVShape
 from edgellm.quants import dequantize, quantize
 
 NONE, GO = np.empty(0, np.float32), np.zeros(1, np.int32)
@@ -350,6 +353,26 @@ def test_a_forked_child_has_threads_of_its_own() -> None:
         pool.run(seen.append, 100, 3)
         os._exit(0 if sorted(seen) == list(range(100)) else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.parametrize("kv_type", list(KV_TYPES))
+@pytest.mark.parametrize("dim", [2, 14, 16, 48, 90])
+def test_stored_bytes_are_those_of_the_definition(kv_type: str, dim: int) -> None:
+    heads, n, rng = 2, 70, np.random.default_rng(dim)
+    wanted, got = (PagePool(KVShape(1, heads, dim), kv_type, 2) for _ in range(2))
+    for page_pool in (wanted, got):
+        assert page_pool.allocate(2) == [0, 1]
+    k = rng.standard_normal((n, heads, dim)).astype(np.float32)
+    v = rng.standard_t(3, (n, heads, dim)).astype(np.float32)
+    k[3], v[4], v[5] = 0, v[4] * 1e-9, v[5] * 1e4
+    for token in range(n):
+        for head in range(heads):
+            wanted.store(token // 64, head, token % 64, k[token, head], v[token, head])
+    place = np.array([0, 2, 0, 0, 0], np.int64)
+    table = np.array([0, 1], np.int32)
+    store = attention.kernels(kv_type, kv_type)[0]
+    store(k.reshape(-1), v.reshape(-1), *views(got), table, place, heads, dim, 0, n)
+    assert np.array_equal(wanted.arena, got.arena)
 
 
 def test_store_writes_only_its_own_lanes() -> None:

@@ -28,7 +28,7 @@ from . import LoadProgress, check_pass
 from .lowering import LoweredStep, lower, panel_weights
 
 _ROWS, _PANELS = 0, 1
-_KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 2}
+_KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 2, "q4_0": 3}
 _PACK_BYTES = 2 << 20  # of rows that one packing task turns into panels
 _TOUCH_BYTES = 1 << 20  # of a packed file that are mapped at once: Python's lock is held meanwhile
 _LINE = 64  # bytes; panels start on cache lines

@@ -48,7 +48,7 @@ def kv_type_options(function: _F) -> _F:
         v_type = ctx.meta.get("v_type") or value
         return value if v_type == value else f"{value}:{v_type}"
 
-    choices = click.Choice(["auto", "f32", "f16", "q8_0"])
+    choices = click.Choice(["auto", "f32", "f16", "q8_0", "q4_0"])
     return _apply(
         [
             click.option("-ctk", "--kv-type", "--cache-type-k", "kv_type", type=choices, default="auto", callback=pair,

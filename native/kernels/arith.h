@@ -118,4 +118,24 @@ static inline int8_t el_q8(float v) {
     return (int8_t)((int32_t)(el_bits(v + EL_EXP_ROUND) & 0x7fffffu) - 0x400000);
 }
 
+/* The same for 4 bits: limited to -8 .. 7, then 8 is added. A NaN gives 15. */
+static inline uint8_t el_q4(float v) {
+    v = v < 7.0f ? v : 7.0f;
+    v = v > -8.0f ? v : -8.0f;
+    return (uint8_t)((el_bits(v + EL_EXP_ROUND) & 0x7fffffu) - 0x400000u + 8u);
+}
+
+/* Where number i of a row of `width` numbers of a q4_0 page lies: the byte, and how far up in it. `row` is the number of
+ * numbers before the row, an even one. */
+static inline int64_t el_nibble(int64_t row, int64_t i, int64_t width, int *shift) {
+    int64_t group = i & ~(int64_t)15, n = width - group < 16 ? width - group : 16, at = i - group;
+    *shift = at < n / 2 ? 0 : 4;
+    return (row + group) / 2 + (at < n / 2 ? at : at - n / 2);
+}
+static inline float el_number_q4_0(const void *page, int64_t row, int64_t i, int64_t width) {
+    int shift;
+    int64_t byte = el_nibble(row, i, width, &shift);
+    return (float)((((const uint8_t *)page)[byte] >> shift & 15) - 8);
+}
+
 #endif

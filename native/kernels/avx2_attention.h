@@ -7,35 +7,62 @@
  */
 enum { DIRECT_ROWS = 8, TILE_ROWS = 6 };
 
-INLINE __m256 kv_f32(const void *page, int64_t i) { return _mm256_loadu_ps((const float *)page + i); }
-INLINE __m256 kv_f16(const void *page, int64_t i) { return halves8((const uint16_t *)page + i); }
-INLINE __m256 kv_q8_0(const void *page, int64_t i) {
-    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)((const int8_t *)page + i))));
+/* Numbers i .. i + 7 of the row that begins `row` numbers behind the page's begin, i a multiple of 8. Of 16 numbers of 4 bits
+ * the first 8 are in the low halves of 8 bytes. */
+INLINE __m256 kv_f32(const void *page, int64_t row, int64_t i) { return _mm256_loadu_ps((const float *)page + row + i); }
+INLINE __m256 kv_f16(const void *page, int64_t row, int64_t i) { return halves8((const uint16_t *)page + row + i); }
+INLINE __m256 kv_q8_0(const void *page, int64_t row, int64_t i) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)((const int8_t *)page + row + i))));
 }
-INLINE float one_kv_f32(const void *page, int64_t i) { return ((const float *)page)[i]; }
-INLINE float one_kv_f16(const void *page, int64_t i) { return el_f16_to_f32(((const uint16_t *)page)[i]); }
-INLINE float one_kv_q8_0(const void *page, int64_t i) { return (float)((const int8_t *)page)[i]; }
-enum { BYTES_f32 = 4, BYTES_f16 = 2, BYTES_q8_0 = 1 };
+INLINE __m256 kv_q4_0(const void *page, int64_t row, int64_t i) {
+    __m128i codes = _mm_loadl_epi64((const __m128i *)((const uint8_t *)page + (row + (i & ~(int64_t)15)) / 2));
+    if (i & 8) codes = _mm_srli_epi16(codes, 4);
+    codes = _mm_sub_epi8(_mm_and_si128(codes, _mm_set1_epi8(15)), _mm_set1_epi8(8));
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(codes));
+}
+INLINE float one_kv_f32(const void *page, int64_t row, int64_t i, int64_t width) {
+    (void)width;
+    return ((const float *)page)[row + i];
+}
+INLINE float one_kv_f16(const void *page, int64_t row, int64_t i, int64_t width) {
+    (void)width;
+    return el_f16_to_f32(((const uint16_t *)page)[row + i]);
+}
+INLINE float one_kv_q8_0(const void *page, int64_t row, int64_t i, int64_t width) {
+    (void)width;
+    return (float)((const int8_t *)page)[row + i];
+}
+#define one_kv_q4_0 el_number_q4_0
+
+/* Bytes of n numbers, and how many of n channels are read 8 at a time */
+#define BYTES_f32(n) ((n) * 4)
+#define BYTES_f16(n) ((n) * 2)
+#define BYTES_q8_0(n) (n)
+#define BYTES_q4_0(n) ((n) / 2)
+#define WHOLE_f32(n) (n)
+#define WHOLE_f16(n) (n)
+#define WHOLE_q8_0(n) (n)
+#define WHOLE_q4_0(n) ((n) / 16 * 16)
 
 /* y[t] = factor * scale of token t, times x[t] where x is given; pages without scales: factor */
-INLINE const uint16_t *scales_of(const void *page, int64_t head_dim) {
-    return (const uint16_t *)((const int8_t *)page + head_dim * EL_PAGE_TOKENS);
+INLINE const uint16_t *scales_of(const void *page, int64_t behind) { /* `behind` bytes after the page's begin */
+    return (const uint16_t *)((const int8_t *)page + behind);
 }
-INLINE void prefetch_scales(const char *page, int64_t head_dim) {
+INLINE void prefetch_scales(const char *page, int64_t behind) {
     if (!page) return;
-    prefetch(page + head_dim * EL_PAGE_TOKENS);
-    prefetch(page + head_dim * EL_PAGE_TOKENS + 64);
+    prefetch(page + behind);
+    prefetch(page + behind + 64);
 }
-INLINE void token_factors(const void *page, int64_t head_dim, int scaled, float factor, float *y) {
+INLINE void token_factors(const void *page, int64_t behind, int scaled, float factor, float *y) {
     for (int t = 0; t < EL_PAGE_TOKENS; t += 8) {
         __m256 f = _mm256_set1_ps(factor);
-        if (scaled) f = _mm256_mul_ps(f, halves8(scales_of(page, head_dim) + t));
+        if (scaled) f = _mm256_mul_ps(f, halves8(scales_of(page, behind) + t));
         _mm256_storeu_ps(y + t, f);
     }
 }
-INLINE void scaled_weights(const float *p, int n_rows, const void *page, int64_t head_dim, float *y) {
+INLINE void scaled_weights(const float *p, int n_rows, const void *page, int64_t behind, float *y) {
     for (int i = 0; i < n_rows * EL_PAGE_TOKENS; i += 8)
-        _mm256_storeu_ps(y + i, _mm256_mul_ps(_mm256_loadu_ps(p + i), halves8(scales_of(page, head_dim) + i % EL_PAGE_TOKENS)));
+        _mm256_storeu_ps(y + i, _mm256_mul_ps(_mm256_loadu_ps(p + i), halves8(scales_of(page, behind) + i % EL_PAGE_TOKENS)));
 }
 
 /* c[r][0 .. 8 V) += sum over k < n of a[r][k] * b[k][0 .. 8 V), in ascending k; a row of b has 64 floats */
@@ -84,9 +111,9 @@ static void product_up_to_6(const float *a, int64_t lda, int64_t n, const float 
             for (int64_t d = 0; d < head_dim; d++) {                                                             \
                 __m256 k[8];                                                                                     \
                 int64_t at = d * EL_PAGE_TOKENS + t0;                                                            \
-                if (ahead && at * BYTES_##TYPE % 64 == 0) prefetch(ahead + at * BYTES_##TYPE);                   \
-                if (ahead && V * 8 * BYTES_##TYPE > 64) prefetch(ahead + at * BYTES_##TYPE + 64);                \
-                UNROLL for (int v = 0; v < V; v++) k[v] = kv_##TYPE(page, at + 8 * v);                           \
+                if (ahead && BYTES_##TYPE(at) % 64 == 0) prefetch(ahead + BYTES_##TYPE(at));                     \
+                if (ahead && BYTES_##TYPE(V * 8) > 64) prefetch(ahead + BYTES_##TYPE(at) + 64);                  \
+                UNROLL for (int v = 0; v < V; v++) k[v] = kv_##TYPE(page, d * EL_PAGE_TOKENS, t0 + 8 * v);       \
                 UNROLL for (int g = 0; g < G; g++) {                                                             \
                     __m256 factor = _mm256_broadcast_ss(q + g * head_dim + d);                                   \
                     UNROLL for (int v = 0; v < V; v++) s[g][v] = _mm256_fmadd_ps(factor, k[v], s[g][v]);         \
@@ -104,7 +131,7 @@ static void product_up_to_6(const float *a, int64_t lda, int64_t n, const float 
         for (int64_t d0 = 0; d0 < head_dim; d0 += EL_PAGE_TOKENS) {                                              \
             int64_t n = min64(EL_PAGE_TOKENS, head_dim - d0);                                                    \
             for (int64_t i = 0; i < n * EL_PAGE_TOKENS; i += 8)                                                  \
-                _mm256_storeu_ps(wide + i, kv_##TYPE(page, d0 * EL_PAGE_TOKENS + i));                            \
+                _mm256_storeu_ps(wide + i, kv_##TYPE(page, d0 * EL_PAGE_TOKENS, i));                             \
             for (int64_t r = 0; r < n_rows; r += TILE_ROWS)                                                      \
                 product_up_to_6(q + r * head_dim + d0, head_dim, n, wide, min64(TILE_ROWS, n_rows - r),          \
                                 EL_PAGE_TOKENS, scores + r * EL_PAGE_TOKENS, EL_PAGE_TOKENS);                    \
@@ -116,12 +143,12 @@ static void product_up_to_6(const float *a, int64_t lda, int64_t n, const float 
     static void attn_scores_##TYPE(const float *q, int64_t n_rows, int64_t head_dim, const void *k_page,         \
                                    const void *ahead, float scale, float *scores) {                              \
         float factors[EL_PAGE_TOKENS];                                                                           \
-        token_factors(k_page, head_dim, SCALED, scale, factors);                                                 \
+        token_factors(k_page, BYTES_##TYPE(head_dim * EL_PAGE_TOKENS), SCALED, scale, factors);                  \
         if (n_rows > DIRECT_ROWS) {                                                                              \
             many_scores_##TYPE(q, n_rows, head_dim, k_page, factors, scores);                                    \
             return;                                                                                              \
         }                                                                                                        \
-        if (SCALED) prefetch_scales(ahead, head_dim);                                                            \
+        if (SCALED) prefetch_scales(ahead, BYTES_##TYPE(head_dim * EL_PAGE_TOKENS));                             \
         for (; n_rows >= 4; n_rows -= 4, q += 4 * head_dim, scores += 4 * EL_PAGE_TOKENS, ahead = NULL)          \
             scores_##TYPE(q, head_dim, k_page, ahead, 4, 2, factors, scores);                                    \
         if (n_rows == 3) scores_##TYPE(q, head_dim, k_page, ahead, 3, 2, factors, scores);                       \
@@ -136,8 +163,8 @@ static void product_up_to_6(const float *a, int64_t lda, int64_t n, const float 
         for (int64_t t = first; t < end; t++) {                                                                  \
             __m256 value[4];                                                                                     \
             int64_t at = t * head_dim + d0;                                                                      \
-            if (ahead) prefetch(ahead + at * BYTES_##TYPE);                                                      \
-            UNROLL for (int v = 0; v < V; v++) value[v] = kv_##TYPE(page, at + 8 * v);                           \
+            if (ahead) prefetch(ahead + BYTES_##TYPE(at));                                                       \
+            UNROLL for (int v = 0; v < V; v++) value[v] = kv_##TYPE(page, t * head_dim, d0 + 8 * v);             \
             UNROLL for (int g = 0; g < G; g++) {                                                                 \
                 __m256 factor = _mm256_broadcast_ss(p + g * EL_PAGE_TOKENS + t);                                 \
                 UNROLL for (int v = 0; v < V; v++) s[g][v] = _mm256_fmadd_ps(factor, value[v], s[g][v]);         \
@@ -150,19 +177,19 @@ static void product_up_to_6(const float *a, int64_t lda, int64_t n, const float 
                              const void *page, const char *ahead, float *acc) {                                  \
         float scaled[4 * EL_PAGE_TOKENS];                                                                        \
         if (SCALED) {                                                                                            \
-            scaled_weights(p, G, page, head_dim, scaled);                                                        \
+            scaled_weights(p, G, page, BYTES_##TYPE(head_dim * EL_PAGE_TOKENS), scaled);                         \
             p = scaled;                                                                                          \
         }                                                                                                        \
         int64_t d = 0;                                                                                           \
         if (G <= 2)                                                                                              \
-            for (; d + 32 <= head_dim; d += 32) values_##TYPE(p, head_dim, first, end, page, ahead, d, G, 4, acc); \
-        for (; d + 16 <= head_dim; d += 16) values_##TYPE(p, head_dim, first, end, page, ahead, d, G, 2, acc);   \
-        for (; d + 8 <= head_dim; d += 8) values_##TYPE(p, head_dim, first, end, page, ahead, d, G, 1, acc);     \
+            for (; d + 32 <= WHOLE_##TYPE(head_dim); d += 32) values_##TYPE(p, head_dim, first, end, page, ahead, d, G, 4, acc); \
+        for (; d + 16 <= WHOLE_##TYPE(head_dim); d += 16) values_##TYPE(p, head_dim, first, end, page, ahead, d, G, 2, acc); \
+        for (; d + 8 <= WHOLE_##TYPE(head_dim); d += 8) values_##TYPE(p, head_dim, first, end, page, ahead, d, G, 1, acc); \
         for (; d < head_dim; d++)                                                                                \
             for (int g = 0; g < G; g++)                                                                          \
                 for (int64_t t = first; t < end; t++)                                                            \
                     acc[g * head_dim + d] = el_fmaf(p[g * EL_PAGE_TOKENS + t],                                   \
-                                                    one_kv_##TYPE(page, t * head_dim + d), acc[g * head_dim + d]); \
+                                                    one_kv_##TYPE(page, t * head_dim, d, head_dim), acc[g * head_dim + d]); \
     }                                                                                                            \
     static void many_values_##TYPE(const float *p, int64_t n_rows, int64_t head_dim, int64_t first, int64_t end, \
                                    const void *page, float *acc) {                                               \
@@ -172,13 +199,13 @@ static void product_up_to_6(const float *a, int64_t lda, int64_t n, const float 
             for (int64_t t = first; t < end; t++) {                                                              \
                 float *to = wide + (t - first) * EL_PAGE_TOKENS;                                                 \
                 int64_t d = 0;                                                                                   \
-                for (; d + 8 <= n; d += 8) _mm256_storeu_ps(to + d, kv_##TYPE(page, t * head_dim + d0 + d));     \
-                for (; d < n; d++) to[d] = one_kv_##TYPE(page, t * head_dim + d0 + d);                           \
+                for (; d + 8 <= WHOLE_##TYPE(n); d += 8) _mm256_storeu_ps(to + d, kv_##TYPE(page, t * head_dim, d0 + d)); \
+                for (; d < n; d++) to[d] = one_kv_##TYPE(page, t * head_dim, d0 + d, head_dim);                  \
             }                                                                                                    \
             for (int64_t r = 0; r < n_rows; r += TILE_ROWS) {                                                    \
                 int64_t rows = min64(TILE_ROWS, n_rows - r);                                                     \
                 const float *weights = p + r * EL_PAGE_TOKENS;                                                   \
-                if (SCALED) scaled_weights(weights, (int)rows, page, head_dim, scaled), weights = scaled;        \
+                if (SCALED) scaled_weights(weights, (int)rows, page, BYTES_##TYPE(head_dim * EL_PAGE_TOKENS), scaled), weights = scaled; \
                 product_up_to_6(weights + first, EL_PAGE_TOKENS, end - first, wide, rows, n,                     \
                                 acc + r * head_dim + d0, head_dim);                                              \
             }                                                                                                    \
@@ -190,7 +217,7 @@ static void product_up_to_6(const float *a, int64_t lda, int64_t n, const float 
             many_values_##TYPE(p, n_rows, head_dim, first, end, v_page, acc);                                    \
             return;                                                                                              \
         }                                                                                                        \
-        if (SCALED) prefetch_scales(ahead, head_dim);                                                            \
+        if (SCALED) prefetch_scales(ahead, BYTES_##TYPE(head_dim * EL_PAGE_TOKENS));                             \
         for (; n_rows >= 4; n_rows -= 4, p += 4 * EL_PAGE_TOKENS, acc += 4 * head_dim, ahead = NULL)             \
             heads_##TYPE(p, 4, head_dim, first, end, v_page, ahead, acc);                                        \
         if (n_rows == 3) heads_##TYPE(p, 3, head_dim, first, end, v_page, ahead, acc);                           \
@@ -201,6 +228,7 @@ static void product_up_to_6(const float *a, int64_t lda, int64_t n, const float 
 ATTENTION(f32, 0)
 ATTENTION(f16, 0)
 ATTENTION(q8_0, 1)
+ATTENTION(q4_0, 1)
 
 /* ---- storing a token, and the largest score ------------------------------------------------------------------------- */
 static void store_k_f16(const float *x, int64_t head_dim, int64_t t, void *page) {
@@ -268,8 +296,8 @@ static float largest(const float *x, int64_t n, float max) {
 }
 
 #define ATTENTION_ENTRIES                                                                          \
-    .attn_scores = {attn_scores_f32, attn_scores_f16, attn_scores_q8_0}, /* by el_kv_type */       \
-    .attn_values = {attn_values_f32, attn_values_f16, attn_values_q8_0},                           \
+    .attn_scores = {attn_scores_f32, attn_scores_f16, attn_scores_q8_0, attn_scores_q4_0}, /* by el_kv_type */ \
+    .attn_values = {attn_values_f32, attn_values_f16, attn_values_q8_0, attn_values_q4_0},     \
     .attn_store_k = {[EL_KV_F16] = store_k_f16, [EL_KV_Q8_0] = store_k_q8_0},                      \
     .attn_store_v = {[EL_KV_F16] = store_v_f16, [EL_KV_Q8_0] = store_v_q8_0},                      \
     .largest = largest,

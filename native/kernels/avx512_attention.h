@@ -24,21 +24,46 @@ INLINE __m512 some_f16(const void *page, int64_t i, __mmask16 m) {
 INLINE __m512 some_q8_0(const void *page, int64_t i, __mmask16 m) {
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(m, (const int8_t *)page + i)));
 }
-enum { BYTES_f32 = 4, BYTES_f16 = 2, BYTES_q8_0 = 1 };
 
-/* The scales behind a page of q8_0, tokens t .. t + 15 */
-INLINE __m512 token_scales(const void *page, int64_t head_dim, int64_t t) {
-    const uint16_t *d = (const uint16_t *)((const int8_t *)page + head_dim * EL_PAGE_TOKENS);
+/* 4-bit numbers: 16 of them are 8 bytes, the first 8 in the low halves. The table lookup looks at 4 bits of an index only. */
+INLINE __m512 kv_q4_0(const void *page, int64_t i) {
+    const __m512 numbers = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
+    int64_t bytes;
+    memcpy(&bytes, (const uint8_t *)page + i / 2, 8);
+    __m128i codes = _mm_srlv_epi64(_mm_set1_epi64x(bytes), _mm_set_epi64x(4, 0));
+    return _mm512_permutexvar_ps(_mm512_cvtepu8_epi32(codes), numbers);
+}
+INLINE __m512 some_q4_0(const void *page, int64_t i, __mmask16 m) {
+    int n = __builtin_popcount(m), half = n / 2;
+    if (n == 16) return kv_q4_0(page, i);
+    const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    __mmask16 high = m & ~first_lanes(half);
+    __m128i bytes = _mm_maskz_loadu_epi8(first_lanes(half), (const uint8_t *)page + i / 2);
+    __m512i at = _mm512_mask_sub_epi32(lane, high, lane, _mm512_set1_epi32(half));
+    __m512i code = _mm512_permutexvar_epi32(at, _mm512_cvtepu8_epi32(bytes));
+    code = _mm512_and_si512(_mm512_mask_srli_epi32(code, high, code, 4), _mm512_set1_epi32(15));
+    return _mm512_maskz_sub_ps(m, _mm512_cvtepi32_ps(code), _mm512_set1_ps(8.0f));
+}
+
+/* Bytes of n numbers */
+#define BYTES_f32(n) ((n) * 4)
+#define BYTES_f16(n) ((n) * 2)
+#define BYTES_q8_0(n) (n)
+#define BYTES_q4_0(n) ((n) / 2)
+
+/* The scales that stand `behind` bytes after a page's begin, tokens t .. t + 15 */
+INLINE __m512 token_scales(const void *page, int64_t behind, int64_t t) {
+    const uint16_t *d = (const uint16_t *)((const int8_t *)page + behind);
     return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(d + t)));
 }
-INLINE void prefetch_scales(const char *page, int64_t head_dim) {
+INLINE void prefetch_scales(const char *page, int64_t behind) {
     if (!page) return;
-    prefetch(page + head_dim * EL_PAGE_TOKENS);
-    prefetch(page + head_dim * EL_PAGE_TOKENS + 64);
+    prefetch(page + behind);
+    prefetch(page + behind + 64);
 }
-INLINE void scaled_weights(const float *p, int64_t n_rows, const void *page, int64_t head_dim, float *y) {
+INLINE void scaled_weights(const float *p, int64_t n_rows, const void *page, int64_t behind, float *y) {
     UNROLL for (int t = 0; t < EL_PAGE_TOKENS; t += 16) {
-        __m512 d = token_scales(page, head_dim, t);
+        __m512 d = token_scales(page, behind, t);
         for (int64_t r = 0; r < n_rows * EL_PAGE_TOKENS; r += EL_PAGE_TOKENS)
             _mm512_storeu_ps(y + r + t, _mm512_mul_ps(_mm512_loadu_ps(p + r + t), d));
     }
@@ -112,8 +137,8 @@ static void product(const float *a, int64_t lda, int64_t n, const float *b, int6
             for (int64_t d = 0; d < head_dim; d++) {                                                             \
                 __m512 k[4];                                                                                     \
                 int64_t at = d * EL_PAGE_TOKENS + t0;                                                            \
-                if (ahead && at * BYTES_##TYPE % 64 == 0)                                                        \
-                    UNROLL for (int l = 0; l < 16 * V * BYTES_##TYPE; l += 64) prefetch(ahead + at * BYTES_##TYPE + l); \
+                if (ahead && BYTES_##TYPE(at) % 64 == 0)                                                         \
+                    UNROLL for (int l = 0; l < BYTES_##TYPE(16 * V); l += 64) prefetch(ahead + BYTES_##TYPE(at) + l); \
                 UNROLL for (int v = 0; v < V; v++) k[v] = kv_##TYPE(page, at + 16 * v);                          \
                 UNROLL for (int g = 0; g < G; g++) {                                                             \
                     __m512 factor = _mm512_set1_ps(q[g * head_dim + d]);                                         \
@@ -122,7 +147,7 @@ static void product(const float *a, int64_t lda, int64_t n, const float *b, int6
             }                                                                                                    \
             UNROLL for (int v = 0; v < V; v++) {                                                                 \
                 __m512 f = _mm512_set1_ps(scale);                                                                \
-                if (SCALED) f = _mm512_mul_ps(f, token_scales(page, head_dim, t0 + 16 * v));                     \
+                if (SCALED) f = _mm512_mul_ps(f, token_scales(page, BYTES_##TYPE(head_dim * EL_PAGE_TOKENS), t0 + 16 * v)); \
                 UNROLL for (int g = 0; g < G; g++)                                                               \
                     _mm512_storeu_ps(scores + g * EL_PAGE_TOKENS + t0 + 16 * v, _mm512_mul_ps(s[g][v], f));      \
             }                                                                                                    \
@@ -140,7 +165,7 @@ static void product(const float *a, int64_t lda, int64_t n, const float *b, int6
         }                                                                                                        \
         UNROLL for (int t = 0; t < EL_PAGE_TOKENS; t += 16) {                                                    \
             __m512 f = _mm512_set1_ps(scale);                                                                    \
-            if (SCALED) f = _mm512_mul_ps(f, token_scales(page, head_dim, t));                                   \
+            if (SCALED) f = _mm512_mul_ps(f, token_scales(page, BYTES_##TYPE(head_dim * EL_PAGE_TOKENS), t));    \
             for (float *s = scores + t; s < scores + n_rows * EL_PAGE_TOKENS; s += EL_PAGE_TOKENS)               \
                 _mm512_storeu_ps(s, _mm512_mul_ps(_mm512_loadu_ps(s), f));                                       \
         }                                                                                                        \
@@ -151,7 +176,7 @@ static void product(const float *a, int64_t lda, int64_t n, const float *b, int6
             many_scores_##TYPE(q, n_rows, head_dim, k_page, scale, scores);                                      \
             return;                                                                                              \
         }                                                                                                        \
-        if (SCALED) prefetch_scales(ahead, head_dim);                                                            \
+        if (SCALED) prefetch_scales(ahead, BYTES_##TYPE(head_dim * EL_PAGE_TOKENS));                             \
         BY_ROWS(SCORES_##TYPE)                                                                                   \
     }                                                                                                            \
     INLINE void values_##TYPE(const float *p, int64_t head_dim, int64_t first, int64_t end, const void *page,    \
@@ -163,7 +188,7 @@ static void product(const float *a, int64_t lda, int64_t n, const float *b, int6
             __m512 value[4];                                                                                     \
             int64_t at = t * head_dim + d0;                                                                      \
             if (ahead)                                                                                           \
-                UNROLL for (int l = 0; l < 16 * V * BYTES_##TYPE; l += 64) prefetch(ahead + at * BYTES_##TYPE + l); \
+                UNROLL for (int l = 0; l < BYTES_##TYPE(16 * V); l += 64) prefetch(ahead + BYTES_##TYPE(at) + l); \
             UNROLL for (int v = 0; v < V; v++) value[v] = kv_##TYPE(page, at + 16 * v);                          \
             UNROLL for (int g = 0; g < G; g++) {                                                                 \
                 __m512 factor = _mm512_set1_ps(p[g * EL_PAGE_TOKENS + t]);                                       \
@@ -205,7 +230,7 @@ static void product(const float *a, int64_t lda, int64_t n, const float *b, int6
             for (int64_t r = 0; r < n_rows; r += TILE_ROWS * 8) {                                                \
                 int64_t rows = min64(TILE_ROWS * 8, n_rows - r);                                                 \
                 const float *weights = p + r * EL_PAGE_TOKENS;                                                   \
-                if (SCALED) scaled_weights(weights, rows, page, head_dim, scaled), weights = scaled;             \
+                if (SCALED) scaled_weights(weights, rows, page, BYTES_##TYPE(head_dim * EL_PAGE_TOKENS), scaled), weights = scaled; \
                 product(weights + first, EL_PAGE_TOKENS, end - first, wide, rows, n, acc + r * head_dim + d0, head_dim); \
             }                                                                                                    \
         }                                                                                                        \
@@ -218,8 +243,8 @@ static void product(const float *a, int64_t lda, int64_t n, const float *b, int6
         }                                                                                                        \
         float scaled[DIRECT_ROWS * EL_PAGE_TOKENS];                                                              \
         if (SCALED) {                                                                                            \
-            prefetch_scales(ahead, head_dim);                                                                    \
-            scaled_weights(p, n_rows, v_page, head_dim, scaled);                                                 \
+            prefetch_scales(ahead, BYTES_##TYPE(head_dim * EL_PAGE_TOKENS));                                     \
+            scaled_weights(p, n_rows, v_page, BYTES_##TYPE(head_dim * EL_PAGE_TOKENS), scaled);                  \
             p = scaled;                                                                                          \
         }                                                                                                        \
         BY_ROWS(VALUES_##TYPE)                                                                                   \
@@ -228,13 +253,16 @@ static void product(const float *a, int64_t lda, int64_t n, const float *b, int6
 #define SCORES_f32(G) scores_f32(q, head_dim, k_page, ahead, G, G <= TILE_ROWS ? 4 : 2, scale, scores)
 #define SCORES_f16(G) scores_f16(q, head_dim, k_page, ahead, G, G <= TILE_ROWS ? 4 : 2, scale, scores)
 #define SCORES_q8_0(G) scores_q8_0(q, head_dim, k_page, ahead, G, G <= TILE_ROWS ? 4 : 2, scale, scores)
+#define SCORES_q4_0(G) scores_q4_0(q, head_dim, k_page, ahead, G, G <= TILE_ROWS ? 4 : 2, scale, scores)
 #define VALUES_f32(G) rows_f32(p, G, head_dim, first, end, v_page, ahead, acc)
 #define VALUES_f16(G) rows_f16(p, G, head_dim, first, end, v_page, ahead, acc)
 #define VALUES_q8_0(G) rows_q8_0(p, G, head_dim, first, end, v_page, ahead, acc)
+#define VALUES_q4_0(G) rows_q4_0(p, G, head_dim, first, end, v_page, ahead, acc)
 
 ATTENTION(f32, 0)
 ATTENTION(f16, 0)
 ATTENTION(q8_0, 1)
+ATTENTION(q4_0, 1)
 
 /* ---- storing a token ------------------------------------------------------------------------------------------------ */
 static void store_k_f16(const float *x, int64_t head_dim, int64_t t, void *page) {
@@ -354,8 +382,8 @@ static void exp_sum(float *x, int64_t n, float max, float *sum) {
 }
 
 #define ATTENTION_ENTRIES                                                                          \
-    .attn_scores = {attn_scores_f32, attn_scores_f16, attn_scores_q8_0}, /* by el_kv_type */       \
-    .attn_values = {attn_values_f32, attn_values_f16, attn_values_q8_0},                           \
+    .attn_scores = {attn_scores_f32, attn_scores_f16, attn_scores_q8_0, attn_scores_q4_0}, /* by el_kv_type */ \
+    .attn_values = {attn_values_f32, attn_values_f16, attn_values_q8_0, attn_values_q4_0},     \
     .attn_store_k = {[EL_KV_F16] = store_k_f16, [EL_KV_Q8_0] = store_k_q8_0},                      \
     .attn_store_v = {[EL_KV_F16] = store_v_f16, [EL_KV_Q8_0] = store_v_q8_0},                      \
     .largest = largest,                                                                            \

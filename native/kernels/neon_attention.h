@@ -7,39 +7,67 @@
  */
 enum { DIRECT_ROWS = 8, TILE_ROWS = 4 };
 
-/* 8 numbers of a page as floats */
-INLINE void kv_f32(const void *page, int64_t i, float32x4_t *out) {
-    out[0] = floats4((const float *)page + i);
-    out[1] = floats4((const float *)page + i + 4);
+/* Numbers i .. i + 7, as floats, of the row that begins `row` numbers behind the page's begin, i a multiple of 8. Of 16
+ * numbers of 4 bits the first 8 are in the low halves of 8 bytes. */
+INLINE void kv_f32(const void *page, int64_t row, int64_t i, float32x4_t *out) {
+    out[0] = floats4((const float *)page + row + i);
+    out[1] = floats4((const float *)page + row + i + 4);
 }
-INLINE void kv_f16(const void *page, int64_t i, float32x4_t *out) {
-    out[0] = halves4((const uint16_t *)page + i);
-    out[1] = halves4((const uint16_t *)page + i + 4);
+INLINE void kv_f16(const void *page, int64_t row, int64_t i, float32x4_t *out) {
+    out[0] = halves4((const uint16_t *)page + row + i);
+    out[1] = halves4((const uint16_t *)page + row + i + 4);
 }
-INLINE void kv_q8_0(const void *page, int64_t i, float32x4_t *out) {
-    int16x8_t v = vmovl_s8(vld1_s8((const int8_t *)page + i));
+INLINE void widened(int8x8_t bytes, float32x4_t *out) {
+    int16x8_t v = vmovl_s8(bytes);
     out[0] = vcvtq_f32_s32(vmovl_s16(vget_low_s16(v)));
     out[1] = vcvtq_f32_s32(vmovl_high_s16(v));
 }
-INLINE float one_kv_f32(const void *page, int64_t i) { return ((const float *)page)[i]; }
-INLINE float one_kv_f16(const void *page, int64_t i) { return el_f16_to_f32(((const uint16_t *)page)[i]); }
-INLINE float one_kv_q8_0(const void *page, int64_t i) { return (float)((const int8_t *)page)[i]; }
-enum { BYTES_f32 = 4, BYTES_f16 = 2, BYTES_q8_0 = 1 };
+INLINE void kv_q8_0(const void *page, int64_t row, int64_t i, float32x4_t *out) {
+    widened(vld1_s8((const int8_t *)page + row + i), out);
+}
+INLINE void kv_q4_0(const void *page, int64_t row, int64_t i, float32x4_t *out) {
+    uint8x8_t both = vld1_u8((const uint8_t *)page + (row + (i & ~(int64_t)15)) / 2);
+    uint8x8_t codes = i & 8 ? vshr_n_u8(both, 4) : vand_u8(both, vdup_n_u8(15));
+    widened(vsub_s8(vreinterpret_s8_u8(codes), vdup_n_s8(8)), out);
+}
+INLINE float one_kv_f32(const void *page, int64_t row, int64_t i, int64_t width) {
+    (void)width;
+    return ((const float *)page)[row + i];
+}
+INLINE float one_kv_f16(const void *page, int64_t row, int64_t i, int64_t width) {
+    (void)width;
+    return el_f16_to_f32(((const uint16_t *)page)[row + i]);
+}
+INLINE float one_kv_q8_0(const void *page, int64_t row, int64_t i, int64_t width) {
+    (void)width;
+    return (float)((const int8_t *)page)[row + i];
+}
+#define one_kv_q4_0 el_number_q4_0
 
-INLINE const uint16_t *scales_of(const void *page, int64_t head_dim) {
-    return (const uint16_t *)((const int8_t *)page + head_dim * EL_PAGE_TOKENS);
+/* Bytes of n numbers, and how many of n channels are read 8 at a time */
+#define BYTES_f32(n) ((n) * 4)
+#define BYTES_f16(n) ((n) * 2)
+#define BYTES_q8_0(n) (n)
+#define BYTES_q4_0(n) ((n) / 2)
+#define WHOLE_f32(n) (n)
+#define WHOLE_f16(n) (n)
+#define WHOLE_q8_0(n) (n)
+#define WHOLE_q4_0(n) ((n) / 16 * 16)
+
+INLINE const uint16_t *scales_of(const void *page, int64_t behind) { /* `behind` bytes after the page's begin */
+    return (const uint16_t *)((const int8_t *)page + behind);
 }
 
 /* y (64): factor times the scale of each token; pages without scales: factor */
-INLINE void token_factors(const void *page, int64_t head_dim, const int scaled, float factor, float *y) {
+INLINE void token_factors(const void *page, int64_t behind, const int scaled, float factor, float *y) {
     for (int t = 0; t < EL_PAGE_TOKENS; t += 4)
-        vst1q_f32(y + t, scaled ? vmulq_n_f32(halves4(scales_of(page, head_dim) + t), factor) : vdupq_n_f32(factor));
+        vst1q_f32(y + t, scaled ? vmulq_n_f32(halves4(scales_of(page, behind) + t), factor) : vdupq_n_f32(factor));
 }
 
 /* y (n_rows, 64): p times the tokens' scales */
-INLINE void scaled_weights(const float *p, int64_t n_rows, const void *page, int64_t head_dim, float *y) {
+INLINE void scaled_weights(const float *p, int64_t n_rows, const void *page, int64_t behind, float *y) {
     for (int64_t i = 0; i < n_rows * EL_PAGE_TOKENS; i += 4)
-        vst1q_f32(y + i, vmulq_f32(vld1q_f32(p + i), halves4(scales_of(page, head_dim) + i % EL_PAGE_TOKENS)));
+        vst1q_f32(y + i, vmulq_f32(vld1q_f32(p + i), halves4(scales_of(page, behind) + i % EL_PAGE_TOKENS)));
 }
 
 /* c[r][0 .. 4 V) += sum over k < n of a[r][k] * b[k][0 .. 4 V), in ascending k; a row of b has 64 floats */
@@ -77,8 +105,8 @@ static void product(const float *a, int64_t lda, int64_t n, const float *b, int6
 /* G rows times V times 8 tokens (scores) or channels (values) share each load of the page; 2 G V <= 16 accumulators. */
 #define ATTENTION(TYPE, SCALED)                                                                                  \
     INLINE void ahead_##TYPE(const char *ahead, int64_t at, const int n) { /* numbers at .. at + n */            \
-        for (int i = 0; ahead && at * BYTES_##TYPE % 64 == 0 && i < n * BYTES_##TYPE; i += 64)                   \
-            prefetch(ahead + at * BYTES_##TYPE + i);                                                             \
+        for (int i = 0; ahead && BYTES_##TYPE(at) % 64 == 0 && i < BYTES_##TYPE(n); i += 64)                     \
+            prefetch(ahead + BYTES_##TYPE(at) + i);                                                              \
     }                                                                                                            \
     INLINE void scores_##TYPE(const float *q, int64_t head_dim, const void *page, const char *ahead, const int G, \
                               const int V, const float *factors, float *scores) {                                \
@@ -89,7 +117,7 @@ static void product(const float *a, int64_t lda, int64_t n, const float *b, int6
                 ahead_##TYPE(ahead, d * EL_PAGE_TOKENS + t0, 8 * V);                                             \
                 UNROLL for (int v = 0; v < V; v++) {                                                             \
                     float32x4_t k[2];                                                                            \
-                    kv_##TYPE(page, d * EL_PAGE_TOKENS + t0 + 8 * v, k);                                         \
+                    kv_##TYPE(page, d * EL_PAGE_TOKENS, t0 + 8 * v, k);                                          \
                     UNROLL for (int g = 0; g < G; g++) UNROLL for (int h = 0; h < 2; h++)                        \
                         s[g][2 * v + h] = vfmaq_n_f32(s[g][2 * v + h], k[h], q[g * head_dim + d]);               \
                 }                                                                                                \
@@ -107,7 +135,7 @@ static void product(const float *a, int64_t lda, int64_t n, const float *b, int6
         for (int64_t d0 = 0; d0 < head_dim; d0 += EL_PAGE_TOKENS) {                                              \
             int64_t n = min64(EL_PAGE_TOKENS, head_dim - d0);                                                    \
             for (int64_t i = 0; i < n * EL_PAGE_TOKENS; i += 8) {                                                \
-                kv_##TYPE(page, d0 * EL_PAGE_TOKENS + i, v);                                                     \
+                kv_##TYPE(page, d0 * EL_PAGE_TOKENS, i, v);                                                      \
                 vst1q_f32(wide + i, v[0]);                                                                       \
                 vst1q_f32(wide + i + 4, v[1]);                                                                   \
             }                                                                                                    \
@@ -119,7 +147,7 @@ static void product(const float *a, int64_t lda, int64_t n, const float *b, int6
     static void attn_scores_##TYPE(const float *q, int64_t n_rows, int64_t head_dim, const void *k_page,         \
                                    const void *ahead, float scale, float *scores) {                              \
         float factors[EL_PAGE_TOKENS];                                                                           \
-        token_factors(k_page, head_dim, SCALED, scale, factors);                                                 \
+        token_factors(k_page, BYTES_##TYPE(head_dim * EL_PAGE_TOKENS), SCALED, scale, factors);                  \
         if (n_rows > DIRECT_ROWS) {                                                                              \
             many_scores_##TYPE(q, n_rows, head_dim, k_page, factors, scores);                                    \
             return;                                                                                              \
@@ -139,7 +167,7 @@ static void product(const float *a, int64_t lda, int64_t n, const float *b, int6
             ahead_##TYPE(ahead, t * head_dim + d0, 8 * V);                                                       \
             UNROLL for (int v = 0; v < V; v++) {                                                                 \
                 float32x4_t value[2];                                                                            \
-                kv_##TYPE(page, t * head_dim + d0 + 8 * v, value);                                               \
+                kv_##TYPE(page, t * head_dim, d0 + 8 * v, value);                                                \
                 UNROLL for (int g = 0; g < G; g++) UNROLL for (int h = 0; h < 2; h++)                            \
                     s[g][2 * v + h] = vfmaq_n_f32(s[g][2 * v + h], value[h], p[g * EL_PAGE_TOKENS + t]);         \
             }                                                                                                    \
@@ -151,16 +179,16 @@ static void product(const float *a, int64_t lda, int64_t n, const float *b, int6
                              const void *page, const char *ahead, float *acc) {                                  \
         float scaled[4 * EL_PAGE_TOKENS];                                                                        \
         int64_t d = 0;                                                                                           \
-        if (SCALED) scaled_weights(p, G, page, head_dim, scaled), p = scaled;                                    \
+        if (SCALED) scaled_weights(p, G, page, BYTES_##TYPE(head_dim * EL_PAGE_TOKENS), scaled), p = scaled;     \
         if (G <= 2)                                                                                              \
-            for (; d + 32 <= head_dim; d += 32) values_##TYPE(p, head_dim, first, end, page, ahead, d, G, 4, acc); \
-        for (; d + 16 <= head_dim; d += 16) values_##TYPE(p, head_dim, first, end, page, ahead, d, G, 2, acc);   \
-        for (; d + 8 <= head_dim; d += 8) values_##TYPE(p, head_dim, first, end, page, ahead, d, G, 1, acc);     \
+            for (; d + 32 <= WHOLE_##TYPE(head_dim); d += 32) values_##TYPE(p, head_dim, first, end, page, ahead, d, G, 4, acc); \
+        for (; d + 16 <= WHOLE_##TYPE(head_dim); d += 16) values_##TYPE(p, head_dim, first, end, page, ahead, d, G, 2, acc); \
+        for (; d + 8 <= WHOLE_##TYPE(head_dim); d += 8) values_##TYPE(p, head_dim, first, end, page, ahead, d, G, 1, acc); \
         for (; d < head_dim; d++)                                                                                \
             for (int g = 0; g < G; g++)                                                                          \
                 for (int64_t t = first; t < end; t++)                                                            \
                     acc[g * head_dim + d] = el_fmaf(p[g * EL_PAGE_TOKENS + t],                                   \
-                                                    one_kv_##TYPE(page, t * head_dim + d), acc[g * head_dim + d]); \
+                                                    one_kv_##TYPE(page, t * head_dim, d, head_dim), acc[g * head_dim + d]); \
     }                                                                                                            \
     static void many_values_##TYPE(const float *p, int64_t n_rows, int64_t head_dim, int64_t first, int64_t end, \
                                    const void *page, float *acc) {                                               \
@@ -171,17 +199,17 @@ static void product(const float *a, int64_t lda, int64_t n, const float *b, int6
             for (int64_t t = first; t < end; t++) {                                                              \
                 float *to = wide + (t - first) * EL_PAGE_TOKENS;                                                 \
                 int64_t d = 0;                                                                                   \
-                for (; d + 8 <= n; d += 8) {                                                                     \
-                    kv_##TYPE(page, t * head_dim + d0 + d, v);                                                   \
+                for (; d + 8 <= WHOLE_##TYPE(n); d += 8) {                                                       \
+                    kv_##TYPE(page, t * head_dim, d0 + d, v);                                                    \
                     vst1q_f32(to + d, v[0]);                                                                     \
                     vst1q_f32(to + d + 4, v[1]);                                                                 \
                 }                                                                                                \
-                for (; d < n; d++) to[d] = one_kv_##TYPE(page, t * head_dim + d0 + d);                           \
+                for (; d < n; d++) to[d] = one_kv_##TYPE(page, t * head_dim, d0 + d, head_dim);                  \
             }                                                                                                    \
             for (int64_t r = 0; r < n_rows; r += TILE_ROWS) {                                                    \
                 int64_t rows = min64(TILE_ROWS, n_rows - r);                                                     \
                 const float *weights = p + r * EL_PAGE_TOKENS;                                                   \
-                if (SCALED) scaled_weights(weights, rows, page, head_dim, scaled), weights = scaled;             \
+                if (SCALED) scaled_weights(weights, rows, page, BYTES_##TYPE(head_dim * EL_PAGE_TOKENS), scaled), weights = scaled; \
                 product(weights + first, EL_PAGE_TOKENS, end - first, wide, rows, n, acc + r * head_dim + d0, head_dim); \
             }                                                                                                    \
         }                                                                                                        \
@@ -202,6 +230,7 @@ static void product(const float *a, int64_t lda, int64_t n, const float *b, int6
 ATTENTION(f32, 0)
 ATTENTION(f16, 0)
 ATTENTION(q8_0, 1)
+ATTENTION(q4_0, 1)
 
 /* ---- storing a token, and the largest score ------------------------------------------------------------------------- */
 static void store_k_f16(const float *x, int64_t head_dim, int64_t t, void *page) {
@@ -267,8 +296,8 @@ static float largest(const float *x, int64_t n, float max) {
 }
 
 #define ATTENTION_ENTRIES                                                                          \
-    .attn_scores = {attn_scores_f32, attn_scores_f16, attn_scores_q8_0}, /* by el_kv_type */       \
-    .attn_values = {attn_values_f32, attn_values_f16, attn_values_q8_0},                           \
+    .attn_scores = {attn_scores_f32, attn_scores_f16, attn_scores_q8_0, attn_scores_q4_0}, /* by el_kv_type */ \
+    .attn_values = {attn_values_f32, attn_values_f16, attn_values_q8_0, attn_values_q4_0},     \
     .attn_store_k = {[EL_KV_F16] = store_k_f16, [EL_KV_Q8_0] = store_k_q8_0},                      \
     .attn_store_v = {[EL_KV_F16] = store_v_f16, [EL_KV_Q8_0] = store_v_q8_0},                      \
     .largest = largest,
