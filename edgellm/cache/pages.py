@@ -140,10 +140,11 @@ class Half:
             return
         if self.kv_type == "q8_0":
             x, self.scales(half)[lane] = quantize_q8_0(x)
-        if self.keys:
-            numbers[lane::PAGE_TOKENS] = x
-        else:
-            numbers[lane * self.head_dim : (lane + 1) * self.head_dim] = x
+        with np.errstate(over="ignore"):  # float16 becomes infinite, and the pass says where
+            if self.keys:
+                numbers[lane::PAGE_TOKENS] = x
+            else:
+                numbers[lane * self.head_dim : (lane + 1) * self.head_dim] = x
 
     def load(self, half: np.ndarray) -> np.ndarray:
         """float32 (64, head_dim)."""
