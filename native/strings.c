@@ -4,8 +4,9 @@
 #include "merges.h"
 
 typedef struct {
-    uint32_t tag; /* high half of the hash */
-    int32_t id;   /* -1: empty */
+    uint32_t tag;        /* high half of the hash */
+    int32_t id;          /* -1: empty */
+    uint32_t start, len; /* its bytes in the text: known here, a look costs one line of memory and its text another */
 } string_slot;
 
 struct el_strings {
@@ -75,17 +76,18 @@ static int is_utf8(const uint8_t *p, int64_t n)
 
 /* ---- finding a string by its text ---------------------------------------------------------------------------------- */
 
-int32_t el_strings_find(const el_strings *s, const uint8_t *p, int64_t n)
+static int32_t find_hashed(const el_strings *s, const uint8_t *p, int64_t n, uint64_t h)
 {
-    if (!s || !p || n < 1 || n > s->longest) return -1;
-    uint64_t h = hash_bytes(p, n);
     for (uint64_t i = h & s->mask;; i = (i + 1) & s->mask) {
         const string_slot *e = &s->slots[i];
         if (e->id < 0) return -1;
-        if (e->tag != (uint32_t)(h >> 32)) continue;
-        int64_t start = s->offsets[e->id];
-        if (s->offsets[e->id + 1] - start == n && memcmp(s->text + start, p, (size_t)n) == 0) return e->id;
+        if (e->tag == (uint32_t)(h >> 32) && e->len == n && memcmp(s->text + e->start, p, (size_t)n) == 0) return e->id;
     }
+}
+
+int32_t el_strings_find(const el_strings *s, const uint8_t *p, int64_t n)
+{
+    return !s || !p || n < 1 || n > s->longest ? -1 : find_hashed(s, p, n, hash_bytes(p, n));
 }
 
 static int add_string(el_strings *s, int32_t id)
@@ -94,10 +96,10 @@ static int add_string(el_strings *s, int32_t id)
     int64_t n = s->offsets[id + 1] - s->offsets[id];
     if (n < 1 || !is_utf8(p, n)) return EL_E_UNSUPPORTED;
     if (n > s->longest) s->longest = n;
-    if (el_strings_find(s, p, n) >= 0) return EL_E_UNSUPPORTED;
     uint64_t h = hash_bytes(p, n), i = h & s->mask;
+    if (find_hashed(s, p, n, h) >= 0) return EL_E_UNSUPPORTED;
     while (s->slots[i].id >= 0) i = (i + 1) & s->mask;
-    s->slots[i] = (string_slot){(uint32_t)(h >> 32), id};
+    s->slots[i] = (string_slot){(uint32_t)(h >> 32), id, (uint32_t)s->offsets[id], (uint32_t)n};
     return EL_OK;
 }
 
@@ -114,6 +116,7 @@ int el_strings_new(el_strings **out, const uint8_t *text, int64_t n_bytes, const
     if (!out || !text || !offsets || n < 0 || n > INT32_MAX / 4 || n_bytes < 0) return EL_E_ARGUMENT;
     *out = NULL;
     if (!offsets_ok(offsets, n, n_bytes)) return EL_E_ARGUMENT;
+    if (n_bytes > UINT32_MAX) return EL_E_UNSUPPORTED;
     el_strings *s = calloc(1, sizeof *s);
     if (!s) return EL_E_NOMEM;
     *s = (el_strings){.text = text, .offsets = offsets, .n = n, .mask = 15};
@@ -136,19 +139,60 @@ void el_strings_free(el_strings *s)
 
 /* ---- BPE vocabularies ---------------------------------------------------------------------------------------------- */
 
-/* One merge, "left right": the ids of left, right and both together; 0: one of them is no piece. `joined` has room for the
- * longest piece. */
-static int name_merge(const el_strings *s, const uint8_t *p, int64_t n, uint8_t *joined, int32_t *row)
+enum { MERGE_BLOCK = 32 }; /* merges whose places in the table are fetched together, for they are all over it */
+
+static inline void fetch(const void *p)
 {
+#if defined(__GNUC__)
+    __builtin_prefetch(p);
+#else
+    (void)p;
+#endif
+}
+
+typedef struct {
+    const uint8_t *left, *right;
+    int64_t n_left, n_right; /* 0: no piece can be so long, or there is no space */
+    uint64_t h_left, h_right;
+} merge_text;
+
+static merge_text cut_merge(const el_strings *s, const uint8_t *p, int64_t n)
+{
+    merge_text m = {.left = p};
     const uint8_t *space = n > 1 ? memchr(p + 1, ' ', (size_t)(n - 1)) : NULL;
-    if (!space) return 0;
-    int64_t left = space - p, right = n - left - 1;
-    if (right < 1 || left > s->longest || right > s->longest - left) return 0;
-    memcpy(joined, p, (size_t)left);
-    memcpy(joined + left, space + 1, (size_t)right);
-    row[0] = el_strings_find(s, p, left);
-    row[1] = el_strings_find(s, space + 1, right);
-    row[2] = el_strings_find(s, joined, left + right);
+    int64_t left = space ? space - p : 0, right = n - left - 1;
+    if (!space || right < 1 || left > s->longest || right > s->longest - left) return m;
+    m.right = space + 1, m.n_left = left, m.n_right = right;
+    m.h_left = hash_bytes(p, left), m.h_right = hash_bytes(m.right, right);
+    fetch(&s->slots[m.h_left & s->mask]);
+    fetch(&s->slots[m.h_right & s->mask]);
+    return m;
+}
+
+static void fetch_text(const el_strings *s, uint64_t h)
+{
+    const string_slot *e = &s->slots[h & s->mask];
+    if (e->id >= 0) fetch(s->text + e->start);
+}
+
+static int is_string(const el_strings *s, int32_t id, const uint8_t *p, int64_t n)
+{
+    if (id < 0 || id >= s->n || s->offsets[id + 1] - s->offsets[id] != n) return 0;
+    return memcmp(s->text + s->offsets[id], p, (size_t)n) == 0;
+}
+
+/* ids of left, right and both together; 0: one of them is no piece. Most merges make the piece after the one before makes, or
+ * the same: `guess`. `joined` has room for the longest piece. */
+static int name_merge(const el_strings *s, const merge_text *m, int32_t guess, uint8_t *joined, int32_t *row)
+{
+    int64_t n = m->n_left + m->n_right;
+    if (!n) return 0;
+    memcpy(joined, m->left, (size_t)m->n_left);
+    memcpy(joined + m->n_left, m->right, (size_t)m->n_right);
+    row[0] = find_hashed(s, m->left, m->n_left, m->h_left);
+    row[1] = find_hashed(s, m->right, m->n_right, m->h_right);
+    if (!is_string(s, guess, joined, n)) guess = is_string(s, guess + 1, joined, n) ? guess + 1 : el_strings_find(s, joined, n);
+    row[2] = guess;
     return row[0] >= 0 && row[1] >= 0 && row[2] >= 0;
 }
 
@@ -160,8 +204,19 @@ int el_bpe_merges(const el_strings *pieces, const uint8_t *text, int64_t n_bytes
     if (!offsets_ok(offsets, n_merges, n_bytes)) return EL_E_ARGUMENT;
     uint8_t *joined = malloc((size_t)pieces->longest + 1);
     if (!joined) return EL_E_NOMEM;
-    for (int64_t i = 0; i < n_merges && *bad < 0; i++)
-        if (!name_merge(pieces, text + offsets[i], offsets[i + 1] - offsets[i], joined, rows + 3 * i)) *bad = i;
+    merge_text block[MERGE_BLOCK];
+    int32_t guess = -1;
+    for (int64_t first = 0; first < n_merges && *bad < 0; first += MERGE_BLOCK) {
+        int64_t n = n_merges - first < MERGE_BLOCK ? n_merges - first : MERGE_BLOCK;
+        for (int64_t i = 0; i < n; i++)
+            block[i] = cut_merge(pieces, text + offsets[first + i], offsets[first + i + 1] - offsets[first + i]);
+        for (int64_t i = 0; i < n; i++) fetch_text(pieces, block[i].h_left), fetch_text(pieces, block[i].h_right);
+        for (int64_t i = 0; i < n && *bad < 0; i++) {
+            int32_t *row = rows + 3 * (first + i);
+            if (!name_merge(pieces, &block[i], guess, joined, row)) *bad = first + i;
+            else guess = row[2];
+        }
+    }
     free(joined);
     return *bad < 0 ? EL_OK : EL_E_UNSUPPORTED;
 }

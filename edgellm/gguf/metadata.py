@@ -119,6 +119,9 @@ class Metadata(Mapping[str, Any]):
             value = self._values[key] = self._decode(key, value)
         return value
 
+    def __contains__(self, key: object) -> bool:
+        return key in self._values  # Mapping's own would decode the value
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)
 
