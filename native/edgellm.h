@@ -73,7 +73,8 @@ enum el_op {
     EL_OP_LINEAR_GATED = 3, /* out[0] = act(in[0] @ w[0]^T) * (in[0] @ w[1]^T); i[0] = activation; biases b[0], b[1] */
     EL_OP_ROPE = 4,       /* in place on in[0] (and in[1]): i[0] head_dim, i[1] rotary dims, i[2] style, i[3] table */
     EL_OP_ATTENTION = 5,  /* out[0] = attention of in[0] = q, in[1] = k, in[2] = v over the cache; i[0] layer,
-                             i[1] n_heads, i[2] n_kv_heads, i[3] head_dim, i[4] window (0: all); f[0] scale, f[1] softcap (0: none) */
+                             i[1] n_heads, i[2] n_kv_heads, i[3] head_dim, i[4] window (0: all); f[0] scale, f[1] softcap (0: none);
+                             how q and k were turned: i[5] rotary dims (0: not), i[6] style, i[7] table */
     EL_OP_GATED = 6,      /* out[0] = act(in[0]) * in[1]; i[0] activation */
     EL_OP_ADD = 7,        /* out[0] = in[0] + in[1] */
     EL_OP_TAKE_ROWS = 8,  /* out[0] (outputs, cols) = wanted rows of in[0] */
@@ -138,7 +139,13 @@ enum el_kv_type { EL_KV_F32 = 0, EL_KV_F16 = 1, EL_KV_Q8_0 = 2, EL_KV_Q4_0 = 3, 
 /* One page holds 64 tokens of one layer: for each KV head first K as [head_dim][64] (a lane is a token),
  * then V as [64][head_dim] (a lane is a channel), each in its own type. Q8_0: int8 numbers, and behind them 64 scales
  * (f16), one per token. Q4_0: the same with 4-bit numbers, less 8. Each row of numbers ([64] or [head_dim]) is in groups of
- * 16, the last one may be shorter: byte i of a group of n holds number i (low) and number i + n / 2; head_dim is even. The page table names the page of each block of 64 positions. */
+ * 16, the last one may be shorter: byte i of a group of n holds number i (low) and number i + n / 2; head_dim is even.
+ *
+ * The page table names the page of each block of 64 positions: a ring behind a fixed head, block b in column
+ * b < head_blocks ? b : head_blocks + (b - head_blocks) % ring. keep, first and window say what of the sequence a token
+ * sees (edgellm/cache/span.py). The tail of token t begins at start = max(first, t - window + 1) (window 0: first). Where
+ * start <= keep, t sees [0, t]. Else it sees the head [0, keep) with its query turned back by start - keep positions, and
+ * the tail [start, t]. A layer's own window counts over the gap. */
 typedef struct {
     void *base;              /* the pool's arena */
     int64_t n_pages;
@@ -148,7 +155,12 @@ typedef struct {
     int32_t n_layers;
     int32_t reserved;
     const int32_t *table;    /* (n_layers, table_stride), -1: no page */
-    int64_t table_stride;    /* blocks of 64 positions per layer */
+    int64_t table_stride;    /* columns per layer, head_blocks + ring or more */
+    int64_t head_blocks;
+    int64_t ring;            /* 1 or more */
+    int64_t keep;
+    int64_t first;           /* 0, or keep .. position: dropped by hand */
+    int64_t window;          /* of the sequence; 0: none */
 } el_kv;
 int64_t el_kv_page_bytes(int k_type, int v_type, int64_t n_kv_heads, int64_t head_dim); /* -1: not possible */
 

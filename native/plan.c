@@ -34,11 +34,17 @@ static int linear_ok(const el_plan *p, const el_step *s, int64_t cols, int j, in
     return is_buffer(p, out, w->rows) && same_rows(p, s->in[0], out) && (s->b[j] < 0 || is_vector(p, s->b[j], w->rows));
 }
 
+static int rotation_ok(const el_plan *p, int64_t head_dim, int64_t dims, int64_t style, int64_t table) {
+    return head_dim > 0 && dims > 1 && dims <= head_dim && dims % 2 == 0 && table >= 0 && table < p->n_ropes &&
+           p->ropes[table].n == dims / 2 && (style == EL_ROPE_INTERLEAVED || style == EL_ROPE_HALVES);
+}
+
 static int attention_ok(const el_plan *p, const el_step *s) {
     int64_t heads = s->i[1], kv_heads = s->i[2], dim = s->i[3];
     if (s->i[0] < 0 || heads < 1 || heads > MAX_ITEMS || kv_heads < 1 || heads % kv_heads || dim < 1 ||
         dim > EL_MAX_HEAD_DIM || heads / kv_heads > EL_MAX_GROUP || s->i[4] < 0)
         return 0;
+    if (s->i[5] && !rotation_ok(p, dim, s->i[5], s->i[6], s->i[7])) return 0;
     return is_buffer(p, s->in[0], heads * dim) && is_buffer(p, s->in[1], kv_heads * dim) &&
            is_buffer(p, s->in[2], kv_heads * dim) && is_buffer(p, s->out[0], heads * dim) &&
            !p->buffers[s->in[0]].rows_kind && !p->buffers[s->in[1]].rows_kind && !p->buffers[s->in[2]].rows_kind &&
@@ -46,8 +52,7 @@ static int attention_ok(const el_plan *p, const el_step *s) {
 }
 
 static int rope_ok(const el_plan *p, const el_step *s) {
-    if (s->i[3] < 0 || s->i[3] >= p->n_ropes || s->i[0] < 1 || s->i[1] < 2 || s->i[1] > s->i[0] || s->i[1] % 2) return 0;
-    if (p->ropes[s->i[3]].n != s->i[1] / 2) return 0;
+    if (!rotation_ok(p, s->i[0], s->i[1], s->i[2], s->i[3])) return 0;
     for (int j = 0; j < 2; j++) {
         if (s->in[j] < 0 && j == 1) continue;
         if (!is_buffer(p, s->in[j], -1) || p->buffers[s->in[j]].cols % s->i[0] || p->buffers[s->in[j]].rows_kind) return 0;
@@ -114,19 +119,19 @@ static int copy_inputs(el_plan *p, const el_step *steps, const el_buffer *buffer
     p->buffers = copy_of(buffers, p->n_buffers, sizeof *buffers);
     p->weights = copy_of(weights, p->n_weights, sizeof *weights);
     p->ropes = calloc((size_t)p->n_ropes + 1, sizeof *p->ropes);
-    p->rope_cos = calloc((size_t)p->n_ropes + 1, sizeof *p->rope_cos);
-    p->rope_sin = calloc((size_t)p->n_ropes + 1, sizeof *p->rope_sin);
+    p->angles = calloc((size_t)p->n_ropes + 1, sizeof *p->angles);
     p->data = calloc((size_t)p->n_buffers + 1, sizeof *p->data);
     p->data_bytes = calloc((size_t)p->n_buffers + 1, sizeof *p->data_bytes);
-    if (!p->steps || !p->buffers || !p->weights || !p->ropes || !p->rope_cos || !p->rope_sin || !p->data || !p->data_bytes)
+    if (!p->steps || !p->buffers || !p->weights || !p->ropes || !p->angles || !p->data || !p->data_bytes)
         return EL_E_NOMEM;
     for (int64_t i = 0; i < p->n_ropes; i++) {
         if (ropes[i].n < 1 || ropes[i].n > EL_MAX_HEAD_DIM || !ropes[i].inv_freq) return EL_E_ARGUMENT;
         p->ropes[i] = ropes[i];
         p->ropes[i].inv_freq = copy_of(ropes[i].inv_freq, ropes[i].n, sizeof(double));
-        p->rope_cos[i] = calloc((size_t)(p->max_tokens * ropes[i].n), sizeof(float));
-        p->rope_sin[i] = calloc((size_t)(p->max_tokens * ropes[i].n), sizeof(float));
-        if (!p->ropes[i].inv_freq || !p->rope_cos[i] || !p->rope_sin[i]) return EL_E_NOMEM;
+        float **parts[] = {&p->angles[i].cos, &p->angles[i].sin, &p->angles[i].back_cos, &p->angles[i].back_sin};
+        for (int j = 0; j < 4; j++)
+            if (!(*parts[j] = calloc((size_t)(p->max_tokens * ropes[i].n), sizeof(float)))) return EL_E_NOMEM;
+        if (!p->ropes[i].inv_freq) return EL_E_NOMEM;
     }
     return EL_OK;
 }
@@ -216,8 +221,7 @@ void el_plan_free(el_plan *p) {
     if (!p) return;
     for (int64_t i = 0; p->ropes && i < p->n_ropes; i++) {
         free((void *)p->ropes[i].inv_freq);
-        if (p->rope_cos) free(p->rope_cos[i]);
-        if (p->rope_sin) free(p->rope_sin[i]);
+        if (p->angles) free(p->angles[i].cos), free(p->angles[i].sin), free(p->angles[i].back_cos), free(p->angles[i].back_sin);
     }
     for (int64_t i = 0; p->data && p->data_bytes && i < p->n_buffers; i++) el_arena_free(p->data[i], p->data_bytes[i]);
     for (int f = 1; f < 3; f++) {
@@ -232,7 +236,7 @@ void el_plan_free(el_plan *p) {
     el_arena_free(p->partials, p->partial_bytes);
     el_experts_free(p);
     el_prefill_free(p);
-    free(p->steps), free(p->buffers), free(p->weights), free(p->ropes), free(p->rope_cos), free(p->rope_sin);
+    free(p->steps), free(p->buffers), free(p->weights), free(p->ropes), free(p->angles);
     free(p->data), free(p->data_bytes), free(p);
 }
 
@@ -261,7 +265,7 @@ static int is_written(const el_plan *p, int32_t buffer) {
 int64_t el_plan_bytes(const el_plan *p, int64_t n_tokens, int64_t n_outputs, int n_workers, int64_t page) {
     if (!p || n_tokens < 1 || n_outputs < 0 || n_workers < 1 || n_workers > EL_MAX_THREADS || page < 4096) return -1;
     int64_t most = p->max_tokens, sum = 0, rows = n_tokens < most ? n_tokens : most;
-    for (int64_t i = 0; i < p->n_ropes; i++) sum += 2 * rows * p->ropes[i].n * (int64_t)sizeof(float);
+    for (int64_t i = 0; i < p->n_ropes; i++) sum += 4 * rows * p->ropes[i].n * (int64_t)sizeof(float);
     for (int64_t i = 0; i < p->n_buffers; i++)
         if (is_written(p, (int32_t)i))
             sum += written(p->data_bytes[i], p->buffers[i].rows_kind ? n_outputs : rows, most, page);

@@ -4,6 +4,7 @@
 
 #include "edgellm.h"
 #include "kernels.h"
+#include "span.h"
 #include "threads.h"
 
 enum {
@@ -24,6 +25,12 @@ typedef struct {
     int64_t x_bytes, hidden_bytes;
 } el_pairs;
 
+/* cos and sin of the angles of one table, each (max_tokens, pairs): of the tokens' positions, and of what turns a query
+ * back to where it meets the head (span.h), for tokens that have a shift. */
+typedef struct {
+    float *cos, *sin, *back_cos, *back_sin;
+} el_angles;
+
 struct el_plan {
     el_step *steps;          /* (n_steps) */
     int64_t n_steps;
@@ -34,8 +41,7 @@ struct el_plan {
     el_weight *weights;      /* (n_weights) */
     int64_t n_weights;
     el_rope_table *ropes;    /* (n_ropes), own copies of inv_freq */
-    float **rope_cos;        /* (n_ropes) each (max_tokens, n) */
-    float **rope_sin;
+    el_angles *angles;       /* (n_ropes) */
     int64_t n_ropes;
     int64_t max_tokens;
 
@@ -96,6 +102,8 @@ int el_step_experts(el_run *run, const el_step *step);
 int el_experts_ok(const el_plan *plan, const el_step *step);
 int el_experts_allocate(el_plan *plan);
 void el_experts_free(el_plan *plan);
+/* Turns the pairs of a head; cos, sin (pairs), style: enum el_rope_style. Su et al. 2021 */
+void el_turn(float *x, const float *cos, const float *sin, int64_t pairs, int style);
 int el_step_attention(el_run *run, const el_step *step);    /* attention.c */
 int64_t el_attention_scratch(int64_t n_group, int64_t head_dim, int64_t max_tokens); /* floats per worker */
 int64_t el_linear_scratch(void);

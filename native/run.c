@@ -73,8 +73,8 @@ static void take_row(void *ctx, int64_t row, int worker) {
            (size_t)n * sizeof(float));
 }
 
-/* (x0, x1) -> (x0 cos - x1 sin, x0 sin + x1 cos) for each pair of a head; Su et al. 2021 */
-static void rotate_head(float *x, const float *cos, const float *sin, int64_t pairs, int style) {
+/* (x0, x1) -> (x0 cos - x1 sin, x0 sin + x1 cos) for each pair of a head */
+void el_turn(float *x, const float *cos, const float *sin, int64_t pairs, int style) {
     int64_t step = style == EL_ROPE_HALVES ? 1 : 2, other = style == EL_ROPE_HALVES ? pairs : 1;
     for (int64_t i = 0; i < pairs; i++) {
         float a = x[i * step], b = x[i * step + other];
@@ -93,7 +93,7 @@ static void rope_row(void *ctx, int64_t row, int worker) {
         int64_t cols = p->buffers[s->in[j]].cols;
         float *x = p->data[s->in[j]] + row * cols;
         for (int64_t h = 0; h < cols; h += head_dim)
-            rotate_head(x + h, p->rope_cos[table] + row * pairs, p->rope_sin[table] + row * pairs, pairs, s->i[2]);
+            el_turn(x + h, p->angles[table].cos + row * pairs, p->angles[table].sin + row * pairs, pairs, s->i[2]);
     }
 }
 
@@ -128,21 +128,42 @@ static int run_step(el_run *run, const el_step *s) {
 
 /* ---- the pass --------------------------------------------------------------------------------------------- */
 
+/* Every block that holds a part of [first, end) has a page, and no later block up to `newest` has taken its column. */
+static int pages_ok(const el_kv *kv, int64_t layer, int64_t first, int64_t end, int64_t newest) {
+    if (first >= end) return 1;
+    int64_t from = first / EL_PAGE_TOKENS, to = (end - 1) / EL_PAGE_TOKENS + 1;
+    int64_t behind = from > kv->head_blocks ? from : kv->head_blocks;
+    if (to > behind && newest - behind >= kv->ring) return 0;
+    for (int64_t b = from; b < to; b++) {
+        int32_t page = kv->table[layer * kv->table_stride + el_column(kv, b)];
+        if (page < 0 || page >= kv->n_pages) return 0;
+    }
+    return 1;
+}
+
+static int span_ok(const el_kv *kv, int64_t position) {
+    return kv->head_blocks >= 0 && kv->ring > 0 && kv->table_stride <= INT32_MAX && kv->ring <= kv->table_stride &&
+           kv->head_blocks <= kv->table_stride - kv->ring && kv->keep >= 0 && kv->keep <= INT64_MAX / 4 &&
+           kv->window >= 0 && kv->window <= INT64_MAX / 4 && kv->first >= 0 && kv->first <= position &&
+           (kv->first == 0 || kv->first >= kv->keep);
+}
+
+/* What any token of the pass sees or writes is there: what the first one sees of a stretch and all behind it. */
 static int kv_ok(const el_plan *p, const el_pass *pass) {
     const el_kv *kv = pass->kv;
     if (!kv || !kv->base || !kv->table || kv->n_pages < 1 || kv->table_stride < 1 || kv->n_layers < 1) return 0;
-    int64_t blocks = (pass->position + pass->n_tokens + EL_PAGE_TOKENS - 1) / EL_PAGE_TOKENS;
-    if (blocks > kv->table_stride) return 0;
+    if (!span_ok(kv, pass->position)) return 0;
+    int64_t last = pass->position + pass->n_tokens - 1, shifted = el_first_shifted(kv, pass->position);
     for (int64_t i = pass->first_step; i < pass->last_step; i++) {
         const el_step *s = &p->steps[i];
         if (s->op != EL_OP_ATTENTION) continue;
         if (s->i[0] >= kv->n_layers) return 0;
         if (el_kv_page_bytes(kv->k_type, kv->v_type, s->i[2], s->i[3]) != kv->page_bytes) return 0;
-        int64_t first = s->i[4] > 0 && pass->position >= s->i[4] ? (pass->position - s->i[4] + 1) / EL_PAGE_TOKENS : 0;
-        for (int64_t b = first; b < blocks; b++) {
-            int32_t page = kv->table[s->i[0] * kv->table_stride + b];
-            if (page < 0 || page >= kv->n_pages) return 0;
-        }
+        el_stretch tail = el_seen(kv, EL_TAIL, s->i[4], pass->position), head = {0, 0};
+        if (shifted >= 0 && shifted <= last) head = el_seen(kv, EL_HEAD, s->i[4], shifted);
+        if (!pages_ok(kv, s->i[0], tail.first, last + 1, last / EL_PAGE_TOKENS) ||
+            !pages_ok(kv, s->i[0], head.first, head.end, last / EL_PAGE_TOKENS))
+            return 0;
     }
     return 1;
 }
@@ -162,16 +183,37 @@ static int pass_ok(const el_plan *p, const el_pass *pass) {
     return kv_ok(p, pass);
 }
 
-/* Angles in double: at position 100,000 a float angle is off by a thousandth of a turn. */
+/* cos, sin (n). Angles in double: at position 100,000 a float angle is off by a thousandth of a turn. */
+static void fill_angles(const el_rope_table *table, int64_t position, double magnitude, float *cos_out, float *sin_out) {
+    for (int64_t i = 0; i < table->n; i++) {
+        double angle = (double)position * table->inv_freq[i];
+        cos_out[i] = (float)(cos(angle) * magnitude);
+        sin_out[i] = (float)(sin(angle) * magnitude);
+    }
+}
+
+/* The angles back to the head, of tokens that have a shift; the query has its table's magnitude already. */
+static void fill_back(const el_rope_table *table, const el_pass *pass, el_angles *a) {
+    int64_t n = table->n, from = el_first_shifted(pass->kv, pass->position) - pass->position, before = 0;
+    for (int64_t t = from < 0 ? pass->n_tokens : from; t < pass->n_tokens; t++) {
+        int64_t shift = el_shift(pass->kv, pass->position + t);
+        if (shift == before) {
+            memcpy(a->back_cos + t * n, a->back_cos + (t - 1) * n, (size_t)n * sizeof(float));
+            memcpy(a->back_sin + t * n, a->back_sin + (t - 1) * n, (size_t)n * sizeof(float));
+        } else {
+            fill_angles(table, -shift, 1.0, a->back_cos + t * n, a->back_sin + t * n);
+        }
+        before = shift;
+    }
+}
+
 static void fill_ropes(el_plan *p, const el_pass *pass) {
     for (int64_t r = 0; r < p->n_ropes; r++) {
         const el_rope_table *table = &p->ropes[r];
+        el_angles *a = &p->angles[r];
         for (int64_t t = 0; t < pass->n_tokens; t++)
-            for (int64_t i = 0; i < table->n; i++) {
-                double angle = (double)(pass->position + t) * table->inv_freq[i];
-                p->rope_cos[r][t * table->n + i] = (float)(cos(angle) * table->magnitude);
-                p->rope_sin[r][t * table->n + i] = (float)(sin(angle) * table->magnitude);
-            }
+            fill_angles(table, pass->position + t, table->magnitude, a->cos + t * table->n, a->sin + t * table->n);
+        fill_back(table, pass, a);
     }
 }
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import streaming_model
-from family_runs import logits, opened
+from family_runs import ALL, logits, opened
 from helpers import tiny_llama_gguf
 from ring_sequence import streamed
 from tiny_families import FAMILIES, tiny_family_gguf
@@ -20,7 +20,7 @@ from edgellm.convert import convert
 from edgellm.ops import Op
 from edgellm.plan import Plan
 
-BACKENDS = ["reference"]
+BACKENDS = ALL
 TOLERANCE = 1e-8  # of the logits, f32 pages; float32 beside float64 gives 1e-13
 HF = ["gemma2", "gemma3", "granite", "llama", "llama3-rope", "mistral", "olmo2", "phi3", "qwen2", "qwen3", "qwen3moe",
       "smollm3"]  # fmt: skip

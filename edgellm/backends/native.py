@@ -136,6 +136,8 @@ def _kv_struct(ffi: Any, seq: Sequence, keep: list[Any]) -> Any:
     kv.n_layers = seq.table.shape[0]
     kv.table = ffi.from_buffer("int32_t[]", seq.table)
     kv.table_stride = seq.table.shape[1]
+    kv.head_blocks, kv.ring = seq.head_blocks, seq.ring
+    kv.keep, kv.first, kv.window = seq.span.keep, seq.span.first, seq.span.window
     keep.append(kv)
     return kv
 
@@ -345,6 +347,7 @@ class _NativePlan:
             target.i[0:4] = [p["head_dim"], p["rotary_dims"], ROPE_STYLES.index(p["style"]), p["table"]]
         elif step.op == "attention":
             target.i[0:5] = [p["layer"], p["n_heads"], p["n_kv_heads"], p["head_dim"], p["window"]]
+            target.i[5:8] = [p["rotary_dims"], ROPE_STYLES.index(p["style"]), p["table"]]
             target.f[0], target.f[1] = p["scale"], p["softcap"]
         elif step.op in ("scale", "softcap"):
             target.f[0] = p["factor" if step.op == "scale" else "cap"]
