@@ -386,8 +386,8 @@ static int run_parts(attention_job *job, int64_t items) {
 int el_step_attention(el_run *run, const el_step *step) {
     const el_pass *pass = run->pass;
     attention_job job = {.run = run, .step = step, .kv = pass->kv, .layer = step->i[0], .n_heads = step->i[1],
-                         .n_kv_heads = step->i[2], .head_dim = step->i[3], .window = step->i[4], .scale = step->f[0], .softcap = step->f[1],
-                         .k_type = pass->kv->k_type, .v_type = pass->kv->v_type};
+                         .n_kv_heads = step->i[2], .head_dim = step->i[3], .window = step->i[4], .scale = step->f[0],
+                         .softcap = step->f[1], .k_type = pass->kv->k_type, .v_type = pass->kv->v_type};
     int64_t n = pass->n_tokens;
     job.n_group = job.n_heads / job.n_kv_heads;
     job.k_bytes = el_kv_half_bytes(job.k_type, job.head_dim);
