@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import os
 import select
+import signal
+import subprocess
 import sys
 import textwrap
 import time
@@ -16,7 +18,6 @@ import edgellm
 from edgellm.chat import terminal
 from edgellm.chat.commands import COMMANDS, Leave
 from edgellm.chat.repl import Repl
-from edgellm.chat.session import Conversation
 from edgellm.cli.common import progress_bar
 
 CHATML = (
@@ -42,15 +43,14 @@ def model(paths):
 
 @pytest.fixture
 def talk(monkeypatch, capsys):
-    """Send lines to a conversation as if through a pipe: (stdout, stderr, conversation)."""
+    """Send lines to a conversation as if through a pipe: (stdout, stderr, the Repl)."""
 
     def talk(model, *lines, system=None, **settings):
         monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
-        settings = {"max_tokens": 4, "temperature": 0, "stop": []} | settings
-        conversation = Conversation(model, system, **settings)
-        Repl(conversation, progress_bar, use_history=False).loop()
+        repl = Repl(model.session(system, **{"max_tokens": 4, "temperature": 0} | settings), progress_bar)
+        repl.loop()
         out, err = capsys.readouterr()
-        return out, err, conversation
+        return out, err, repl
 
     return talk
 
@@ -100,35 +100,40 @@ def test_history_is_private(tmp_path, monkeypatch):
 
 
 def test_turns_are_remembered(model, talk):
-    out, err, conversation = talk(model, "hello", "the world", "/stats")
-    assert [m["role"] for m in conversation.messages] == ["user", "assistant"] * 2
-    assert conversation.messages[1]["content"] in out
-    assert conversation.last.context.reused > 0 and "t/s" in err
-    direct = model.chat(conversation.messages[:3], max_tokens=4, temperature=0)
-    assert direct.text == conversation.messages[3]["content"]
+    out, err, repl = talk(model, "hello", "the world", "/stats")
+    messages = repl.session.messages
+    assert [m["role"] for m in messages] == ["user", "assistant"] * 2
+    assert messages[1]["content"].strip() in out
+    assert repl.last.context.reused > 0 and "t/s" in err
 
 
-def test_clear_regen_and_bye(model, talk):
-    _, err, conversation = talk(model, "hello", "/clear", "/regen", "/bye", "never said")
-    assert conversation.messages == [] and "no answer yet" in err
-    out, _, conversation = talk(model, "hello", "/regen", "/exit")
+def test_clear_regen_undo_and_bye(model, talk):
+    _, err, repl = talk(model, "hello", "/clear", "/regen", "/undo", "/bye", "never said")
+    assert repl.session.messages == [] and "no answer yet" in err and "nothing to take back" in err
+    out, _, repl = talk(model, "hello", "/regen", "/exit")
     first, second = out.splitlines()[:2]
-    assert len(conversation.messages) == 2 and first == second
+    assert len(repl.session.messages) == 2 and first == second
+    _, err, repl = talk(model, "hello", "the world", "/undo")
+    assert [m["content"] for m in repl.session.messages[::2]] == ["hello"] and "2 messages are left" in err
 
 
 def test_settings(model, talk):
-    _, err, conversation = talk(
+    _, err, repl = talk(
         model, "/set temp 0.5", "/set parameter top_k 7", "/set n 2", "/set stop \\n", "/set system be kind",
         "/set top_p 9", "/set colour red", "/set seed 4", "/show params", "/show system", "/set system", "/show wrong",
+        "/set top_k inf", "/set n nan",
     )  # fmt: skip
-    assert conversation.settings == {"max_tokens": 2, "temperature": 0.5, "top_k": 7, "stop": ["\n"], "seed": 4}
+    options = repl.session.options
+    assert (options.max_tokens, options.sampling.temperature, options.sampling.top_k) == (2, 0.5, 7)
+    assert options.sampling.stop == ("\n",) and options.sampling.seed == 4
     assert "top_p must be" in err and "no setting 'colour'" in err and "be kind" in err and "/show wrong" in err
-    assert conversation.system is None
+    assert "not 'inf'" in err and "not 'nan'" in err
+    assert repl.session.system is None
 
 
 def test_system_message_goes_to_the_model(model, talk):
-    _, _, conversation = talk(model, "hello", system="be kind")
-    assert conversation.last.usage.prompt_tokens == len(
+    _, _, repl = talk(model, "hello", system="be kind")
+    assert repl.last.usage.prompt_tokens == len(
         model.chat_ids([{"role": "system", "content": "be kind"}, {"role": "user", "content": "hello"}])
     )
 
@@ -136,8 +141,8 @@ def test_system_message_goes_to_the_model(model, talk):
 def test_read_a_file(model, talk, tmp_path):
     file = tmp_path / "notes.txt"
     file.write_text("once upon")
-    _, err, conversation = talk(model, f"/read {file}", "a time", f"/read {tmp_path / 'none'}", "/read")
-    assert conversation.messages[0]["content"] == "once upon\n\na time"
+    _, err, repl = talk(model, f"/read {file}", "a time", f"/read {tmp_path / 'none'}", "/read")
+    assert repl.session.messages[0]["content"] == "once upon\n\na time"
     assert "9 characters" in err and "cannot be read" in err and "/read FILE" in err
 
 
@@ -149,27 +154,47 @@ def test_show_and_help(model, talk):
 
 
 def test_words_with_a_slash_are_no_commands(model, talk):
-    _, _, conversation = talk(model, "/usr/bin is a folder", "1/2")
-    assert [m["content"] for m in conversation.messages[::2]] == ["/usr/bin is a folder", "1/2"]
+    _, _, repl = talk(model, "/usr/bin is a folder", "1/2")
+    assert [m["content"] for m in repl.session.messages[::2]] == ["/usr/bin is a folder", "1/2"]
 
 
 def test_a_conversation_that_no_longer_fits(paths, talk):
     with edgellm.load(paths["chat"], backend="reference", n_ctx=64) as model:
-        _, err, conversation = talk(model, "hello", "the " * 60, "hello")
+        _, err, repl = talk(model, "hello", "the " * 60, "hello")
     assert "no longer fits" in err and "/clear" in err
-    assert [m["content"] for m in conversation.messages[::2]] == ["hello", "hello"], "what did not fit is not kept"
+    assert [m["content"] for m in repl.session.messages[::2]] == ["hello", "hello"], "what did not fit is not kept"
+
+
+def test_what_leaves_the_window_is_told(paths, talk):
+    with edgellm.load(paths["chat"], backend="reference", n_ctx=96) as model:
+        lines = [f"hello {i}" for i in range(8)]
+        _, err, repl = talk(model, *lines, "/show context", "/stats", overflow="drop-turns")
+        dropped = repl.session.context.dropped
+        assert dropped > 0 and len(repl.session.messages) == 16
+        note = f"{dropped} tokens in {repl.session.dropped_messages} messages left it (drop-turns)"
+        assert note in err.split("/96")[-3] + err and f"{dropped} dropped (drop-turns)" in err
+
+
+def test_save_and_load(model, talk, tmp_path):
+    file = tmp_path / "a.edgesession"
+    _, err, _ = talk(model, "hello", f"/save {file}", "/save", "/load", f"/load {tmp_path / 'none'}", "/clear",
+                     f"/load {file}", "the world")  # fmt: skip
+    assert "2 messages" in err and "/save FILE" in err and "/load FILE" in err and "no such file" in err
+    assert "user: hello" in err
+    file.write_bytes(file.read_bytes()[:-1])
+    _, err, repl = talk(model, "hello", f"/load {file}")
+    assert "D3" in err and len(repl.session.messages) == 2, "the conversation goes on"
 
 
 def test_without_a_template_texts_are_continued(paths, talk):
     with edgellm.load(paths["plain"], backend="reference") as model:
-        _, err, conversation = talk(model, "hello", "once upon", "/set system x")
-        expected = model.generate("once upon", max_tokens=4, temperature=0).text
-    assert conversation.messages[1]["content"] == expected and "no system message" in err
+        out, err, repl = talk(model, "hello", "once upon", "/set system x")
+        messages = repl.session.messages
+    assert [m["content"] for m in messages[::2]] == ["hello", "\nonce upon"] and "no system message" in err
 
 
 def test_interruption_keeps_what_was_said(model, monkeypatch, capsys):
-    conversation = Conversation(model, temperature=0, max_tokens=50, stop=[])
-    repl = Repl(conversation, progress_bar, use_history=False)
+    repl = Repl(model.session(temperature=0, max_tokens=50), progress_bar, use_history=False)
     real = sys.stdout.write
     seen = []
 
@@ -182,11 +207,67 @@ def test_interruption_keeps_what_was_said(model, monkeypatch, capsys):
     monkeypatch.setattr(sys.stdout, "write", press_ctrl_c)
     repl.handle("hello")
     monkeypatch.undo()
-    assert conversation.last.finish_reason == "cancelled" and len(conversation.last.token_ids) < 50
-    assert conversation.messages[-1] == {"role": "assistant", "content": conversation.last.text}
+    assert repl.last.finish_reason == "cancelled" and len(repl.last.token_ids) < 50
+    assert repl.session.messages[-1] == {"role": "assistant", "content": repl.last.text}
     assert "[stopped]" in capsys.readouterr().err
     with pytest.raises(Leave):
         repl.handle("/bye")
+
+
+# ---- the command
+
+
+@pytest.fixture
+def command(paths, monkeypatch, capsys):
+    """`edgellm chat` with lines as its input: (exit code, stderr)."""
+    from edgellm.cli import main
+
+    def command(*args, lines=()):
+        monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
+        with pytest.raises(SystemExit) as caught:
+            raise SystemExit(main(["chat", str(paths["chat"]), "--backend", "reference", "-n", "4", *args]))
+        return caught.value.code or 0, capsys.readouterr().err
+
+    return command
+
+
+def test_a_conversation_in_a_file(command, paths, tmp_path):
+    file = tmp_path / "a.edgesession"
+    args = ["--session", str(file), "-c", "128", "--temp", "0"]
+    assert command(*args, "-sys", "be kind", lines=["hello"])[0] == 0
+    code, err = command(*args, lines=["the world"])
+    assert code == 0 and "user: hello" in err
+    code, err = command(*args, "--seed", "3")
+    assert code == 0 and "4 messages" in err
+    with edgellm.load(paths["chat"], backend="reference", n_ctx=128) as model:
+        session = edgellm.Session.load(model, file)
+        assert len(session.messages) == 4 and session.system == "be kind" and session.options.sampling.seed == 3
+        assert session.overflow.kind == "drop-turns", "the default where there is a template"
+    code, err = command(*args, "--overflow", "sink")
+    assert code == 2 and "drop-turns" in err
+    code, err = command("--session", str(paths["plain"]))
+    assert code == 3 and "no session file" in err
+
+
+def test_bad_policies(command):
+    for policy in ("never", "sink:-1", "sink:4:2", "shift:x", "sink:1:2:3"):
+        code, err = command("--overflow", policy)
+        assert code == 2 and ("overflow" in err or "window of 2" in err)
+    assert command("--overflow", "sink:4:60", lines=["hello"])[0] == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGHUP")
+def test_a_closed_terminal_loses_nothing(paths, tmp_path):
+    file = tmp_path / "a.edgesession"
+    args = [sys.executable, "-m", "edgellm", "chat", str(paths["chat"]), "--backend", "reference", "-n", "3"]
+    with subprocess.Popen([*args, "--session", str(file)], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        child.stdin.write(b"hello\n")
+        child.stdin.flush()
+        child.stdout.readline()
+        child.send_signal(signal.SIGHUP)
+        assert child.wait(30) == 128 + signal.SIGHUP
+    with edgellm.load(paths["chat"], backend="reference") as model:
+        assert len(edgellm.Session.load(model, file).messages) == 2
 
 
 # ---- a real terminal -------------------------------------------------------------------------------

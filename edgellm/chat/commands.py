@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from edgellm.errors import EdgeLLMError, InvalidArgumentError
+from edgellm.chat.lines import context_line, stats_line
+from edgellm.chat.settings import changed, value_of
+from edgellm.chat.terminal import size_text
+from edgellm.errors import EdgeLLMError, InvalidArgumentError, one_line
 
 if TYPE_CHECKING:
     from edgellm.chat.repl import Repl
+    from edgellm.session import Session
 
 
 class Leave(Exception):
@@ -35,17 +40,56 @@ def _help(repl: Repl, rest: str) -> None:
 
 
 def _clear(repl: Repl, rest: str) -> None:
-    repl.conversation.clear()
+    repl.session.clear()
     repl.attached.clear()
+    repl.last = None
     _say("A new conversation.")
 
 
 def _regen(repl: Repl, rest: str) -> None:
-    text = repl.conversation.take_back()
-    if text is None:
+    question = repl.session.undo()
+    if question is None:
         _say("There is no answer yet.")
         return
-    repl.answer(text)
+    repl.answer(_text(question))
+
+
+def _undo(repl: Repl, rest: str) -> None:
+    question = repl.session.undo()
+    left = len(repl.session.messages)
+    _say("There is nothing to take back." if question is None else f"Taken back; {left} messages are left.")
+
+
+def _text(message: Any) -> str:
+    """What somebody typed, of a message."""
+    return str(message["content"]).removeprefix("\n")
+
+
+def _save(repl: Repl, rest: str) -> None:
+    if not rest:
+        raise InvalidArgumentError("/save FILE: give the path of the file to write")
+    path = os.path.expanduser(rest)
+    repl.session.save(path)
+    _say(f"{path}: {len(repl.session.messages)} messages, {size_text(os.path.getsize(path))}")
+
+
+def _load(repl: Repl, rest: str) -> None:
+    from edgellm.session import Session
+
+    if not rest:
+        raise InvalidArgumentError("/load FILE: give the path of a file that /save wrote")
+    before, repl.session = repl.session, Session.load(repl.session.model, os.path.expanduser(rest))
+    before.close()
+    repl.last = None
+    _say(where_we_were(repl.session))
+
+
+def where_we_were(session: Session) -> str:
+    """The end of a conversation that was loaded, for who has forgotten it."""
+    messages = session.messages
+    lines = [f"{len(messages)} messages; {context_line(session)}"]
+    lines += [f"{message['role']}: {one_line(str(message['content']), 200)}" for message in messages[-2:]]
+    return "\n".join(lines)
 
 
 def _set(repl: Repl, rest: str) -> None:
@@ -56,19 +100,17 @@ def _set(repl: Repl, rest: str) -> None:
         _show_params(repl)
         return
     name, value = words[0], words[1] if len(words) > 1 else ""
-    conversation = repl.conversation
+    session = repl.session
     if name == "system":
-        if value and not conversation.is_chat:
-            raise InvalidArgumentError("this model has no chat template, so it takes no system message")
-        conversation.system = value or None
+        session.system = value or None
         _say("system message set; it counts from the next message on" if value else "system message removed")
         return
     if name in ("stats", "verbose"):
         repl.stats = value.lower() not in ("off", "0", "false", "no")
         _say(f"stats are {'on' if repl.stats else 'off'}")
         return
-    full = conversation.set(name, value)
-    _say(f"{full} = {conversation.settings[full]}")
+    session.options, full = changed(session.options, name, value)
+    _say(f"{full} = {value_of(session.options, full)}")
 
 
 def _show(repl: Repl, rest: str) -> None:
@@ -83,7 +125,7 @@ def _show_info(repl: Repl) -> None:
 
     from edgellm.chat.terminal import count_text
 
-    model = repl.conversation.model
+    model = repl.session.model
     weights = sum(prod(shape) for shape in model.plan.weights.values())
     _say(
         f"{model.name}: {model.arch}, {count_text(weights)} parameters\nfile     {model.path}\n"
@@ -95,29 +137,31 @@ def _show_info(repl: Repl) -> None:
 def _show_params(repl: Repl) -> None:
     from dataclasses import asdict
 
-    conversation = repl.conversation
-    samplers = {k: v for k, v in conversation.settings.items() if k not in ("max_tokens", "stop")}
-    chosen = asdict(conversation.model.sampling(stop=conversation.settings.get("stop", ()), **samplers))
-    chosen["seed"] = "random" if chosen["seed"] is None else chosen["seed"]
+    session = repl.session
+    chosen = asdict(session.options.sampling)
+    chosen["seed"] = f"random ({session.seed})" if chosen["seed"] is None else chosen["seed"]
     chosen["stop"] = ", ".join(map(repr, chosen["stop"])) or "none"
-    limit = conversation.settings.get("max_tokens")
-    for name, value in {**chosen, "max_tokens": "no limit" if limit is None else limit}.items():
+    limit = session.options.max_tokens
+    more = {"max_tokens": "no limit" if limit is None else limit, "overflow": session.overflow}
+    for name, value in {**chosen, **more, "system": session.system or "none"}.items():
         _say(f"  {name:<18} {value}")
-    _say(f"  {'system':<18} {conversation.system or 'none'}")
 
 
 def _show_template(repl: Repl) -> None:
-    _say(repl.conversation.model.chat_template or "The file has no chat template.")
+    _say(repl.session.model.chat_template or "The file has no chat template.")
 
 
 def _show_context(repl: Repl) -> None:
-    conversation = repl.conversation
-    used, size = conversation.context_used(), conversation.model.n_ctx
-    _say(f"{used} of {size} tokens used ({100 * used // size} %), {len(conversation.messages)} messages")
+    session = repl.session
+    used, size = session.context.used, session.context.n_ctx
+    _say(
+        f"{context_line(session)}: {used} of {size} tokens used ({100 * used // size} %), {len(session.messages)} "
+        f"messages, overflow {session.overflow}"
+    )
 
 
 def _show_system(repl: Repl) -> None:
-    _say(repl.conversation.system or "There is no system message.")
+    _say(repl.session.system or "There is no system message.")
 
 
 _SHOWN: dict[str, Callable[[Repl], None]] = {
@@ -130,10 +174,7 @@ _SHOWN: dict[str, Callable[[Repl], None]] = {
 
 
 def _stats(repl: Repl, rest: str) -> None:
-    from edgellm.chat.repl import stats_line
-
-    last = repl.conversation.last
-    _say("There is no answer yet." if last is None else stats_line(last))
+    _say("There is no answer yet." if repl.last is None else stats_line(repl.last))
 
 
 def _read(repl: Repl, rest: str) -> None:
@@ -157,11 +198,14 @@ COMMANDS: dict[str, tuple[Callable[[Any, str], None], str, str]] = {
     "/?": (_help, "", ""),
     "/clear": (_clear, "", "forget the conversation and begin a new one"),
     "/regen": (_regen, "", "answer the last message again"),
+    "/undo": (_undo, "", "take the last message and its answer back"),
     "/set": (_set, "NAME VALUE", "set temperature, top_p, seed, max_tokens, stop, stats on|off, ..."),
     "/set system": (_set, "TEXT", "set the system message"),
     "/show": (_show, "[WHAT]", f"show {', '.join(_SHOWN)}"),
     "/stats": (_stats, "", "speed and size of the last answer"),
     "/read": (_read, "FILE", "send a text file along with the next message"),
+    "/save": (_save, "FILE", "write the conversation to a file, to go on another day"),
+    "/load": (_load, "FILE", "go on with a conversation from a file"),
     "/bye": (_leave, "", "leave"),
     "/exit": (_leave, "", "leave"),
     "/quit": (_leave, "", ""),

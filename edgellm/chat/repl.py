@@ -8,10 +8,11 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from edgellm.chat.commands import COMMANDS, Leave, completions, run_command
-from edgellm.chat.session import Conversation
+from edgellm.chat.lines import context_line, stats_line
 from edgellm.chat.terminal import make_reader, no_echo, terminal_safe
 from edgellm.errors import ContextOverflowError, EdgeLLMError
 from edgellm.results import Result
+from edgellm.session import Session
 
 HOW_TO_LEAVE = "Ctrl-D or /bye leaves. (Ctrl-C stops an answer.)"
 # A factory of progress bars: `with bar() as report` gives an on_prefill callback or None.
@@ -21,10 +22,11 @@ Bar = Callable[[], AbstractContextManager[Any]]
 class Repl:
     """One conversation at the keyboard. Answers go to stdout, everything else to stderr."""
 
-    def __init__(self, conversation: Conversation, bar: Bar, *, use_history: bool = True, stats: bool = False) -> None:
-        self.conversation, self.bar, self.stats = conversation, bar, stats
+    def __init__(self, session: Session, bar: Bar, *, use_history: bool = True, stats: bool = False) -> None:
+        self.session, self.bar, self.stats = session, bar, stats
+        self.last: Result | None = None  # the last answer
         self.attached: list[str] = []  # texts of /read that go with the next message
-        self._read = make_reader(use_history, completions())
+        self._read = make_reader(use_history, completions(), lambda: context_line(self.session))
 
     def loop(self) -> None:
         """Until /bye or Ctrl-D."""
@@ -60,22 +62,23 @@ class Repl:
 
     def answer(self, text: str) -> None:
         """Stream the answer to `text`. Ctrl-C stops it, and what was said so far stays in the conversation."""
-        conversation = self.conversation
-        result: Result | None = None
+        session, dropped = self.session, self.session.context.dropped
+        if not session.is_chat and session.messages:
+            text = "\n" + text  # texts follow each other as lines, as they do on the screen
         try:
             with self.bar() as report, no_echo():
-                stream = conversation.ask(text, on_prefill=report)
-                result = _show(stream, conversation.is_chat)
+                result = _show(session.send(text, stream=True, on_prefill=report), session.is_chat)
         except ContextOverflowError as error:
-            say(_too_long(error) if conversation.is_chat and conversation.messages else f"error: {error}")
-        finally:
-            conversation.finish(result)
-        if result is None:
+            say(_too_long(error) if session.is_chat and session.messages else f"error: {error}")
             return
+        if result.text or result.finish_reason == "stop":
+            self.last = result
         if result.finish_reason == "cancelled":
             say("[stopped]" if result.text else "[stopped before the answer began]")
         elif result.finish_reason == "length" and result.context.used >= result.context.n_ctx:
             say("[the context window is full; /clear starts a new conversation]")
+        if result.context.dropped > dropped and not self.stats:
+            say(f"[{context_line(session)}]")
         if self.stats:
             say(stats_line(result))
 
@@ -112,17 +115,6 @@ def _show(stream: Any, strip: bool) -> Result:
             sys.stdout.write("\n")
             sys.stdout.flush()
         return result
-
-
-def stats_line(result: Result) -> str:
-    """One line on the last answer."""
-    s, c = result.stats, result.context
-    prompt = result.usage.prompt_tokens
-    return (
-        f"[ {result.usage.completion_tokens} tokens at {s.generation_tps:.1f} t/s | prompt {prompt} tokens, {c.reused} "
-        f"reused, {s.prompt_tps:.1f} t/s | first token after {s.ttft:.2f} s | context {c.used}/{c.n_ctx} | "
-        f"{s.backend} {s.isa}, {s.threads} threads | seed {result.seed} ]"
-    )
 
 
 def say(text: str) -> None:

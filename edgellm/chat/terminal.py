@@ -95,14 +95,15 @@ def no_echo() -> Iterator[None]:
         termios.tcsetattr(terminal, termios.TCSANOW, before)
 
 
-def make_reader(use_history: bool, completions: dict[str, Any]) -> Callable[[], str]:
+def make_reader(use_history: bool, completions: dict[str, Any], status: Callable[[], str]) -> Callable[[], str]:
     """A function that reads one message. It raises EOFError at the end (Ctrl-D), KeyboardInterrupt for Ctrl-C.
 
-    The line editor runs where both ends are terminals and prompt_toolkit is there; else lines come from `input`.
+    `status` gives the text of the line at the bottom of the screen while somebody types. The line editor runs where
+    both ends are terminals and prompt_toolkit is there; else lines come from `input`.
     """
     if sys.stdin.isatty() and sys.stdout.isatty():
         try:
-            return _editor(use_history, completions)
+            return _editor(use_history, completions, status)
         except ImportError:
             pass
     return _plain_reader(PROMPT if sys.stdin.isatty() else "", CONTINUED if sys.stdin.isatty() else "")
@@ -121,7 +122,7 @@ def _plain_reader(prompt: str, continued: str) -> Callable[[], str]:
     return read
 
 
-def _editor(use_history: bool, completions: dict[str, Any]) -> Callable[[], str]:
+def _editor(use_history: bool, completions: dict[str, Any], status: Callable[[], str]) -> Callable[[], str]:
     from prompt_toolkit import PromptSession
     from prompt_toolkit.history import FileHistory, InMemoryHistory
 
@@ -134,6 +135,7 @@ def _editor(use_history: bool, completions: dict[str, Any]) -> Callable[[], str]
         prompt_continuation=CONTINUED,
         key_bindings=_keys(),
         enable_open_in_editor=True,
+        bottom_toolbar=status,
     )
 
     def read() -> str:

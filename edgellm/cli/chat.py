@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,6 +17,7 @@ from edgellm.cli.common import (
     limit_of,
     load_model,
     load_options,
+    overflow_option,
     progress_bar,
     sampling_options,
     take_samplers,
@@ -19,6 +25,7 @@ from edgellm.cli.common import (
 
 if TYPE_CHECKING:
     from edgellm.model import Model
+    from edgellm.session import Session
 
 
 @click.command("chat")
@@ -26,27 +33,86 @@ if TYPE_CHECKING:
 @generate_options
 @sampling_options
 @load_options
+@overflow_option
+@click.option("--session", "session_file", type=click.Path(), metavar="FILE",
+              help="Go on with the conversation in FILE, if it is there, and keep this one in it at the end.")
 @click.option("--no-history", is_flag=True, help="Do not keep what is typed for the next time.")
 @click.option("--stats", is_flag=True, help="Show speed after each answer.")
 def command(model: str | None, **options: Any) -> None:
     """Talk to MODEL (a GGUF file), or to the small built-in model.
 
-    /help lists the commands. Ctrl-C stops an answer and keeps it, Ctrl-D leaves.
+    /help lists the commands. Ctrl-C stops an answer and keeps it, Ctrl-D leaves. When the context window is full, whole
+    oldest turns leave it (--overflow chooses otherwise).
     """
-    from edgellm.chat.repl import Repl
-    from edgellm.chat.session import Conversation
-
-    settings = take_samplers(options)
-    settings |= {"max_tokens": limit_of(options["max_tokens"]), "stop": list(options["stop"])}
+    samplers = take_samplers(options)
     with load_model(model, options) as loaded:
         loaded.tokenize("")  # a vocabulary that cannot be read is better said now than after the first message
-        system = options["system"]
-        if system is not None and loaded.chat_template is None:
+        if options["system"] is not None and loaded.chat_template is None:
             raise click.UsageError("a system message cannot be used with this model: it has no chat template")
-        conversation = Conversation(loaded, system, **settings)
+        session = _session(loaded, samplers, options)
         if sys.stdin.isatty():
             _welcome(loaded)
-        Repl(conversation, progress_bar, use_history=not options["no_history"], stats=options["stats"]).loop()
+        _talk(session, options)
+
+
+def _session(model: Model, samplers: dict[str, Any], options: dict[str, Any]) -> Session:
+    """The one in the session file, with what was given on the command line instead of what it says; or a new one."""
+    from edgellm.chat.commands import where_we_were
+    from edgellm.chat.settings import default_overflow
+    from edgellm.session import Session
+
+    path, limit, stop = options["session_file"], limit_of(options["max_tokens"]), list(options["stop"])
+    if path is None or not os.path.exists(path):
+        overflow = options["overflow"] or default_overflow(model)
+        if options["max_tokens"] is None and not overflow.startswith(("error", "drop-turns")):
+            limit = model.n_ctx  # under these an answer never has to end
+        return model.session(options["system"], overflow=overflow, max_tokens=limit, stop=stop, **samplers)
+    session = Session.load(model, path)
+    if options["overflow"] is not None and str(session.overflow) != options["overflow"]:
+        raise click.UsageError(
+            f"{path}: this conversation was begun with --overflow {session.overflow}; leave --overflow out, or begin a "
+            "new one in another file"
+        )
+    old = session.options
+    sampling = replace(old.sampling, **samplers, **({"stop": tuple(stop)} if stop else {}))
+    limit = old.max_tokens if options["max_tokens"] is None else limit
+    session.options = replace(old, sampling=sampling, max_tokens=limit, exact=model.exact or old.exact)
+    if options["system"] is not None:
+        session.system = options["system"]
+    click.echo(where_we_were(session), err=True)
+    return session
+
+
+def _talk(session: Session, options: dict[str, Any]) -> None:
+    """The loop; what was said goes to the session file at the end, however that comes."""
+    from edgellm.chat.repl import Repl
+
+    repl = Repl(session, progress_bar, use_history=not options["no_history"], stats=options["stats"])
+    path = options["session_file"]
+    if path is None:
+        repl.loop()
+        return
+    with _closing_lid():
+        try:
+            repl.loop()
+        finally:
+            repl.session.save(path)
+
+
+@contextmanager
+def _closing_lid() -> Iterator[None]:
+    """A terminal that is closed, or a polite kill, ends the program in the ordinary way instead of at once."""
+
+    def leave(number: int, frame: Any) -> None:
+        raise SystemExit(128 + number)
+
+    names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {name: signal.signal(getattr(signal, name), leave) for name in names}
+    try:
+        yield
+    finally:
+        for name, handler in before.items():
+            signal.signal(getattr(signal, name), handler)
 
 
 def _welcome(model: Model) -> None:
@@ -70,7 +136,7 @@ def _welcome(model: Model) -> None:
     if model.chat_template is None:
         click.echo(
             "This file has no chat template, so it was not made for conversation: each text you type is\n"
-            "continued as it is, and nothing is remembered from one to the next.",
+            "continued as it stands, as a new line behind all that was written before. /clear begins anew.",
             err=True,
         )
     click.echo("Type a message. /help lists commands, Ctrl-C stops an answer, Ctrl-D leaves.\n", err=True)

@@ -116,6 +116,21 @@ def generate_options(function: _F) -> _F:
     )  # fmt: skip
 
 
+def overflow_option(function: _F) -> _F:
+    """--overflow, checked before a model is loaded."""
+
+    def checked(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+        from edgellm.cache import Overflow
+
+        return None if value is None else str(Overflow.parse(value))
+
+    text = (
+        "When the context window is full: error, sink[:SINKS[:WINDOW]] (the first tokens and a window of the last "
+        "stay), shift[:KEEP] (the older half behind KEEP tokens goes), drop-turns (whole oldest turns go)."
+    )
+    return click.option("--overflow", metavar="POLICY", callback=checked, help=text)(function)
+
+
 def quantize_options(function: _F) -> _F:
     """Which tensor gets which type; names of arguments of `edgellm.quantize.quantize` and `edgellm.convert.convert`."""
     return _apply(

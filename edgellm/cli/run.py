@@ -13,6 +13,7 @@ from edgellm.cli.common import (
     limit_of,
     load_model,
     load_options,
+    overflow_option,
     print_json,
     progress_bar,
     read_text,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 @generate_options
 @sampling_options
 @load_options
+@overflow_option
 @click.option("--raw", is_flag=True, help="Continue the prompt as it is, without the model's chat template.")
 @click.option("--special", is_flag=True, help="Control tokens spelled out in a raw prompt count as such.")
 @click.option("--ignore-eos", is_flag=True, help="Go on after an end token.")
@@ -108,6 +110,7 @@ def _start(
         "stop": options["stop"],
         "ignore_eos": options["ignore_eos"],
         "on_prefill": report,
+        "overflow": options["overflow"],
         **samplers,
     }
     system = options["system"]
