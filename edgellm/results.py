@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-FinishReason = Literal["stop", "length", "cancelled"]
+FinishReason = Literal["stop", "length", "cancelled", "timeout"]
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,8 @@ class Result:
     """A finished answer.
 
     `token_ids` are all ids the model chose, an end token included. `finish_reason` is "stop" (end token or stop
-    string), "length" (`max_tokens` or the context window is full) or "cancelled" (stopped from outside, text kept).
+    string), "length" (`max_tokens` or the context window is full), "cancelled" (stopped from outside, text
+    kept) or "timeout" (of `Session.send`, text kept).
     `seed` reproduces the answer when it is given to the same call.
     """
 
