@@ -10,6 +10,7 @@ from family_runs import opened
 from helpers import tiny_llama_gguf
 from ring_sequence import streamed
 
+from edgellm import clib
 from edgellm.backends.numba_kernels import span as compiled
 from edgellm.backends.numba_kernels.jit import INT, i64s, kernel
 from edgellm.cache import Span
@@ -47,6 +48,19 @@ def test_threads_and_passes_change_no_bit(tmp_path: Path, kv_type: str, monkeypa
         for n_threads, chunk in ((2, 512), (4, 33), (1, 7)):
             got = streamed("numba", plan, weights, ids, span, chunk=chunk, n_threads=n_threads, **options)
             assert np.array_equal(wanted, got), (n_threads, chunk)
+
+
+@pytest.mark.skipif(not clib.available(), reason="the compiled library was not built")
+@pytest.mark.parametrize("kv_type", ["f32", "f16", "q8_0"])
+@pytest.mark.parametrize("span", [Span(4, 0, 700), Span(600, 0, 70)])
+def test_same_bits_as_native(tmp_path: Path, kv_type: str, span: Span) -> None:
+    with opened(tiny_llama_gguf(tmp_path / "m.gguf")) as (plan, weights):
+        ids = some_ids(plan, 1000)
+        wanted, got = (
+            streamed(name, plan, weights, ids, span, kv_type=kv_type, chunk=50, columns=(10, 14))
+            for name in ("native", "numba")
+        )
+        assert np.array_equal(wanted, got)
 
 
 def test_tokens_that_lost_nothing_keep_their_bits(tmp_path: Path) -> None:

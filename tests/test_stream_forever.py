@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from family_runs import FAST
 from helpers import tiny_llama_gguf
 
 import edgellm
@@ -21,7 +22,7 @@ from stream_run import Bins, feed, own_stories
 SINKS, WINDOW, SIZE, PERIOD = 4, 60, 64, 640  # tokens
 
 
-@pytest.mark.parametrize("name", ["numba"])
+@pytest.mark.parametrize("name", FAST)
 def test_three_thousand_tokens_in_a_window_of_sixty(tmp_path: Path, name: str) -> None:
     path = tiny_llama_gguf(tmp_path / "m.gguf")
     text = np.random.default_rng(1).integers(3, 200, PERIOD).astype(np.int32)
