@@ -15,6 +15,10 @@ int el_os_thread_start(void (*run)(void *), void *arg);
 void el_os_wait(_Atomic uint32_t *word, uint32_t expected, int64_t timeout_us);
 void el_os_wake_all(_Atomic uint32_t *word);
 void el_os_yield(void);
+/* The CPU that the calling thread is on; -1: not known here. */
+int el_os_cpu(void);
+/* Moves the calling thread to a CPU that it may use and that is none of taken[0 .. n), if there is one. It is not bound to it. */
+void el_os_move_off(const int32_t *taken, int n);
 
 /* Monotonic time in nanoseconds. */
 int64_t el_os_now(void);

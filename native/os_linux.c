@@ -81,6 +81,17 @@ void el_os_wake_all(_Atomic uint32_t *word) {
 
 void el_os_yield(void) { sched_yield(); }
 
+int el_os_cpu(void) { return sched_getcpu(); }
+
+void el_os_move_off(const int32_t *taken, int n) {
+    cpu_set_t allowed, rest;
+    if (sched_getaffinity(0, sizeof allowed, &allowed)) return;
+    rest = allowed;
+    for (int i = 0; i < n; i++)
+        if (taken[i] >= 0 && taken[i] < CPU_SETSIZE) CPU_CLR(taken[i], &rest);
+    if (CPU_COUNT(&rest) && !sched_setaffinity(0, sizeof rest, &rest)) sched_setaffinity(0, sizeof allowed, &allowed);
+}
+
 int64_t el_os_now(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);

@@ -71,6 +71,9 @@ void el_os_wake_all(_Atomic uint32_t *word) {
 
 void el_os_yield(void) { sched_yield(); }
 
+int el_os_cpu(void) { return -1; }
+void el_os_move_off(const int32_t *taken, int n) { (void)taken, (void)n; }
+
 int64_t el_os_now(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);

@@ -54,6 +54,9 @@ void el_os_wake_all(_Atomic uint32_t *word) { WakeByAddressAll((PVOID)word); }
 
 void el_os_yield(void) { SwitchToThread(); }
 
+int el_os_cpu(void) { return -1; }
+void el_os_move_off(const int32_t *taken, int n) { (void)taken, (void)n; }
+
 int64_t el_os_now(void) {
     LARGE_INTEGER f, t;
     QueryPerformanceFrequency(&f);

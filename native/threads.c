@@ -41,6 +41,7 @@ static struct {
     int started; /* helpers started since the last shutdown */
     el_mutex *lock;
     _Atomic int64_t chunks[EL_MAX_THREADS];
+    _Atomic int32_t cpu[EL_MAX_THREADS]; /* where each worker was last seen, -1: not known */
 
     /* contention watch; the caller's, but for clock and slept, which each helper writes its own element of */
     _Atomic int64_t clock[EL_MAX_THREADS]; /* CPU clocks, 0: not known yet */
@@ -77,6 +78,19 @@ static int do_chunk(int worker) {
     return 1;
 }
 
+/* A woken thread often starts on the core of the one that woke it, and both share it until the system looks again, some
+ * milliseconds later: longer than many passes take. So a helper that meets another worker on its core leaves. */
+static void find_own_cpu(int worker) {
+    int32_t taken[EL_MAX_THREADS], own = el_os_cpu();
+    int n = atomic_load(&pool.active), meets = 0;
+    for (int i = 0; i < n; i++) {
+        taken[i] = i == worker ? -1 : atomic_load_explicit(&pool.cpu[i], memory_order_relaxed);
+        meets |= taken[i] == own;
+    }
+    if (meets && own >= 0) el_os_move_off(taken, n);
+    atomic_store_explicit(&pool.cpu[worker], el_os_cpu(), memory_order_relaxed);
+}
+
 static void sleep_until_woken(int worker) {
     uint32_t seen = atomic_load(&pool.wake);
     atomic_fetch_add(&pool.sleepers, 1);
@@ -85,6 +99,7 @@ static void sleep_until_woken(int worker) {
     int work = worker < atomic_load(&pool.active) && chunk_waiting(atomic_load(&pool.ticket));
     if (!work && !atomic_load(&pool.stop)) el_os_wait(&pool.wake, seen, 60 * 1000000LL);
     atomic_fetch_sub(&pool.sleepers, 1);
+    if (worker < atomic_load(&pool.active)) find_own_cpu(worker);
 }
 
 static void helper(void *arg) {
@@ -110,6 +125,7 @@ static void helper(void *arg) {
 
 static void wake_sleepers(void) {
     if (atomic_load(&pool.sleepers) > 0) {
+        atomic_store_explicit(&pool.cpu[0], el_os_cpu(), memory_order_relaxed);
         atomic_fetch_add(&pool.wake, 1);
         el_os_wake_all(&pool.wake);
     }
@@ -125,7 +141,7 @@ static void forget_helpers(void) {
     atomic_store(&pool.ticket, 0);
     atomic_store(&pool.stop, 0);
     pool.limit = 0;
-    for (int i = 0; i < EL_MAX_THREADS; i++) atomic_store(&pool.clock[i], 0);
+    for (int i = 0; i < EL_MAX_THREADS; i++) atomic_store(&pool.clock[i], 0), atomic_store(&pool.cpu[i], -1);
 }
 
 static int ensure_lock(void) {
@@ -133,6 +149,7 @@ static int ensure_lock(void) {
     int expected = 0;
     if (atomic_compare_exchange_strong(&state, &expected, 1)) {
         pool.lock = el_os_mutex_new();
+        for (int i = 0; i < EL_MAX_THREADS; i++) atomic_store(&pool.cpu[i], -1);
         el_os_at_fork_child(forget_helpers);
         atomic_store(&state, 2);
     }
