@@ -77,6 +77,7 @@ class Loaded:
         from edgellm.backends import NAMES, create
         from edgellm.cache import resolve_kv_type
         from edgellm.generate import PREFILL_CHUNK, Engine
+        from edgellm.memory_estimate import MARGIN
         from edgellm.models import build_plan, read_config
         from edgellm.weights import Weights
 
@@ -109,7 +110,7 @@ class Loaded:
         self.weights = weights
         self.backend_name = self.runner.name
         self.isa = backend_isa(self.runner)
-        self.pool = self._pool(found.available - found.total + found.cache)
+        self.pool = self._pool(found.available - MARGIN - found.total + found.cache)
         self.engine = Engine(
             self.runner, self.pool, self.tokenizer, self.n_ctx, self.threads, self.isa, self.exact, self.overflow
         )

@@ -79,6 +79,8 @@ class Sequence:
 
     def columns(self, first: int, end: int) -> np.ndarray:
         """int64 (end - first,): `column` of blocks first .. end - 1."""
+        if end - first == 1:  # as in decoding: five times as fast
+            return np.array([self.column(first)])
         blocks, head = np.arange(first, end), self.head_blocks
         return np.where(blocks < head, blocks, head + (blocks - head) % self.ring)
 
@@ -125,12 +127,10 @@ class Sequence:
             raise InvalidArgumentError(f"a pass of {n_tokens - self.length} tokens; choose up to {PASS_TOKENS}")
         columns = self.columns(first, max(first, end))
         pages = self.table[:, columns]  # (n_layers, blocks), a copy
-        shared = (pages != NO_PAGE) & (self.pool.refs[pages] > 1)
-        wanted = shared | (pages == NO_PAGE)
-        n = int(np.count_nonzero(wanted))
-        if n:
+        wanted = (self.pool.refs[pages] > 1) | (pages == NO_PAGE)  # shared ones, and those that are not there
+        if wanted.any():
             old = pages[wanted]
-            pages[wanted] = self.pool.allocate(n)
+            pages[wanted] = self.pool.allocate(len(old))
             for source, target in zip(old.tolist(), pages[wanted].tolist(), strict=True):
                 if source != NO_PAGE:
                     self.pool.copy(source, target)
