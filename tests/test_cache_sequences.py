@@ -17,8 +17,8 @@ from edgellm.plan import KVShape
 
 WINDOWS = (0, 70, 0, 200)
 SHAPE = KVShape(n_layers=4, n_kv_heads=2, head_dim=2, windows=WINDOWS)
-POLICIES = ["error", "sink", "sink:0:130", "sink:4:64", "sink:70:200", "shift", "shift:90", "drop-turns:10", "sink:3:3"]
-N_CTX = 300
+POLICIES = ["error", "sink", "sink:0:130", "sink:4:64", "sink:70:150", "shift", "shift:90", "drop-turns:10", "sink:3:3"]
+N_CTX = 230
 
 
 class Streams(RuleBasedStateMachine):
@@ -30,7 +30,7 @@ class Streams(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.pool = PagePool(self.shape, "f32", 150)
+        self.pool = PagePool(self.shape, "f32", 200)
         self.tree = PrefixTree(self.pool)
         self.pool.reclaim = self.reclaim
         self.finished: list[list[int]] = []
@@ -53,7 +53,7 @@ class Streams(RuleBasedStateMachine):
         self.counter += n
         return list(range(self.counter - n, self.counter))
 
-    @rule(target=sequences, policy=st.sampled_from(POLICIES), n_ctx=st.integers(N_CTX, 400))
+    @rule(target=sequences, policy=st.sampled_from(POLICIES), n_ctx=st.sampled_from([N_CTX, 300, 1200]))
     def open(self, policy: str, n_ctx: int) -> Sequence:
         return self.known(Sequence(self.pool, n_ctx, policy), [])
 
@@ -77,6 +77,38 @@ class Streams(RuleBasedStateMachine):
             return
         assert (seq.table == before[0]).all()
         assert (seq.span, seq.length, seq.turns) == before[1:]
+
+    @rule(seq=sequences, n=st.integers(1, 100), passes=st.integers(2, 12))
+    def run_on(self, seq: Sequence, n: int, passes: int) -> None:
+        """Many passes, each a turn: far beyond the window."""
+        values = self.values[id(seq)]
+        n = min(n, seq.overflow.pass_tokens(seq.n_ctx))
+        for _ in range(passes):
+            seq.begin_turn()
+            try:
+                append(seq, new := self.fresh(n))
+            except (ContextOverflowError, NotEnoughMemoryError):
+                break
+            values += new
+            check(seq, values)
+
+    @rule(seq=sequences, n=st.integers(1, 100))
+    def fork_in_a_pass(self, seq: Sequence, n: int) -> None:
+        """A fork has nothing of a pass that runs; the pass goes on."""
+        values = self.values[id(seq)]
+        try:
+            seq.ensure(seq.length + n)
+        except (NotEnoughMemoryError, ContextOverflowError):
+            return
+        write(seq, seq.length, new := self.fresh(n))
+        with seq.fork() as other:
+            check(other, values)
+            assert other.can_rewind(other.length) and other.span == seq._settled
+            pages = set(other.table[other.table != NO_PAGE].tolist())
+            assert all(self.pool.refs[page] > 1 for page in pages)
+        seq.commit(seq.length + n, new)
+        values += new
+        check(seq, values)
 
     @rule(seq=sequences, n=st.integers(1, 100))
     def fail_a_pass(self, seq: Sequence, n: int) -> None:
@@ -175,7 +207,7 @@ class Streams(RuleBasedStateMachine):
         check(found, ids[: found.length])
         return self.known(found, ids[: found.length])
 
-    @rule(n=st.integers(0, 150))
+    @rule(n=st.integers(0, 200))
     def evict(self, n: int) -> None:
         self.reclaim(n)
 
@@ -227,6 +259,6 @@ def common(a: list[int], b: list[int]) -> int:
 TestStreams, TestPlainStreams = Streams.TestCase, PlainStreams.TestCase
 for _case in (TestStreams, TestPlainStreams):
     _case.settings = settings(
-        max_examples=50, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+        max_examples=100, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
     )
 del _case
