@@ -7,6 +7,7 @@ probe; a turn then begins wherever the template wrote it. What a person wrote is
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +18,8 @@ Parts = list[tuple[str, bool]]  # (text, whether the template wrote it), in orde
 Render = Callable[[list[dict[str, Any]], bool], Parts]
 Encode = Callable[[Parts, bool], list[int]]  # (parts, whether they begin the text) -> ids
 
+_CUT_TAG = re.compile(r"^[^<>]*>")
+_SYSTEM = {"role": "system", "content": "probe zero"}
 _PROBES = [
     {"role": "user", "content": "probe one"},
     {"role": "assistant", "content": "probe two"},
@@ -41,13 +44,31 @@ def cut(parts: Parts, start: int, end: int | None = None) -> Parts:
 
 
 def question_header(render: Render) -> str | None:
-    """What the template writes in front of a question that is not the first; None where that cannot be seen."""
-    try:
-        before, after = (text_of(render(_PROBES[:n], n == 3)) for n in (2, 3))
-    except (TemplateError, InvalidArgumentError):  # no answers, or no second question, with this template
+    """What the template writes in front of every question; None where that cannot be seen.
+
+    It is what the texts before a first question, with and without a system message, and between an answer and the next
+    question end with. What closes an answer may be a part of it, where it closes a system message too: whoever cuts
+    from one header to another then cuts closings instead of openings, which are the same.
+    """
+    ends = []
+    for messages in ([_PROBES[0]], [_SYSTEM, _PROBES[0]], _PROBES):
+        try:
+            text = text_of(render(messages, True))
+        except (TemplateError, InvalidArgumentError):  # no system messages, or no second question, in this template
+            continue
+        ends.append(text[: max(0, text.find(messages[-1]["content"]))])
+    if not ends or "probe two" not in ends[-1]:
         return None
-    at = after.find(_PROBES[2]["content"], len(before))
-    return after[len(before) : at] if after.startswith(before) and at > len(before) else None
+    ends[-1] = ends[-1].partition("probe two")[2]
+    plain = [end for end in ends if "probe zero" not in end] or ends
+    header = _common_suffix(ends) or _common_suffix(plain)  # a system message may stand inside of the first question
+    return header or None
+
+
+def _common_suffix(texts: Sequence[str]) -> str:
+    """What all texts end with, but no part of a tag: of "<s>[INST]" and "</s>[INST]" it is "[INST]"."""
+    common = os.path.commonprefix([text[::-1] for text in texts])[::-1]
+    return _CUT_TAG.sub("", common) or common
 
 
 def question_starts(parts: Parts, header: str | None) -> list[int]:

@@ -144,7 +144,7 @@ def _show_params(repl: Repl) -> None:
     limit = session.options.max_tokens
     more = {"max_tokens": "no limit" if limit is None else limit, "overflow": session.overflow}
     for name, value in {**chosen, **more, "system": session.system or "none"}.items():
-        _say(f"  {name:<18} {value}")
+        _say(f"  {name:<18} {f'{value:g}' if isinstance(value, float) else value}")
 
 
 def _show_template(repl: Repl) -> None:
@@ -155,9 +155,11 @@ def _show_context(repl: Repl) -> None:
     session = repl.session
     used, size = session.context.used, session.context.n_ctx
     _say(
-        f"{context_line(session)}: {used} of {size} tokens used ({100 * used // size} %), {len(session.messages)} "
-        f"messages, overflow {session.overflow}"
+        f"{used} of {size} tokens used ({100 * used // size} %), {len(session.messages)} messages; when it is full: "
+        f"{session.overflow}"
     )
+    if session.context.dropped:
+        _say(context_line(session))
 
 
 def _show_system(repl: Repl) -> None:
