@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PY     := $(BIN)/python
 
-.PHONY: tokenizer-parity help chat test native lint gen-check native-suite asan suite-arm64 suite-x86 mingw peer-check compare convert-memory parity numba-ratio stream-forever clean
+.PHONY: tokenizer-parity help chat test native lint gen-check native-suite asan suite-arm64 suite-x86 mingw peer-check compare convert-memory kv-quality parity numba-ratio stream-forever clean
 
 help:
 	@echo "make chat     install into $(VENV) and talk to the built-in model"
@@ -101,6 +101,10 @@ compare:
 # Numba beside compiled C on MODEL (one or several files), and the time to its first token.
 numba-ratio:
 	$(PY) tools/numba_ratio.py $(MODEL)
+
+# What the page types of the KV cache cost on MODELS (none: the built-in one), for docs/kv_types.md. KV_QUALITY: options.
+kv-quality:
+	$(PY) tools/kv_quality.py $(MODELS) $(KV_QUALITY)
 
 convert-memory:
 	$(PY) tools/convert_memory.py --megabytes 2048
