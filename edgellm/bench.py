@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from edgellm.cache import Overflow
+from edgellm.cache import Overflow, split_kv_type
 
 if TYPE_CHECKING:
     from edgellm.cache import Sequence as Cached
@@ -40,7 +40,7 @@ class BenchResult:
     an untied embedding table only the rows that are looked up. `madds` and `attention_madds` are multiply-adds of one
     repetition. Shares are None where they say nothing (reading for pp, multiplying for tg) or were not measured:
     `read_share` of the bandwidth, `int8_share` and `bf16_share` of the fastest instructions of that kind. `busy` is the
-    number of busy processes beside the run.
+    number of busy processes beside the run; `type_k` and `type_v` are the page types of the cache.
     """
 
     test: str
@@ -58,7 +58,8 @@ class BenchResult:
     model_type: str
     model_size: int
     model_n_params: int
-    kv_type: str
+    type_k: str
+    type_v: str
     peak_rss: int
     madds: int
     attention_madds: int
@@ -208,6 +209,7 @@ def one_test(
     from edgellm.machine import peak_rss
 
     loaded = model._loaded
+    type_k, type_v = split_kv_type(model.kv_type)
     with busy_processes(busy):
         seconds = model._worker.call(lambda job: _measure(loaded.engine, job, n_prompt, n_gen, depth, repetitions))
     rates = [(n_prompt or n_gen) / s for s in seconds]
@@ -230,7 +232,8 @@ def one_test(
         model_type=model_type(model),
         model_size=loaded.weights.n_bytes,
         model_n_params=n_params(loaded.plan),
-        kv_type=model.kv_type,
+        type_k=type_k,
+        type_v=type_v,
         peak_rss=peak_rss(),
         madds=work.madds,
         attention_madds=work.attention_madds,

@@ -29,7 +29,8 @@ class MemoryEstimate:
     """Bytes that a model takes, by part, and whether they are there. Made by `edgellm.estimate`.
 
     - `mapped`: of the file, used where it is mapped; `panels`: weights that are copied (packed, or decoded).
-    - `cache`: keys and values of one sequence of `n_ctx` tokens in `kv_type`.
+    - `cache`: keys and values of one sequence of `n_ctx` tokens in `kv_type`. (The pool keeps what earlier calls left,
+      up to as much again where that is free, for prompts that begin alike.)
     - `scratch`: buffers of passes and of the sampler; `tokenizer`: the vocabulary; `runtime`: Numba, where it is used.
     - `total`: all of them; `available`: what this process may take now, container limits counted.
     - `fits`: `total` and a margin of 32 MiB are available; `largest_n_ctx`: the longest context that does (0: none).
@@ -69,7 +70,7 @@ def estimate(
     path: str | os.PathLike[str] | None = None,
     *,
     n_ctx: int | None = None,
-    kv_type: str = "auto",
+    kv_type: str | tuple[str, str] = "auto",
     threads: int | str = "auto",
     backend: str = "auto",
     pack: bool = True,

@@ -217,6 +217,23 @@ def test_bench_json(run, models):
     for r in results:
         assert r["avg_ts"] > 0 and r["stddev_ts"] >= 0 and r["gb_per_s"] > 0 and len(r["samples_ts"]) == 2
         assert r["backend"] == "reference" and r["isa"] and r["model"] == models["plain"]
+        assert (r["type_k"], r["type_v"]) == ("f32", "f32") and r["n_depth"] == (64 if "@" in r["test"] else 0)
+
+
+def test_bench_of_page_types(run, models):
+    """-ctk and -ctv reach the model and both forms of output; --json is -o json."""
+    sizes = ["-p", 0, "-n", 2, "-d", 70, "-r", 1, "--no-shares", "-ctk", "q8_0", "-ctv", "f16"]
+    (result,) = json.loads(run("bench", models["plain"], *sizes, "--json", *FAST)[1])
+    assert (result["test"], result["type_k"], result["type_v"]) == ("tg2 @ d70", "q8_0", "f16")
+    head, _, row = run("bench", models["plain"], *sizes, *FAST)[1].splitlines()
+    cells = dict(zip(map(str.strip, head.split("|")), map(str.strip, row.split("|")), strict=True))
+    assert (cells["test"], cells["type_k"], cells["type_v"]) == ("tg2 @ d70", "q8_0", "f16")
+
+
+@pytest.mark.parametrize("depth", ["-1", "2147483648", "many", "1,,2"])
+def test_bench_bad_depths(run, models, depth):
+    code, _, err = run("bench", models["plain"], "-d", depth, *FAST)
+    assert code == 2 and "-d" in err
 
 
 @pytest.mark.parametrize(("flags", "tests"), [(["-p", 0, "-n", 2], ["tg2"]), (["-p", 8, "-n", 0], ["pp8"])])

@@ -176,6 +176,21 @@ def test_every_family_has_an_estimate(tmp_path: Path, family: str) -> None:
         assert told.fits and told.scratch > 0 and told.mapped + told.panels > 0
 
 
+def test_layers_with_a_window_take_short_tables(tmp_path: Path) -> None:
+    """The cache of Mistral, all of whose layers have a window, stops growing; a Llama of the same shape goes on."""
+    windowed, plain = (tiny_family_gguf(tmp_path / f"{name}.gguf", name) for name in ("mistral", "llama"))
+    sizes = {path: [edgellm.estimate(path, n_ctx=n).cache for n in (1024, 8192, 65536)] for path in (windowed, plain)}
+    assert sizes[windowed][1] == sizes[windowed][2] < sizes[plain][1]
+    assert sizes[plain][2] == 8 * sizes[plain][1]
+
+
+def test_page_types_that_differ() -> None:
+    """Half of K's bytes and half of V's; a page of 4 bits is the smallest."""
+    sizes = {t: edgellm.estimate(n_ctx=512, kv_type=t).cache for t in ("f16", "q8_0", "q4_0", "f16:q8_0")}
+    assert 2 * sizes["f16:q8_0"] == sizes["f16"] + sizes["q8_0"]
+    assert sizes["q4_0"] < sizes["q8_0"] < sizes["f16"]
+
+
 def test_c_refuses_bad_sizes() -> None:
     if not clib.available():
         pytest.skip("the compiled library is not there")

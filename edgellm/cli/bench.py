@@ -32,7 +32,8 @@ class NumberList(click.ParamType):
         except ValueError:
             self.fail(f"'{value}' is no list of numbers such as 1,2,4", param, ctx)
         if min(numbers) < self.lowest or max(numbers) >= 2**31:
-            self.fail(f"{min(numbers)} is too small; the smallest number here is {self.lowest}", param, ctx)
+            bad = min(numbers) if min(numbers) < self.lowest else max(numbers)
+            self.fail(f"{bad} is out of range; choose {self.lowest} to {2**31 - 1}", param, ctx)
         return numbers
 
 
@@ -124,11 +125,12 @@ def _share(r: BenchResult) -> str:
 _COLUMNS = (
     ("model", lambda r: r.model_type), ("size", lambda r: f"{r.model_size / 2**20:.2f} MiB"),
     ("params", lambda r: f"{r.model_n_params / 1e6:.2f} M"), ("backend", lambda r: f"{r.backend} {r.isa}"),
-    ("threads", lambda r: str(r.n_threads)), ("test", _test),
+    ("threads", lambda r: str(r.n_threads)), ("type_k", lambda r: r.type_k), ("type_v", lambda r: r.type_v),
+    ("test", _test),
     ("t/s", lambda r: f"{r.avg_ts:.2f} ± {r.stddev_ts:.2f}"), ("GB/s", lambda r: f"{r.gb_per_s:.2f}"),
     ("of limit", _share),
 )  # fmt: skip
-_WIDTHS = (18, 11, 10, 16, 7, 16, 20, 7, 8)
+_WIDTHS = (18, 11, 10, 16, 7, 6, 6, 16, 20, 7, 8)
 
 
 def _markdown(results: Iterator[BenchResult]) -> None:
