@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from edgellm.cache import NO_PAGE, PAGE_TOKENS, PagePool, PrefixTree, Sequence, n_blocks
+from edgellm.cache import NO_PAGE, PAGE_TOKENS, PagePool, PrefixTree, Sequence, cache_bytes, n_blocks
 from edgellm.errors import ContextOverflowError, InvalidArgumentError, ModelClosedError, NotEnoughMemoryError
 from edgellm.plan import KVShape
 
@@ -154,6 +154,13 @@ class Streams(RuleBasedStateMachine):
         assert n > seq.span.keep, "the head is always there"
         assert seq.dropped or n < len(values) - 512, "what no policy dropped is there for 512 tokens"
 
+    @rule(seq=sequences, at=st.sampled_from(["keep", "first", "seen"]), by=st.integers(-2, 2))
+    def rewind_to_an_edge(self, seq: Sequence, at: str, by: int) -> None:
+        """As `rewind`, to where head and tail begin or end."""
+        span, length = seq.span, seq.length
+        n = {"keep": span.keep, "first": span.first, "seen": span.start(length)}[at] + by
+        self.rewind(seq, min(max(0, n), length) / max(1, length) + 1e-9)
+
     @rule(target=sequences, seq=sequences)
     def fork(self, seq: Sequence) -> Sequence:
         free = self.pool.n_free
@@ -262,3 +269,101 @@ for _case in (TestStreams, TestPlainStreams):
         max_examples=100, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
     )
 del _case
+
+
+# ---- one by one ------------------------------------------------------------------------------------
+
+
+def stream(
+    policy: str, n: int, n_ctx: int = 200, n_pass: int = 40, shape: KVShape = SHAPE
+) -> tuple[Sequence, list[int]]:
+    """A sequence that took `n` tokens in passes, each a turn, and all the tokens."""
+    seq, ids = Sequence(PagePool(shape, "f32", 400), n_ctx, policy), list(range(n))
+    while seq.length < n:
+        seq.begin_turn()
+        append(seq, ids[seq.length :][:n_pass])
+    return seq, ids
+
+
+@pytest.mark.parametrize("policy", ["shift:10", "drop-turns:10"])
+def test_a_failed_pass_takes_back_what_it_dropped(policy: str) -> None:
+    seq, ids = stream(policy, 200)
+    seq.ensure(220)
+    assert seq.span.first > 10, "room had to be made"
+    write(seq, 200, [0.5] * 20)
+    seq.rewind(200)
+    assert (seq.span.first, seq.dropped) == (0, 0)
+    check(seq, ids)
+    append(seq, [7] * 20)
+    assert seq.dropped > 0
+
+
+@pytest.mark.parametrize("policy", ["shift:10", "drop-turns:10", "sink:10:100"])
+def test_rewinding_into_what_was_dropped(policy: str) -> None:
+    seq, ids = stream(policy, 400)
+    start = seq.span.start(400)
+    assert start > 64 and seq.dropped
+    for n in range(11, start // 64 * 64 if "sink" in policy else start):
+        assert not seq.can_rewind(n)
+    with pytest.raises(InvalidArgumentError, match=f"rewind to 11 tokens.*400, of which {seq.dropped} "):
+        seq.rewind(11)
+    seq.rewind(399)
+    check(seq, ids[:399])
+    if "sink" not in policy:
+        seq.rewind(start)
+        assert seq.ids == ids[:10]
+    seq.rewind(10)
+    check(seq, ids[:10])
+    assert (seq.span.first, seq.dropped, seq.n_pages) == (0, 0, SHAPE.n_layers)
+    append(seq, [3] * 150)
+    check(seq, ids[:10] + [3] * 150)
+
+
+@pytest.mark.parametrize("policy", ["shift:10", "drop-turns:10", "sink:10:100", "sink:0:64", "sink:70:100"])
+def test_nothing_grows_with_the_length(policy: str) -> None:
+    """Pages, ids and turns stay within what the window needs, however long the text is."""
+    seq, _ = stream(policy, 1600)
+    most = [0, 0, 0]
+    for _ in range(100):
+        seq.begin_turn()
+        append(seq, list(range(seq.length, seq.length + 40)))
+        now = (seq.n_pages, len(seq._ids) + len(seq._head_ids), len(seq.turns))
+        most = [max(a, b) for a, b in zip(most, now, strict=True)]
+    assert most[0] <= SHAPE.n_layers * (seq.head_blocks + n_blocks(200) + 1)
+    assert most[1] <= 10 + 70 + 200 + 2 * PAGE_TOKENS and most[2] <= 200 // 40 + 2
+
+
+def test_layers_with_a_window_of_their_own_hold_little() -> None:
+    """Gemma 3's and Mistral's tables: the window, 512 tokens to go back, and no page more than the estimate says."""
+    shape = KVShape(4, 1, 2, windows=(512, 512, 0, 512))
+    seq, ids = stream("error", 4000, n_ctx=4096, n_pass=500, shape=shape)
+    held = np.count_nonzero(seq.table != NO_PAGE, axis=1)
+    assert held[2] == n_blocks(4000) and (held[[0, 1, 3]] <= n_blocks(512 + 512) + 1).all()
+    assert cache_bytes(shape, "f32", 4096) < 0.7 * cache_bytes(KVShape(4, 1, 2), "f32", 4096)
+    assert seq.n_pages * seq.pool.page_bytes <= cache_bytes(shape, "f32", 4096)
+    assert seq.can_rewind(4000 - 512) and not seq.can_rewind(4000 - 512 - 64)
+    seq.rewind(4000 - 512)
+    check(seq, ids[:-512])
+
+
+def test_a_pass_that_a_ring_has_no_room_for() -> None:
+    with Sequence(PagePool(SHAPE, "f32", 400), 200, "sink:4:100") as seq:
+        with pytest.raises(InvalidArgumentError, match="a pass of 1000 tokens; choose up to 512"):
+            seq.ensure(1000)
+        assert seq.n_pages == 0
+        seq.ensure(512)
+
+
+def test_the_edges_of_begin_turn_and_closed_sequences() -> None:
+    seq, _ = stream("drop-turns:10", 100)
+    assert seq.turns == [0, 40, 80]
+    seq.begin_turn()
+    seq.begin_turn()
+    assert seq.turns == [0, 40, 80, 100]
+    seq.rewind(80)
+    assert seq.turns == [0, 40, 80]
+    seq.close()
+    for call in (seq.fork, lambda: seq.ensure(1)):
+        with pytest.raises(ModelClosedError):
+            call()
+    assert seq.closed and seq.pool.n_free == seq.pool.n_pages

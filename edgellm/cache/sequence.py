@@ -170,7 +170,7 @@ class Sequence:
                 self._head_ids = self._ids[: self.span.keep]
             del self._ids[: first - self._first_id]
             self._first_id = first
-            self.turns = [turn for turn in self.turns if turn >= self.span.first]
+            self.turns = [turn for turn in self.turns if turn >= start]
 
     def _release(self, layers: np.ndarray, columns: np.ndarray) -> None:
         """Gives back what some layers hold in `columns`."""
