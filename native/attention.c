@@ -67,6 +67,7 @@ typedef struct {
 typedef struct {
     int stretch;
     int64_t p0, p1, next, end;
+    el_stretch seen[BLOCK_ROWS]; /* (n) what each token of the block sees of the stretch */
 } page_run;
 
 static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -134,39 +135,37 @@ static void store_item(void *ctx, int64_t item, int worker) {
 
 /* ---- one part of one block ----------------------------------------------------------------------------- */
 
-/* The block's tokens [*from, *to) that see positions [p0, p1) of a stretch. */
-static void tokens_that_see(const block *b, int stretch, int64_t p0, int64_t p1, int64_t *from, int64_t *to) {
-    *from = b->t0, *to = b->t0 + b->n;
-    while (*from < *to && seen(b->job, stretch, *from).end <= p0) ++*from;
-    for (; *to > *from; --*to) {
-        el_stretch s = seen(b->job, stretch, *to - 1);
-        if (s.first < p1 && s.first < s.end) break;
-    }
+/* The block's tokens t0 + [*from, *to) that see something of a page. */
+static void tokens_that_see(const block *b, const page_run *p, int64_t page, int64_t *from, int64_t *to) {
+    const el_stretch *s = p->seen;
+    int64_t first = page * EL_PAGE_TOKENS, end = first + EL_PAGE_TOKENS, i = 0, n = b->n;
+    while (i < n && s[i].end <= first) i++;
+    while (n > i && (s[n - 1].first >= end || s[n - 1].first >= s[n - 1].end)) n--;
+    *from = i, *to = n;
 }
 
 static float *scores_of(const block *b, int64_t page, int64_t row) {
     return b->scores + (page % EL_SPLIT_PAGES * b->rows + row) * EL_PAGE_TOKENS;
 }
 
-/* Lanes [*low, *high) of a page are seen by a token. */
-static void lanes_seen(const attention_job *job, int stretch, int64_t token, int64_t page, int64_t *low, int64_t *high) {
-    el_stretch s = seen(job, stretch, token);
+/* Lanes [*low, *high) of a page are seen by a token that sees s. */
+static void lanes_seen(el_stretch s, int64_t page, int64_t *low, int64_t *high) {
     *low = max64(s.first - page * EL_PAGE_TOKENS, 0);
     *high = min64(s.end - page * EL_PAGE_TOKENS, EL_PAGE_TOKENS);
 }
 
 /* Scores of a page, what is not seen at -infinity, and the rows' maxima with them. */
-static void score_page(const block *b, int stretch, int64_t page, const void *ahead, float *max) {
+static void score_page(const block *b, const page_run *p, int64_t page, const void *ahead, float *max) {
     const attention_job *job = b->job;
     int64_t G = job->n_group, from, to, low, high;
-    tokens_that_see(b, stretch, page * EL_PAGE_TOKENS, (page + 1) * EL_PAGE_TOKENS, &from, &to);
-    int64_t r = (from - b->t0) * G, n = (to - from) * G;
-    const float *q = (stretch == EL_HEAD ? b->turned : b->q) + r * job->head_dim;
+    tokens_that_see(b, p, page, &from, &to);
+    int64_t r = from * G, n = (to - from) * G;
+    const float *q = (p->stretch == EL_HEAD ? b->turned : b->q) + r * job->head_dim;
     float *s = scores_of(b, page, r);
     el_k.attn_scores[job->k_type](q, n, job->head_dim, k_page(job, page, b->head), ahead, job->scale, s);
     if (job->softcap > 0.0f) el_k.softcap(s, s, n * EL_PAGE_TOKENS, job->softcap);
     for (int64_t t = from; t < to; t++) {
-        lanes_seen(job, stretch, t, page, &low, &high);
+        lanes_seen(p->seen[t], page, &low, &high);
         for (int64_t g = 0; g < G; g++, r++, s += EL_PAGE_TOKENS) {
             for (int64_t i = 0; i < low; i++) s[i] = -INFINITY;
             for (int64_t i = high; i < EL_PAGE_TOKENS; i++) s[i] = -INFINITY;
@@ -175,19 +174,19 @@ static void score_page(const block *b, int stretch, int64_t page, const void *ah
     }
 }
 
-static void weigh_page(const block *b, int stretch, int64_t page, const void *ahead, const float *max, float *sum,
+static void weigh_page(const block *b, const page_run *p, int64_t page, const void *ahead, const float *max, float *sum,
                        float *acc) {
     const attention_job *job = b->job;
     int64_t G = job->n_group, from, to, low, high, first = EL_PAGE_TOKENS, end = 0;
-    tokens_that_see(b, stretch, page * EL_PAGE_TOKENS, (page + 1) * EL_PAGE_TOKENS, &from, &to);
-    int64_t r0 = (from - b->t0) * G, r1 = (to - b->t0) * G;
+    tokens_that_see(b, p, page, &from, &to);
+    int64_t r0 = from * G, r1 = to * G;
     for (int64_t r = r0; r < r1; r++) {
         float page_sum;
         el_k.exp_sum(scores_of(b, page, r), EL_PAGE_TOKENS, max[r], &page_sum);
         sum[r] += page_sum;
     }
     for (int64_t t = from; t < to; t++) { /* lanes that nobody sees may hold anything */
-        lanes_seen(job, stretch, t, page, &low, &high);
+        lanes_seen(p->seen[t], page, &low, &high);
         first = min64(first, low), end = max64(end, high);
     }
     el_k.attn_values[job->v_type](scores_of(b, page, r0), r1 - r0, job->head_dim, first, end, v_page(job, page, b->head),
@@ -203,26 +202,28 @@ static const char *read_later(const block *b, const page_run *p, int64_t i) {
     return p->next + i - 2 * n < p->end ? k_page(b->job, p->next + i - 2 * n, b->head) : NULL;
 }
 
-static page_run pages_of(const block *b, int stretch, int64_t split) {
+static void find_pages(const block *b, int stretch, int64_t split, page_run *p) {
     el_stretch all = seen_by_any(b->job, stretch, b->t0, b->t0 + b->n);
-    int64_t end = (all.end - 1) / EL_PAGE_TOKENS + 1;
-    page_run p = {.stretch = stretch, .p0 = max64(split * EL_SPLIT_PAGES, all.first / EL_PAGE_TOKENS), .end = end};
-    p.next = p.p1 = min64((split + 1) * EL_SPLIT_PAGES, end);
-    if (stretch == EL_HEAD && p.next == p.end) { /* the tail follows */
+    p->stretch = stretch;
+    p->end = (all.end - 1) / EL_PAGE_TOKENS + 1;
+    p->p0 = max64(split * EL_SPLIT_PAGES, all.first / EL_PAGE_TOKENS);
+    p->next = p->p1 = min64((split + 1) * EL_SPLIT_PAGES, p->end);
+    if (stretch == EL_HEAD && p->next == p->end) { /* the tail follows */
         all = seen_by_any(b->job, EL_TAIL, b->t0, b->t0 + b->n);
-        p.next = all.first / EL_PAGE_TOKENS, p.end = (all.end - 1) / EL_PAGE_TOKENS + 1;
+        p->next = all.first / EL_PAGE_TOKENS, p->end = (all.end - 1) / EL_PAGE_TOKENS + 1;
     }
-    return p;
+    for (int64_t t = 0; t < b->n; t++) p->seen[t] = seen(b->job, stretch, b->t0 + t);
 }
 
 static void partial_result(const block *b, int stretch, int64_t split, float *partial) {
     float *max = partial, *sum = partial + b->rows, *acc = partial + 2 * b->rows; /* acc (rows, head_dim) */
-    page_run p = pages_of(b, stretch, split);
+    page_run p;
+    find_pages(b, stretch, split, &p);
     int64_t n = p.p1 - p.p0;
     for (int64_t r = 0; r < b->rows; r++) max[r] = -INFINITY, sum[r] = 0.0f;
     memset(acc, 0, (size_t)(b->rows * b->job->head_dim) * sizeof(float));
-    for (int64_t i = 0; i < n; i++) score_page(b, stretch, p.p0 + i, read_later(b, &p, i + 2), max);
-    for (int64_t i = 0; i < n; i++) weigh_page(b, stretch, p.p0 + i, read_later(b, &p, n + i + 2), max, sum, acc);
+    for (int64_t i = 0; i < n; i++) score_page(b, &p, p.p0 + i, read_later(b, &p, i + 2), max);
+    for (int64_t i = 0; i < n; i++) weigh_page(b, &p, p.p0 + i, read_later(b, &p, n + i + 2), max, sum, acc);
 }
 
 /* ---- merging ---------------------------------------------------------------------------------------------- */
