@@ -11,7 +11,7 @@ from edgellm.results import Event, Progress
 from edgellm.worker import Job
 
 Dispatch = Callable[[Callable[[], Any]], Any]
-_SLICE = 0.02  # seconds between looks at an event that somebody may set
+_SLICE = 0.02  # seconds between looks at what may have happened
 
 
 class Hooks:
@@ -82,16 +82,15 @@ class Watch:
             threading.Thread(target=self._look, args=(job, end), name="edgellm-watch", daemon=True).start()
 
     def _look(self, job: Job, end: float | None) -> None:
-        while not self._ended.is_set():
-            left = None if end is None else end - time.monotonic()
-            if left is not None and left <= 0:
+        while not self._ended.is_set() and not job.ended:  # one that is refused never comes to its own end
+            left = _SLICE if end is None else min(_SLICE, end - time.monotonic())
+            if left <= 0:
                 self.timed_out = True
                 job.stop(keep=True)
                 end = None
-                continue
-            if self._cancel is None:
+            elif self._cancel is None:
                 self._ended.wait(left)
-            elif self._cancel.wait(_SLICE if left is None else min(_SLICE, left)):
+            elif self._cancel.wait(left):
                 job.stop(keep=False)
                 return
 

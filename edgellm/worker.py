@@ -40,6 +40,11 @@ class Job:
     def stopped(self) -> bool:
         return bool(self.flag[0])
 
+    @property
+    def ended(self) -> bool:
+        """Whether it has run, or was refused."""
+        return self._ended
+
     def stop(self, keep: bool = True) -> None:
         """Ask the job to end. Returns at once; a later `stop(keep=False)` still drops what was kept."""
         self.keep = self.keep and keep

@@ -304,6 +304,35 @@ def test_timeout_and_callbacks(model):
         assert threads == {threading.current_thread().name}
 
 
+def test_nobody_watches_a_question_that_is_never_asked(load):
+    model = load()
+    with model.session() as session:
+        running = session.send("hello", stream=True)
+        next(running)
+        waiting = session.send("hello", stream=True, cancel=threading.Event(), timeout=600)
+        model.close()
+        with pytest.raises(EdgeLLMError):
+            _ = waiting.result
+    end = time.monotonic() + 10
+    while any(thread.name == "edgellm-watch" for thread in threading.enumerate()):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_questions_from_many_threads(model):
+    """They are answered one after the other: as many turns, none torn apart."""
+    with model.session(max_tokens=3) as session:
+        threads = [threading.Thread(target=session.send, args=(f"hello {i}",)) for i in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        messages = session.messages
+        assert [m["role"] for m in messages] == ["user", "assistant"] * 6
+        assert sorted(m["content"] for m in messages[::2]) == [f"hello {i}" for i in range(6)]
+        assert all(text_in_cache(session).count(m["content"].replace(" ", "")) == 1 for m in messages[::2])
+
+
 def test_a_callback_cannot_wait_for_its_own_session(model):
     with model.session(max_tokens=3) as session:
         with pytest.raises(InvalidArgumentError, match="wait for itself"):

@@ -126,19 +126,22 @@ for i in range(10**6):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
-def test_kill_the_process_and_go_on(paths, tmp_path):
+@pytest.mark.parametrize("backend", ["reference", "native"])
+def test_kill_the_process_and_go_on(paths, tmp_path, backend):
     """The answer after loading is the one that the killed process gave; a later kill leaves a whole file."""
+    if backend == "native" and not clib.available():
+        pytest.skip("no compiled library")
     path = tmp_path / "a.edgesession"
     script = tmp_path / "child.py"
     script.write_text(textwrap.dedent(CHILD))
     env = os.environ | {"PYTHONPATH": os.pathsep.join([os.getcwd(), *sys.path])}
-    args = [sys.executable, str(script), str(paths["chat"]), str(path), "reference"]
+    args = [sys.executable, str(script), str(paths["chat"]), str(path), backend]
     with subprocess.Popen(args, env=env, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout.readline() == "saved\n"
         first = path.read_bytes()
         expected = tuple(int(word) for word in child.stdout.readline().split())
         child.send_signal(signal.SIGKILL)
-    with edgellm.load(paths["chat"], backend="reference", n_ctx=96) as model:
+    with edgellm.load(paths["chat"], backend=backend, n_ctx=96) as model:
         edgellm.Session.load(model, path).send("hello")
         path.write_bytes(first)
         assert edgellm.Session.load(model, path).send("the world").token_ids == expected
