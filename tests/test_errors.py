@@ -39,7 +39,8 @@ EXAMPLES: dict[type[EdgeLLMError], EdgeLLMError] = {
 EXIT_CODES = {
     2: {"ModelFileNotFoundError", "InvalidArgumentError"},
     3: {"ModelFormatError", "MissingKeyError", "WrongKeyTypeError", "MissingTensorError", "UnsupportedQuantError",
-        "UnsupportedArchitectureError", "UnsupportedFeatureError", "TokenizerError", "ConvertError"},
+        "UnsupportedArchitectureError", "UnsupportedFeatureError", "TokenizerError", "ConvertError",
+        "SessionFileError"},
     4: {"NotEnoughMemoryError"},
 }  # fmt: skip
 
