@@ -90,7 +90,7 @@ class Plan:
         verify(self)
 
     @functools.cached_property
-    def windows(self) -> dict[int, list[int] | slice]:
+    def layers_by_window(self) -> dict[int, list[int] | slice]:
         """The windows of the layers' own, 0 for none: {window: its layers}; all layers as one slice."""
         found: dict[int, list[int]] = {}
         for step in self.steps:

@@ -97,7 +97,7 @@ def check_pass(
 def _has_pages(plan: Plan, seq: Sequence, first: int, last: int) -> bool:
     """True when every page is there that a layer reads or writes in a pass over positions first .. last."""
     newest, head_blocks = last // PAGE_TOKENS, seq.head_blocks
-    for window, layers in plan.windows.items():
+    for window, layers in plan.layers_by_window.items():
         for seen in seq.span.seen(first, last, window):
             if not seen:
                 continue
