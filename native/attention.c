@@ -42,7 +42,8 @@ typedef struct {
     el_run *run;
     const el_step *step;
     const el_kv *kv;
-    int64_t layer, n_heads, n_kv_heads, head_dim, n_group, window; /* window: the layer's own */
+    const int32_t *table;        /* the layer's pages, by column */
+    int64_t n_heads, n_kv_heads, head_dim, n_group, window; /* window: the layer's own */
     int k_type, v_type;          /* enum el_kv_type */
     int64_t k_bytes, head_bytes; /* of one head's K in a page, and of its K and V */
     float scale, softcap;
@@ -75,8 +76,7 @@ static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
 
 static char *k_page(const attention_job *job, int64_t page, int64_t head) {
     const el_kv *kv = job->kv;
-    int64_t column = job->layer * kv->table_stride + el_column(kv, page);
-    return (char *)kv->base + kv->table[column] * kv->page_bytes + head * job->head_bytes;
+    return (char *)kv->base + job->table[el_column(kv, page)] * kv->page_bytes + head * job->head_bytes;
 }
 static char *v_page(const attention_job *job, int64_t page, int64_t head) {
     return k_page(job, page, head) + job->k_bytes;
@@ -386,9 +386,10 @@ static int run_parts(attention_job *job, int64_t items) {
 
 int el_step_attention(el_run *run, const el_step *step) {
     const el_pass *pass = run->pass;
-    attention_job job = {.run = run, .step = step, .kv = pass->kv, .layer = step->i[0], .n_heads = step->i[1],
-                         .n_kv_heads = step->i[2], .head_dim = step->i[3], .window = step->i[4], .scale = step->f[0],
-                         .softcap = step->f[1], .k_type = pass->kv->k_type, .v_type = pass->kv->v_type};
+    attention_job job = {.run = run, .step = step, .kv = pass->kv, .n_heads = step->i[1], .n_kv_heads = step->i[2],
+                         .head_dim = step->i[3], .window = step->i[4], .scale = step->f[0], .softcap = step->f[1],
+                         .k_type = pass->kv->k_type, .v_type = pass->kv->v_type};
+    job.table = job.kv->table + step->i[0] * job.kv->table_stride;
     int64_t n = pass->n_tokens;
     job.n_group = job.n_heads / job.n_kv_heads;
     job.k_bytes = el_kv_half_bytes(job.k_type, job.head_dim);
