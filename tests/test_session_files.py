@@ -19,6 +19,8 @@ from test_session import CHATML
 
 import edgellm
 from edgellm import clib, pack
+from edgellm.cache import Overflow, PagePool
+from edgellm.cache.saved import SavedSequence, SavedSequenceError, restore
 from edgellm.errors import (
     EdgeLLMError,
     InvalidArgumentError,
@@ -29,6 +31,7 @@ from edgellm.errors import (
 )
 from edgellm.gguf import open_gguf
 from edgellm.identity import model_identity
+from edgellm.plan import KVShape
 from edgellm.sessionfile import SessionFile, header_digest, write_session
 
 POLICIES = ["error", "sink:4:60", "shift", "drop-turns"]
@@ -467,3 +470,14 @@ def test_no_room_for_a_session(paths, saved):
         held.pop()
         held.pop()
         assert held[0].send("hello", max_tokens=2).token_ids, "the others are as they were"
+
+
+@pytest.mark.parametrize("block", [0, 1, 2])
+def test_a_length_beyond_all_memory_is_refused_before_anything_is_made_of_it(block: int) -> None:
+    """Under `sink` a sequence may be of any length, so a file may say any; its pages are what there is."""
+    pool = PagePool(KVShape(1, 1, 4), "f32", 64)
+    places = np.array([[0, 0], [0, block]][: 2 if block else 1])
+    saved = SavedSequence(Overflow("sink", 4, 60), 64, 2**53, 0, 0, 0, [], [], places)
+    with pytest.raises(SavedSequenceError, match="pages of layer 0"):
+        restore(pool, saved)
+    assert pool.n_free == 64
