@@ -23,7 +23,7 @@ from edgellm.results import Context, Event, FinishReason, Result, Stats, Usage
 if TYPE_CHECKING:
     from edgellm.backends import Backend
     from edgellm.cache import Overflow, PagePool
-    from edgellm.sampling import Sampling
+    from edgellm.sampling import Constraint, Processor, Sampling
     from edgellm.worker import Job
 
 PREFILL_CHUNK = PASS_TOKENS  # prompt tokens per pass
@@ -35,6 +35,7 @@ class Request:
 
     For a sequence that the engine makes: `overflow` (None: the engine's), `find_turns`, which is called when the window
     is full and gives the positions in `ids` where turns begin, and `dropped`, the tokens that were left out of `ids`.
+    `processors` change each row of logits, one after the other, then `constraint` says which tokens may be chosen.
     """
 
     ids: list[int]
@@ -46,6 +47,8 @@ class Request:
     overflow: Overflow | None = None
     find_turns: Callable[[], list[int]] | None = None
     dropped: int = 0
+    processors: tuple[Processor, ...] = ()
+    constraint: Constraint | None = None  # made for this generation
 
 
 class Engine:
@@ -282,13 +285,13 @@ class Generation:
         while True:
             if request.max_tokens is not None and len(self.tokens) >= request.max_tokens:
                 return "length"
-            token = self.sampler.sample(logits[: self.n_vocab])
+            token = self._choose(logits[: self.n_vocab], history)
             self.clock.last = time.perf_counter()
             self.clock.first = self.clock.first or self.clock.last
             self.tokens.append(token)
             if token in request.stop_ids:
                 return "stop"
-            if self._emit(token):
+            if self._emit(token) or (request.constraint is not None and request.constraint.finished):
                 return "stop"
             if request.max_tokens is not None and len(self.tokens) >= request.max_tokens:
                 return "length"
@@ -297,6 +300,20 @@ class Generation:
             if not self._has_room():
                 return "length"
             logits = engine.forward(seq, [token], [0], job.flag)[0]
+
+    def _choose(self, logits: np.ndarray, prompt: list[int]) -> int:
+        """The next token, for logits (n_vocab,)."""
+        processors, constraint = self.request.processors, self.request.constraint
+        if processors or constraint is not None:
+            logits = np.array(logits)  # the row belongs to the backend
+        for process in processors:
+            process([*prompt, *self.tokens], logits)
+        if constraint is not None:
+            logits[~constraint.mask()] = -np.inf
+        token = self.sampler.sample(logits)
+        if constraint is not None:
+            constraint.accept(token)
+        return token
 
     def _has_room(self) -> bool:
         """Whether the sequence can hold one token more, after dropping what its policy allows."""

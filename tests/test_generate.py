@@ -13,6 +13,7 @@ from helpers import tiny_llama_gguf
 
 import edgellm
 from edgellm.errors import Cancelled, ContextOverflowError, InvalidArgumentError, NonFiniteError
+from edgellm.generate import Generation, Request
 from edgellm.worker import Worker
 
 EOS = 2
@@ -378,3 +379,47 @@ def test_bad_ids(model, bad):
         greedy(model, [1, bad])
     with pytest.raises(InvalidArgumentError):
         model.logits([1, bad])
+
+
+class _Digits:
+    """A constraint: three tokens out of a set."""
+
+    def __init__(self, n_vocab: int, allowed: list[int]) -> None:
+        self.left, self.allowed, self.n_vocab = 3, allowed, n_vocab
+        self.seen: list[int] = []
+
+    def mask(self) -> np.ndarray:
+        mask = np.zeros(self.n_vocab, bool)
+        mask[self.allowed] = True
+        return mask
+
+    def accept(self, token: int) -> None:
+        self.seen.append(token)
+        self.left -= 1
+
+    @property
+    def finished(self) -> bool:
+        return self.left == 0
+
+
+def test_a_constraint_and_processors_stand_before_the_choice(model):
+    """Processors see the ids so far and change the row; the constraint has the last word and ends the answer."""
+    rows = []
+
+    def prefer(ids, logits):
+        rows.append(list(ids))
+        logits[9] += 50.0
+
+    def run(job, constraint):
+        request = Request(ids=[1, 5], sampling=edgellm.Sampling(temperature=0), max_tokens=10, stop_ids=frozenset(),
+                          processors=(prefer,), constraint=constraint)  # fmt: skip
+        return Generation(model._loaded.engine, request, job).run()
+
+    free = model._worker.call(lambda job: run(job, None))
+    assert free.token_ids == (9,) * 10 and free.finish_reason == "length"
+    rows.clear()
+    constraint = _Digits(model.n_vocab, [7, 8])
+    bound = model._worker.call(lambda job: run(job, constraint))
+    assert set(bound.token_ids) <= {7, 8} and len(bound.token_ids) == 3 and bound.finish_reason == "stop"
+    assert constraint.seen == list(bound.token_ids)
+    assert rows == [[1, 5, *bound.token_ids[:n]] for n in range(3)]

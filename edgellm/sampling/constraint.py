@@ -1,0 +1,28 @@
+"""What may stand between the model and the choice of a token: constraints and processors of logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+
+# Called with the ids so far (prompt and answer) and the logits float32 (n_vocab,), a copy that it changes in place.
+Processor = Callable[[Sequence[int], np.ndarray], None]
+
+
+class Constraint(Protocol):
+    """The form that an answer must have: told of each token, it says which ones may come next.
+
+    One object serves one answer, on the worker thread.
+    """
+
+    def mask(self) -> np.ndarray:
+        """bool (n_vocab,): the tokens that may come next, an end token among them where the text may end here."""
+
+    def accept(self, token: int) -> None:
+        """`token`, one of those that the mask allowed, was chosen."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether the text is whole and nothing can follow: the answer ends, with "stop"."""
