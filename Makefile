@@ -13,14 +13,25 @@ help:
 	@echo "make parity   compare with transformers and llama.cpp, into docs/parity.md"
 	@echo "make lint     ruff, and the generated files against formats/blocks.toml"
 
-$(VENV)/installed: pyproject.toml setup.py $(wildcard native/*.[ch] native/*.py native/kernels/*.[ch])
-	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	@$(PY) -m pip install -qq --disable-pip-version-check --upgrade pip
-	@echo "edgellm: installing into $(VENV) (a minute or two the first time)" >&2
-	@$(PY) -m pip install -qq --disable-pip-version-check --editable '.[dev]'
+SOURCES := pyproject.toml setup.py $(wildcard native/*.[ch] native/*.py native/kernels/*.[ch])
+# install(extras)
+define install
+@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+@$(PY) -m pip install -qq --disable-pip-version-check --upgrade pip
+@echo "edgellm: installing into $(VENV) (a minute or two the first time)" >&2
+@$(PY) -m pip install -qq --disable-pip-version-check --editable '.[$(1)]'
+endef
+
+# What talking needs is much less than what the tests need.
+$(VENV)/installed-chat: $(SOURCES)
+	$(call install,all)
 	@touch $@
 
-chat: $(VENV)/installed
+$(VENV)/installed: $(SOURCES)
+	$(call install,dev)
+	@touch $@ $(VENV)/installed-chat
+
+chat: $(VENV)/installed-chat
 	@$(BIN)/edgellm chat
 
 test: $(VENV)/installed

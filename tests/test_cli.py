@@ -361,6 +361,25 @@ def test_interrupted(run, monkeypatch, models):
     assert run("run", models["plain"], "-p", "x")[0] == 130
 
 
+def test_progress_without_rich(monkeypatch, capsys):
+    import time
+
+    import edgellm
+    from edgellm.cli import common
+
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    with common.progress_bar(delay=0.01) as report:
+        report(edgellm.Progress("loading", 1, 100))
+        deadline = time.monotonic() + 10
+        while (drawn := capsys.readouterr().err) == "" and time.monotonic() < deadline:
+            time.sleep(0.01)
+        report(edgellm.Progress("loading", 50, 100))
+    drawn += capsys.readouterr().err
+    assert [part.strip() for part in drawn.split("\r") if part.strip()] == ["loading 1 %", "loading 50 %"]
+    assert drawn.endswith("\r")  # the line is empty again
+
+
 def test_progress_bar(monkeypatch):
     """It appears only on a terminal, only after a while, also for a stage that says nothing, and goes at the end."""
     import time

@@ -336,6 +336,20 @@ def test_without_a_compiled_library_numba_runs_and_says_so_once(
     ]
 
 
+def test_without_numba_either_the_reference_runs_and_names_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(clib, "available", lambda: False)
+    monkeypatch.setattr("edgellm.backends._told", set())
+    monkeypatch.setattr("edgellm.backends.sizes.find_spec", lambda name: None)
+    with opened(tiny(tmp_path)) as (plan, weights):
+        backend = create("auto", plan, weights)
+        assert backend.name == "reference"
+        backend.close()
+    (line,) = [r.getMessage() for r in caplog.records if r.name == "edgellm"]
+    assert "edgellm[numba]" in line and "slow" in line
+
+
 def test_import_starts_no_thread_and_compiles_nothing() -> None:
     code = (
         "import threading, edgellm.backends.numba_ as n\n"

@@ -25,6 +25,11 @@ NAMES = ("auto", "native", "numba", "reference")
 LoadProgress = Callable[[int, int], object]
 _log = logging.getLogger("edgellm")
 _told: set[str] = set()
+_INSTEAD = {
+    "numba": "no compiled library found: running the slower Numba backend (see `edgellm doctor`)",
+    "reference": "no compiled library found, and no Numba: running the reference backend, which is very slow; "
+    "pip install 'edgellm[numba]', or install again with a C compiler (see `edgellm doctor`)",
+}
 
 
 class Backend(Protocol):
@@ -127,14 +132,17 @@ def create(
 ) -> Backend:
     """The backend `name` ("auto", "native", "numba", "reference") for one model.
 
-    "auto" is native where the compiled library loads, else numba, which it says once in a log line. `max_tokens` is the
-    most tokens of one pass; `pack` turns weights into panels where the backend has them, and tells `progress`;
-    `huge_pages` copies those of a packed file, which are otherwise used where they are mapped.
+    "auto" is native where the compiled library loads, else numba where that is installed, else reference; what is not
+    native says so once in a log line. `max_tokens` is the most tokens of one pass; `pack` turns weights into panels
+    where the backend has them, and tells `progress`; `huge_pages` copies those of a packed file, which are otherwise
+    used where they are mapped.
     Raises InvalidArgumentError (unknown name), BackendError (the backend cannot run here), NotEnoughMemoryError.
     """
     if name not in NAMES:
         raise InvalidArgumentError(f"backend is '{name}'; choose {', '.join(NAMES)}")
-    if name in ("auto", "native"):
+    if name == "auto":
+        name = _best()
+    if name == "native":
         try:
             from .native import NativeBackend
 
@@ -143,9 +151,7 @@ def create(
                 progress=progress,
             )  # fmt: skip
         except ImportError as e:
-            if name == "native":
-                raise BackendError(f"the compiled library is not available ({e}); use backend='numba'") from None
-            _tell_once("no compiled library found: running the slower Numba backend (see `edgellm doctor`)")
+            raise BackendError(f"the compiled library is not available ({e}); use backend='numba'") from None
     if name == "reference":
         from .reference import ReferenceBackend
 
@@ -153,8 +159,18 @@ def create(
     try:
         from .numba_ import NumbaBackend
     except ImportError as e:
-        raise BackendError(f"Numba cannot be loaded ({e}); install the numba package") from None
+        raise BackendError(f"Numba cannot be loaded ({e}); pip install 'edgellm[numba]'") from None
     return NumbaBackend(plan, weights, n_threads=n_threads, max_tokens=max_tokens, pack=pack)
+
+
+def _best() -> str:
+    """What "auto" stands for here; says once why it is not the compiled library."""
+    from .sizes import resolve
+
+    name = resolve("auto")
+    if name != "native":
+        _tell_once(_INSTEAD[name])
+    return name
 
 
 def _tell_once(line: str) -> None:

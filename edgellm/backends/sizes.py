@@ -10,6 +10,7 @@ import math
 import sys
 from collections.abc import Callable
 from contextlib import closing
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from .. import clib
@@ -34,7 +35,9 @@ def resolve(backend: str) -> str:
     """The backend that "auto" stands for here; any other name as it is."""
     if backend != "auto":
         return backend
-    return "native" if clib.available() else "numba"
+    if clib.available():
+        return "native"
+    return "numba" if find_spec("numba") is not None else "reference"
 
 
 # ---- weights ---------------------------------------------------------------------------------------------------------

@@ -35,8 +35,11 @@ def _progress() -> Any:
 
 def print_tables(found: MachineSpeed) -> None:
     """Two tables: reads and peaks, a column for each number of threads."""
-    from rich.console import Console
-    from rich.table import Table
+    try:
+        from rich.console import Console
+        from rich.table import Table
+    except ImportError:
+        raise click.ClickException("tables need rich: pip install 'edgellm[cli]', or take -o json") from None
 
     console = Console(highlight=False)
     console.width = max(console.width, 100)  # nothing is broken into two lines in a file

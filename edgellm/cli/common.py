@@ -261,11 +261,35 @@ def _stage(progress: Any) -> str:
 
 
 def _make_bar() -> Any:
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
+    try:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+    except ImportError:  # comes with edgellm[cli]
+        return _PlainBar()
     columns = [TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()]
     return Progress(*columns, console=Console(stderr=True), transient=True)
+
+
+class _PlainBar:
+    """What `progress_bar` needs of rich's Progress, on one line: a share in percent that is written over."""
+
+    def add_task(self, description: str, total: float | None, completed: float) -> int:
+        self._text = ""
+        self.update(0, description=description, total=total, completed=completed)
+        return 0
+
+    def update(self, task: int, *, description: str, total: float | None, completed: float) -> None:
+        share = f" {100 * completed / total:.0f} %" if total else ""
+        text = f"{description}{share}"
+        if text != self._text:
+            click.echo(f"\r{text:<{len(self._text)}}", nl=False, err=True)
+            self._text = text
+
+    def start(self) -> None:
+        """Nothing draws but `update`."""
+
+    def stop(self) -> None:
+        click.echo(f"\r{'':<{len(self._text)}}\r", nl=False, err=True)
 
 
 def print_json(value: Any, compact: bool = False) -> None:
