@@ -126,6 +126,30 @@ class TemplateError(EdgeLLMError):
     """A chat template does not parse, fails while it renders, or uses more than its budget."""
 
 
+class GrammarError(EdgeLLMError):
+    """A JSON Schema, grammar or regular expression cannot be held to: wrong, too large, or not to be enforced exactly.
+
+    `keyword` and `pointer` (a JSON pointer) say where in a schema; None where that is not known.
+    """
+
+    exit_code = 2
+
+    def __init__(self, message: str, *, keyword: str | None = None, pointer: str | None = None) -> None:
+        self.keyword, self.pointer = keyword, pointer
+        super().__init__(_with_details(message, [("keyword", keyword), ("at", pointer)]))
+
+
+class DownloadError(EdgeLLMError):
+    """A model could not be fetched: no network, no such file, a wrong checksum. What was fetched so far is kept.
+
+    `url` is where it was looked for, `status` the HTTP status; None where there is none.
+    """
+
+    def __init__(self, message: str, *, url: str | None = None, status: int | None = None) -> None:
+        self.url, self.status = url, status
+        super().__init__(_with_details(message, [("url", url), ("HTTP status", status)]))
+
+
 class ModelFileNotFoundError(EdgeLLMError, FileNotFoundError):
     """No file at the path that was given."""
 

@@ -23,6 +23,8 @@ EXAMPLES: dict[type[EdgeLLMError], EdgeLLMError] = {
         errors.UnsupportedFeatureError("no su scaling", field="rope"),
         errors.TokenizerError("no scores"),
         errors.TemplateError("line 3: unexpected end"),
+        errors.GrammarError("cannot be enforced", keyword="not", pointer="/properties/a"),
+        errors.DownloadError("no such file", url="http://localhost/a", status=404),
         errors.ModelFileNotFoundError("m.gguf"),
         errors.ModelFileChanged("m.gguf"),
         errors.OutputError("disk full", path="o.gguf", needed=10, free=5),
@@ -37,7 +39,7 @@ EXAMPLES: dict[type[EdgeLLMError], EdgeLLMError] = {
     )
 }
 EXIT_CODES = {
-    2: {"ModelFileNotFoundError", "InvalidArgumentError"},
+    2: {"ModelFileNotFoundError", "GrammarError", "InvalidArgumentError"},
     3: {"ModelFormatError", "MissingKeyError", "WrongKeyTypeError", "MissingTensorError", "UnsupportedQuantError",
         "UnsupportedArchitectureError", "UnsupportedFeatureError", "TokenizerError", "ConvertError",
         "SessionFileError"},
