@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import Any
 
 _MAX_VALUE_CHARS = 120
+_MAX_CHOICES = 30
 
 
 class EdgeLLMError(Exception):
@@ -139,17 +140,6 @@ class GrammarError(EdgeLLMError):
         super().__init__(_with_details(message, [("keyword", keyword), ("at", pointer)]))
 
 
-class DownloadError(EdgeLLMError):
-    """A model could not be fetched: no network, no such file, a wrong checksum. What was fetched so far is kept.
-
-    `url` is where it was looked for, `status` the HTTP status; None where there is none.
-    """
-
-    def __init__(self, message: str, *, url: str | None = None, status: int | None = None) -> None:
-        self.url, self.status = url, status
-        super().__init__(_with_details(message, [("url", url), ("HTTP status", status)]))
-
-
 class ModelFileNotFoundError(EdgeLLMError, FileNotFoundError):
     """No file at the path that was given."""
 
@@ -158,6 +148,44 @@ class ModelFileNotFoundError(EdgeLLMError, FileNotFoundError):
     def __init__(self, path: object, message: str = "no such file; check the path") -> None:
         self.path = path
         super().__init__(f"{one_line(str(path), 400)}: {message}")
+
+
+class ModelReferenceError(EdgeLLMError, ValueError):
+    """A reference (`hf:owner/repo:QUANT`, an alias) is misspelled, or names no model or several.
+
+    `reference` is what was given, `choices` what there is instead.
+    """
+
+    exit_code = 2
+
+    def __init__(self, reference: object, message: str, choices: Iterable[str] = ()) -> None:
+        self.reference, self.choices = reference, tuple(choices)
+        shown = ", ".join(one_line(c) for c in self.choices[:_MAX_CHOICES])
+        more = f" and {len(self.choices) - _MAX_CHOICES} more" if len(self.choices) > _MAX_CHOICES else ""
+        tail = f": {shown}{more}" if self.choices else ""
+        super().__init__(f"{one_line(str(reference), 400)}: {one_line(message, 600)}{tail}")
+
+
+class DownloadError(EdgeLLMError):
+    """A model could not be fetched: no network, refused by the hub, or the bytes are not those that it states.
+
+    `reference` is what was asked for, `status` the HTTP status where the hub answered (else None), `kept` the bytes that
+    stay on disk, from which the next attempt goes on.
+    """
+
+    def __init__(
+        self, message: str, *, reference: object = None, status: int | None = None, kept: int = 0
+    ) -> None:
+        self.reference, self.status, self.kept = reference, status, kept
+        super().__init__(_with_details(message, [("HTTP status", status), ("bytes kept", kept or None)], reference))
+
+
+class MissingPackageError(EdgeLLMError, ImportError):
+    """An optional package is needed and not installed; the message has the command that installs it."""
+
+    def __init__(self, what: str, extra: str) -> None:
+        self.extra = extra
+        super().__init__(f"{what} needs a package that is not installed; pip install 'edgellm[{extra}]'")
 
 
 class ModelFileChanged(EdgeLLMError):

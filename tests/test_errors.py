@@ -24,8 +24,10 @@ EXAMPLES: dict[type[EdgeLLMError], EdgeLLMError] = {
         errors.TokenizerError("no scores"),
         errors.TemplateError("line 3: unexpected end"),
         errors.GrammarError("cannot be enforced", keyword="not", pointer="/properties/a"),
-        errors.DownloadError("no such file", url="http://localhost/a", status=404),
         errors.ModelFileNotFoundError("m.gguf"),
+        errors.ModelReferenceError("hf:o/r", "there are several", ["Q4_0", "Q8_0"]),
+        errors.DownloadError("no answer", reference="hf:o/r", status=500, kept=12),
+        errors.MissingPackageError("pull", "hub"),
         errors.ModelFileChanged("m.gguf"),
         errors.OutputError("disk full", path="o.gguf", needed=10, free=5),
         errors.ConvertError("no config.json", path="folder"),
@@ -39,7 +41,7 @@ EXAMPLES: dict[type[EdgeLLMError], EdgeLLMError] = {
     )
 }
 EXIT_CODES = {
-    2: {"ModelFileNotFoundError", "GrammarError", "InvalidArgumentError"},
+    2: {"ModelFileNotFoundError", "ModelReferenceError", "GrammarError", "InvalidArgumentError"},
     3: {"ModelFormatError", "MissingKeyError", "WrongKeyTypeError", "MissingTensorError", "UnsupportedQuantError",
         "UnsupportedArchitectureError", "UnsupportedFeatureError", "TokenizerError", "ConvertError",
         "SessionFileError"},

@@ -14,10 +14,10 @@ PACKAGE = ROOT / "edgellm"
 # Each name may import what stands on the lines above it, and parts of itself; never what stands on its own line.
 FLOORS = [
     {"_native", "blocks", "errors"},
-    {"machine", "results", "builtin", "clib", "ops", "parallel"},
+    {"machine", "results", "builtin", "clib", "folders", "ops", "parallel"},
     {"plan", "probe", "quants", "sampling", "strings", "template", "turns", "worker"},
     {"gguf"},
-    {"cache", "callbacks", "config", "identity", "imatrix", "tokenizers", "weights"},
+    {"cache", "callbacks", "config", "hub", "identity", "imatrix", "tokenizers", "weights"},
     {"rope"},
     {"backends", "convert", "models"},  # models never import backends, and the other way round
     {"generate", "pack", "prompt", "quantize", "sessionfile", "stream", "transcript"},

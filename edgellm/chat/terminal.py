@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from edgellm.folders import data_folder
+
 PROMPT = ">>> "
 CONTINUED = "... "
 FENCE = '"""'
@@ -52,17 +54,6 @@ def message_of(text: str) -> str:
     if stripped.startswith(FENCE) and is_complete(text):
         return stripped[len(FENCE) : -len(FENCE)].strip("\n")
     return text.replace("\\\n", "\n").strip()
-
-
-def data_folder() -> Path:
-    """Where this system keeps the data of a user's programs."""
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or str(Path.home() / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        base = str(Path.home() / "Library" / "Application Support")
-    else:
-        base = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
-    return Path(base) / "edgellm"
 
 
 def history_file() -> Path | None:
