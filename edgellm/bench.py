@@ -164,7 +164,9 @@ def work_of(plan: Plan, weights: Weights, n_prompt: int, n_gen: int, depth: int)
 
 @contextmanager
 def busy_processes(n: int) -> Iterator[None]:
-    """`n` processes that never rest, as long as the block runs."""
+    """`n` processes that never rest, as long as the block runs. Raises InvalidArgumentError in a frozen program."""
+    if n and getattr(sys, "frozen", False):  # sys.executable is then the program itself
+        raise InvalidArgumentError("a frozen program has no Python to start busy processes with; measure without them")
     processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(n)]
     try:
         if n:

@@ -181,9 +181,10 @@ def limits(n_threads: int, seconds: float = 0.2, n_bytes: int | None = None) -> 
 def limits_apart(n_threads: int) -> Limits:
     """The same in a process of its own, so that the buffer does not count as memory of this one.
 
-    Empty without the compiled library, or where the memory for it is missing.
+    Empty without the compiled library, where the memory for it is missing, and in a frozen program, which has no Python
+    to start.
     """
-    if not clib.available():
+    if not clib.available() or getattr(sys, "frozen", False):
         return Limits()
     code = f"import edgellm.probe as p; p.print_limits({n_threads})"
     path = os.pathsep.join([str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")])

@@ -39,10 +39,11 @@ def declarations() -> str:
 
 
 def compile_args() -> list[str]:
-    """One flag list for every file: ISA code is switched on inside the files."""
+    """One flag list for every file: ISA code is switched on inside the files. Without debug symbols, which Python's own
+    flags ask for: they are six times the code (EDGELLM_CFLAGS=-g brings them back)."""
     if sys.platform == "win32":
         return ["/O2", "/std:c11", "/experimental:c11atomics", "/fp:precise"]
-    args = ["-std=c11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden", "-Wall", "-Wextra"]
+    args = ["-std=c11", "-O3", "-g0", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden", "-Wall", "-Wextra"]
     return args + os.environ.get("EDGELLM_CFLAGS", "").split()
 
 

@@ -30,7 +30,7 @@ FLOORS = [
     {"edgellm"},  # the package's own __init__ offers all of the above
     {"chat", "doctor"},
     {"cli"},
-    {"__main__"},
+    {"__main__", "_pyinstaller"},
 ]
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}
 HEAVY = {"numba", "llvmlite", "jinja2", "rich", "click", "prompt_toolkit", "sentencepiece", "cffi", "torch"}
