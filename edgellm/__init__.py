@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     )
     from edgellm.memory_estimate import MemoryEstimate, estimate  # noqa: F401
     from edgellm.model import Model, load  # noqa: F401
-    from edgellm.results import Context, Event, Progress, Result, Stats, Usage  # noqa: F401
+    from edgellm.results import Context, Event, Progress, Result, Stats, ToolCall, Usage  # noqa: F401
     from edgellm.sampling import Sampling  # noqa: F401
     from edgellm.session import Session  # noqa: F401
     from edgellm.stream import Stream  # noqa: F401
@@ -59,7 +59,7 @@ _HOMES = {
     "Overflow": "edgellm.cache",
     "Stream": "edgellm.stream",
     **dict.fromkeys(("MemoryEstimate", "estimate"), "edgellm.memory_estimate"),
-    **dict.fromkeys(("Context", "Event", "Progress", "Result", "Stats", "Usage"), "edgellm.results"),
+    **dict.fromkeys(("Context", "Event", "Progress", "Result", "Stats", "ToolCall", "Usage"), "edgellm.results"),
     "Sampling": "edgellm.sampling",
     "Session": "edgellm.session",
     "Tokenizer": "edgellm.tokenizers",

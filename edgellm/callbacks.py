@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from edgellm.results import Event, Progress
-from edgellm.worker import Job
+from edgellm.worker import Job, StopReason
 
 Dispatch = Callable[[Callable[[], Any]], Any]
 _SLICE = 0.02  # seconds between looks at what may have happened
@@ -44,11 +44,12 @@ class Hooks:
 
 
 class TappedJob:
-    """A job whose events pass by the hooks. Until something was said there is nothing to keep."""
+    """A job whose events pass by the hooks. `whole`: until something was said there is nothing to keep."""
 
-    def __init__(self, job: Job, hooks: Hooks) -> None:
+    def __init__(self, job: Job, hooks: Hooks, whole: bool = False) -> None:
         self.job, self.flag, self._hooks = job, job.flag, hooks
-        self.spoken = False
+        self.on_prefill = hooks.prefill
+        self.spoken = not whole
 
     @property
     def stopped(self) -> bool:
@@ -57,6 +58,10 @@ class TappedJob:
     @property
     def keep(self) -> bool:
         return self.job.keep and self.spoken
+
+    @property
+    def why(self) -> StopReason:
+        return self.job.why
 
     def put(self, item: Any) -> None:
         self.job.put(item)
@@ -71,7 +76,6 @@ class Watch:
     def __init__(self, cancel: threading.Event | None, timeout: float | None) -> None:
         self._cancel, self._timeout = cancel, timeout
         self._ended = threading.Event()
-        self.timed_out = False
 
     def start(self, job: Job) -> None:
         """Begin to look, on a thread of its own, where there is something to look for."""
@@ -85,8 +89,7 @@ class Watch:
         while not self._ended.is_set() and not job.ended:  # one that is refused never comes to its own end
             left = _SLICE if end is None else min(_SLICE, end - time.monotonic())
             if left <= 0:
-                self.timed_out = True
-                job.stop(keep=True)
+                job.stop(keep=True, why="timeout")
                 end = None
             elif self._cancel is None:
                 self._ended.wait(left)

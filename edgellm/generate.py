@@ -250,7 +250,7 @@ class Generation:
         except Cancelled:
             if not self.job.keep:
                 raise
-            reason = "cancelled"
+            reason = self.job.why
         if self.job.stopped and not self.job.keep:
             raise Cancelled()
         self._flush()

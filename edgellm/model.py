@@ -12,23 +12,32 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
 from edgellm.cache import Overflow
+from edgellm.callbacks import TappedJob
+from edgellm.calls import Call, Defaults, chosen_sampling, gather, submit
 from edgellm.errors import InvalidArgumentError, ModelClosedError
-from edgellm.generate import Generation, Request
-from edgellm.prompt import ChatPrompt, Message
+from edgellm.generate import Generation
+from edgellm.prompt import ChatPrompt, Message, Tool
 from edgellm.results import Progress, Result
+from edgellm.sampling import Sampling
 from edgellm.stream import Stream
 from edgellm.worker import Worker
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from edgellm.sampling import Sampling
+    from typing_extensions import Unpack
+
+    from edgellm.calls import CallOptions, SamplingOptions
     from edgellm.session import Session
+
+Prompt = str | Sequence[int]
+Fields = dict[str, Any]  # fields of a Request
 
 
 def load(
@@ -106,160 +115,134 @@ class Model:
     # ---- generation
 
     @overload
-    def generate(self, prompt: str | Sequence[int], *, stream: Literal[False] = ..., **options: Any) -> Result: ...
+    def generate(
+        self, prompt: Prompt, *, stream: Literal[False] = ..., special: bool = ..., **options: Unpack[CallOptions]
+    ) -> Result: ...
     @overload
-    def generate(self, prompt: str | Sequence[int], *, stream: Literal[True], **options: Any) -> Stream: ...
+    def generate(
+        self, prompt: Prompt, *, stream: Literal[True], special: bool = ..., **options: Unpack[CallOptions]
+    ) -> Stream: ...
     @overload
-    def generate(self, prompt: str | Sequence[int], *, stream: bool, **options: Any) -> Result | Stream: ...
+    def generate(
+        self, prompt: Prompt, *, stream: bool, special: bool = ..., **options: Unpack[CallOptions]
+    ) -> Result | Stream: ...
 
     def generate(
-        self,
-        prompt: str | Sequence[int],
-        *,
-        max_tokens: int | None = None,
-        sampling: Sampling | None = None,
-        stop: str | Sequence[str] = (),
-        stream: bool = False,
-        special: bool = False,
-        ignore_eos: bool = False,
-        exact: bool | None = None,
-        overflow: Overflow | str | None = None,
-        on_prefill: Callable[[Progress], Any] | None = None,
-        **samplers: Any,
+        self, prompt: Prompt, *, stream: bool = False, special: bool = False, **options: Any
     ) -> Result | Stream:
         """Continue `prompt`, a text or token ids.
 
         A text gets the beginning-of-text token where the file asks for it; control tokens spelled out in it stay text
-        unless `special`. `max_tokens=None` goes on until an end token, a stop string or the end of the context window.
-        Give a `Sampling`, or its fields as keywords (`temperature=0.7, seed=1`). With `stream=True` a `Stream` comes
-        back at once. `on_prefill` is called on the worker thread before and after each chunk of the prompt.
+        unless `special`. With `stream=True` a `Stream` comes back at once. The options, all by keyword:
 
-        `overflow` is as in `load`. Raises ContextOverflowError (no room for the prompt), InvalidArgumentError,
+        - `max_tokens`: at most so many; None goes on until an end token, a stop string or a full context window.
+        - `sampling`: a `Sampling`; or its fields as keywords (`temperature=0.7, seed=1`). `stop`: strings that end the
+          text. `ignore_eos`: end tokens do not end it. `exact`, `overflow`: as in `load`, for this call.
+        - `cancel`: a `threading.Event`; setting it drops the answer and raises `Cancelled`. `timeout`: seconds from
+          now, waiting for other calls included; what was said until then is kept (`finish_reason` "timeout").
+        - `on_token` gets each `Event`, and ends the answer by returning False; `on_prefill` gets a `Progress` before
+          and after each chunk of the prompt. They run on the worker thread, and what they raise ends the call; or
+          `dispatch` gets each as a function without arguments, to call where it likes (a GUI's thread).
+        - `response_format` (OpenAI's shape, or a JSON schema), `grammar` (GBNF or Lark), `regex`: the answer's form.
+        - `processors`: functions of (ids so far, logits float32 (n_vocab,)) that change the logits in place.
+
+        Raises ContextOverflowError (no room for the prompt), InvalidArgumentError, GrammarError, Cancelled,
         ModelClosedError, NonFiniteError; KeyboardInterrupt cancels the call.
         """
         self._check_open()
-        ids = self.tokenizer.encode(prompt, parse_special=special) if isinstance(prompt, str) else _ids(prompt)
-        options = {"max_tokens": max_tokens, "sampling": sampling, "stop": stop, "samplers": samplers, "exact": exact}
-        options |= {"stream": stream, "ignore_eos": ignore_eos, "on_prefill": on_prefill}
-        return self._start(ids, overflow=self._overflow(overflow), **options)
+        if "tools" in options or "tool_choice" in options:
+            raise InvalidArgumentError("tools go through the chat template: use chat(tools=...)")
+        call = self._gather(options)
+        return self._start(call, self._text(prompt, special, call), stream)
 
     @overload
-    def chat(self, messages: Sequence[Message], *, stream: Literal[False] = ..., **options: Any) -> Result: ...
-    @overload
-    def chat(self, messages: Sequence[Message], *, stream: Literal[True], **options: Any) -> Stream: ...
-    @overload
-    def chat(self, messages: Sequence[Message], *, stream: bool, **options: Any) -> Result | Stream: ...
-
     def chat(
-        self,
-        messages: Sequence[Message],
-        *,
-        max_tokens: int | None = None,
-        sampling: Sampling | None = None,
-        stop: str | Sequence[str] = (),
-        stream: bool = False,
-        ignore_eos: bool = False,
-        exact: bool | None = None,
-        overflow: Overflow | str | None = None,
-        on_prefill: Callable[[Progress], Any] | None = None,
-        **samplers: Any,
-    ) -> Result | Stream:
-        """Answer `messages`: a list of `{"role": "system" | "user" | "assistant", "content": text}`.
+        self, messages: Sequence[Message], *, stream: Literal[False] = ..., **options: Unpack[CallOptions]
+    ) -> Result: ...
+    @overload
+    def chat(self, messages: Sequence[Message], *, stream: Literal[True], **options: Unpack[CallOptions]) -> Stream: ...
+    @overload
+    def chat(self, messages: Sequence[Message], *, stream: bool, **options: Unpack[CallOptions]) -> Result | Stream: ...
+
+    def chat(self, messages: Sequence[Message], *, stream: bool = False, **options: Any) -> Result | Stream:
+        """Answer `messages`: a list of `{"role": "system" | "user" | "assistant" | "tool", "content": text}`.
 
         They are put into the form that the model was trained on with the chat template of its file; text of the
-        messages never becomes a control token. What the previous turn left in the cache is used again. Options and
-        errors as in `generate`; TemplateError where the file has no template or refuses the messages.
+        messages never becomes a control token. What the previous turn left in the cache is used again. `tools`, in
+        OpenAI's shape, are shown to the model; calls that it asks for are in `Result.tool_calls`; `tool_choice` is
+        "auto", "none", "required" or a mapping that names one. Other options and errors as in `generate`; TemplateError
+        where the file has no template or refuses the messages.
         """
         self._check_open()
-        policy = self._overflow(overflow)
-        options = {"max_tokens": max_tokens, "sampling": sampling, "stop": stop, "samplers": samplers, "exact": exact}
-        options |= {"stream": stream, "ignore_eos": ignore_eos, "on_prefill": on_prefill}
-        if policy.kind != "drop-turns":
-            return self._start(self.chat_ids(messages), overflow=policy, **options)
-        fitted = self._prompt.fit(messages, self.n_ctx, policy)
-        return self._start(
-            fitted.ids, overflow=fitted.overflow, find_turns=fitted.turns, dropped=fitted.dropped, **options
-        )
+        call = self._gather(options)
+        return self._start(call, self._turn(messages, call), stream)
 
-    def _start(
-        self,
-        ids: list[int],
-        *,
-        max_tokens: int | None,
-        sampling: Sampling | None,
-        stop: str | Sequence[str],
-        stream: bool,
-        ignore_eos: bool,
-        exact: bool | None,
-        on_prefill: Callable[[Progress], Any] | None,
-        samplers: dict[str, Any],
-        overflow: Overflow,
-        find_turns: Callable[[], list[int]] | None = None,
-        dropped: int = 0,
-    ) -> Result | Stream:
-        chosen = self.sampling(sampling, stop, **samplers)
-        if max_tokens is not None and max_tokens < 0:
-            raise InvalidArgumentError(f"max_tokens is {max_tokens}; choose 0 or more, or None for no limit")
-        self._check_ids(ids, overflow)
-        report = None
-        if on_prefill is not None:
-            def report(done: int, total: int) -> Any:
-                return on_prefill(Progress("prefill", done, total, "tokens"))
-        request = Request(
-            ids=ids,
-            sampling=chosen,
-            max_tokens=max_tokens,
-            stop_ids=frozenset() if ignore_eos else frozenset(self.tokenizer.eog_ids),
-            exact=self.exact if exact is None else exact,
-            on_prefill=report,
-            overflow=overflow,
-            find_turns=find_turns,
-            dropped=dropped,
-        )
-        loaded = self._loaded
-        job = self._worker.submit(lambda job: Generation(loaded.engine, request, job).run())
-        return Stream(self, job) if stream else job.wait()
+    def _gather(self, options: dict[str, Any], lazy: bool = False) -> Call:
+        """The checked options of a call. Raises InvalidArgumentError, GrammarError."""
+        defaults = Defaults(self.sampling(), None, self.exact, self._loaded.overflow)
+        call = gather(options, defaults, self.tokenizer, lazy)
+        self._overflow(call.overflow)
+        return call if call.sampling.seed is not None else replace(call, sampling=self.sampling(call.sampling))
 
     def _overflow(self, overflow: Overflow | str | None) -> Overflow:
-        """The policy of a call. Raises InvalidArgumentError where it does not go with the context window."""
+        """A policy for this context window. Raises InvalidArgumentError."""
         policy = self._loaded.overflow if overflow is None else Overflow.parse(overflow)
         policy.fit(self.n_ctx)
         return policy
 
+    def _text(self, prompt: Prompt, special: bool, call: Call) -> Fields:
+        ids = self.tokenizer.encode(prompt, parse_special=special) if isinstance(prompt, str) else _ids(prompt)
+        self._check_ids(ids, call.overflow)
+        return {"ids": ids, "overflow": call.overflow}
+
+    def _turn(self, messages: Sequence[Message], call: Call) -> Fields:
+        prompt = self._prompt.with_tools(call.tools)
+        if call.overflow.kind == "drop-turns":
+            fitted = prompt.fit(messages, self.n_ctx, call.overflow)
+            self._check_ids(fitted.ids, fitted.overflow)
+            fields = {"overflow": fitted.overflow, "find_turns": fitted.turns, "dropped": fitted.dropped}
+            return {"ids": fitted.ids, **fields}
+        ids = prompt.ids(messages)
+        self._check_ids(ids, call.overflow)
+        return {"ids": ids, "overflow": call.overflow}
+
+    def _start(self, call: Call, fields: Fields, stream: bool) -> Result | Stream:
+        """Queue an answer. `fields`: those of its `Request` that the prompt decides."""
+        loaded, tokenizer = self._loaded, self.tokenizer
+
+        def answer(job: TappedJob) -> Result:
+            request = call.request(tokenizer=tokenizer, job=job, **fields)
+            result = Generation(loaded.engine, request, job).run()
+            return call.finish(result, tokenizer, loaded.chat_template)
+
+        job = submit(call, self._worker, answer)
+        return Stream(self, job) if stream else job.wait()
+
     def session(
         self, system: str | None = None, *, overflow: Overflow | str | None = None, max_tokens: int | None = None,
-        sampling: Sampling | None = None, stop: str | Sequence[str] = (), exact: bool | None = None, **samplers: Any,
+        sampling: Sampling | None = None, stop: str | Sequence[str] = (), exact: bool | None = None,
+        tools: Sequence[Tool] | None = None, **samplers: Unpack[SamplingOptions],
     ) -> Session:  # fmt: skip
         """A conversation that keeps its place in the cache: `send`, `undo`, `fork`, `save` (see `edgellm.Session`).
 
-        `system` is its system message; the other options hold for all its answers. Raises InvalidArgumentError.
+        `system` is its system message, `tools` are shown to the model with every question; the other options hold for
+        all its answers. Raises InvalidArgumentError.
         """
         from edgellm.session import Session
 
-        return Session(self, system, overflow, max_tokens, sampling, stop, exact, **samplers)
+        return Session(self, system, overflow, max_tokens, sampling, stop, exact, tools, **samplers)
 
     def sampling(
-        self, sampling: Sampling | None = None, stop: str | Sequence[str] = (), **samplers: Any
+        self, sampling: Sampling | None = None, stop: str | Sequence[str] = (), **samplers: Unpack[SamplingOptions]
     ) -> Sampling:
         """The sampling that a call with these arguments uses.
 
         Without a `Sampling` the file's own defaults count (keys `general.sampling.*`), else those of the class. Fields
         given as keywords replace its fields, stop strings add up. Raises InvalidArgumentError.
         """
-        from dataclasses import replace
-
-        from edgellm.sampling import Sampling
-
         base = sampling if sampling is not None else Sampling(**self._loaded.sampling_defaults)
-        try:
-            chosen = replace(base, **samplers)
-        except TypeError:
-            known = sorted(Sampling.__dataclass_fields__)
-            bad = ", ".join(sorted(set(samplers) - set(known)))
-            raise InvalidArgumentError(f"unknown option '{bad}'; samplers are {', '.join(known)}") from None
-        stops = (stop,) if isinstance(stop, str) else tuple(stop)
-        seed = self.seed if chosen.seed is None else chosen.seed
-        return replace(chosen, seed=seed, stop=(*chosen.stop, *stops))
+        chosen = chosen_sampling(base, stop, samplers)
+        return chosen if chosen.seed is not None else replace(chosen, seed=self.seed)
 
     # ---- text
 
@@ -274,13 +257,17 @@ class Model:
         """The text of token ids."""
         return self.tokenizer.decode(ids, skip_special=skip_special)
 
-    def apply_template(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
-        """`messages` as the text that the model gets. Raises TemplateError."""
-        return str(self._prompt.render(messages, add_generation_prompt))
+    def apply_template(
+        self, messages: Sequence[Message], add_generation_prompt: bool = True, tools: Sequence[Tool] | None = None
+    ) -> str:
+        """`messages` (and `tools`) as the text that the model gets. Raises TemplateError, InvalidArgumentError."""
+        return str(self._prompt.with_tools(tools).render(messages, add_generation_prompt))
 
-    def chat_ids(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> list[int]:
+    def chat_ids(
+        self, messages: Sequence[Message], add_generation_prompt: bool = True, tools: Sequence[Tool] | None = None
+    ) -> list[int]:
         """`messages` as the token ids that the model gets, the beginning-of-text token included once."""
-        return self._prompt.ids(messages, add_generation_prompt)
+        return self._prompt.with_tools(tools).ids(messages, add_generation_prompt)
 
     # ---- numbers
 

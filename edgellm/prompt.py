@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from edgellm.template import ChatTemplate, Rendered
 
 Message = Mapping[str, Any]
+Tool = Mapping[str, Any]  # in OpenAI's shape: {"type": "function", "function": {"name": ..., "parameters": ...}}
 
 
 class ChatPrompt:
@@ -21,10 +23,23 @@ class ChatPrompt:
     def __init__(self, template: str | None, tokenizer: Any, path: object) -> None:
         self._text, self._tokenizer, self._path = template, tokenizer, path
         self._template: ChatTemplate | None = None  # parsed when it is needed first
+        self._tools: Sequence[Tool] | None = None
+
+    def with_tools(self, tools: Sequence[Tool] | None) -> ChatPrompt:
+        """The same, with `tools` shown to the template. Raises TemplateError."""
+        if tools is None:
+            return self
+        self._parsed()
+        other = copy.copy(self)
+        other._tools = tools
+        return other
 
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> Rendered:
         """The text with its marks. Raises TemplateError, InvalidArgumentError."""
         check_messages(messages)
+        return self._parsed().render(list(messages), add_generation_prompt=add_generation_prompt, tools=self._tools)
+
+    def _parsed(self) -> ChatTemplate:
         if self._text is None:
             raise TemplateError(
                 f"{self._path}: the file has no chat template, so it is no chat model; use generate(), or give "
@@ -36,7 +51,7 @@ class ChatPrompt:
             pieces = self._tokenizer
             bos, eos = (pieces.piece(i) if i is not None else "" for i in (pieces.bos_id, pieces.eos_id))
             self._template = ChatTemplate(self._text, bos_token=bos, eos_token=eos)
-        return self._template.render(list(messages), add_generation_prompt=add_generation_prompt)
+        return self._template
 
     def ids(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> list[int]:
         """The token ids, the beginning-of-text token included once. Raises as `render`."""
@@ -88,6 +103,17 @@ class ChatPrompt:
             keep = self.prefix(kept, n_system, ids)
             overflow = overflow if keep is None else replace(overflow, keep=max(0, min(keep, n_ctx - 2)))
         return FittedPrompt(self, kept, ids, overflow, len(all_ids) - len(ids))
+
+
+class Renderer:
+    """The template for a transcript (`edgellm.turns.Render`). `tools`: those of the question that is asked."""
+
+    def __init__(self, prompt: ChatPrompt) -> None:
+        self._prompt = prompt
+        self.tools: Sequence[Tool] | None = None
+
+    def __call__(self, messages: list[dict[str, Any]], add_generation_prompt: bool) -> list[tuple[str, bool]]:
+        return self._prompt.with_tools(self.tools).render(messages, add_generation_prompt).parts
 
 
 class FittedPrompt:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
-FinishReason = Literal["stop", "length", "cancelled", "timeout"]
+FinishReason = Literal["stop", "length", "tool_calls", "cancelled", "timeout"]
 
 
 @dataclass(frozen=True)
@@ -68,12 +69,26 @@ class Event:
 
 
 @dataclass(frozen=True)
+class ToolCall:
+    """A call of a tool that the model asks for: `arguments` as the model gave them, out of JSON; nothing ran it yet."""
+
+    id: str
+    name: str
+    arguments: dict[str, Any]
+
+    def to_message(self) -> dict[str, Any]:
+        """An item of `tool_calls` of a chat message, in OpenAI's shape: the arguments are JSON text."""
+        arguments = json.dumps(self.arguments, ensure_ascii=False)
+        return {"id": self.id, "type": "function", "function": {"name": self.name, "arguments": arguments}}
+
+
+@dataclass(frozen=True)
 class Result:
     """A finished answer.
 
     `token_ids` are all ids the model chose, an end token included. `finish_reason` is "stop" (end token or stop
-    string), "length" (`max_tokens` or the context window is full), "cancelled" (stopped from outside, text
-    kept) or "timeout" (of `Session.send`, text kept).
+    string), "length" (`max_tokens` or the context window is full), "tool_calls" (the model asks for tools to be
+    called: `tool_calls`), "cancelled" (stopped from outside, text kept) or "timeout" (text kept).
     `seed` reproduces the answer when it is given to the same call.
     """
 
@@ -84,11 +99,15 @@ class Result:
     stats: Stats
     context: Context
     seed: int
+    tool_calls: tuple[ToolCall, ...] = ()
 
     @property
-    def message(self) -> dict[str, str]:
-        """The answer as a chat message, ready to be appended to the list of messages."""
-        return {"role": "assistant", "content": self.text}
+    def message(self) -> dict[str, Any]:
+        """The answer as a chat message in OpenAI's shape, ready to be appended to the list of messages."""
+        message: dict[str, Any] = {"role": "assistant", "content": self.text}
+        if self.tool_calls:
+            message["tool_calls"] = [call.to_message() for call in self.tool_calls]
+        return message
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain types, for JSON."""
@@ -96,6 +115,7 @@ class Result:
 
         out = asdict(self)
         out["token_ids"] = list(self.token_ids)
+        out["tool_calls"] = list(out["tool_calls"])
         return out
 
 

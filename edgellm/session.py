@@ -12,18 +12,19 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from edgellm.cache import Overflow, Sequence
-from edgellm.callbacks import Dispatch, Hooks, TappedJob, Watch
+from edgellm.callbacks import TappedJob
+from edgellm.calls import Call, Defaults, checked_limit, gather, submit
 from edgellm.errors import Cancelled, InvalidArgumentError, ModelClosedError
-from edgellm.generate import Generation, Request
-from edgellm.results import Context, Event, Progress, Result, Stats, Usage
+from edgellm.generate import Generation
+from edgellm.prompt import Message, Renderer, Tool
+from edgellm.results import Context, Result, Stats, Usage
 from edgellm.sampling import Sampling
 from edgellm.session_state import Options, turn_seed
 from edgellm.stream import Stream
@@ -32,10 +33,11 @@ from edgellm.transcript import Cached, Prompt, Transcript, plain_message
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from typing_extensions import Unpack
+
+    from edgellm.calls import AnswerOptions
     from edgellm.model import Model
     from edgellm.worker import Job
-
-_UNSET: Any = object()
 
 
 class _Place:
@@ -48,7 +50,8 @@ class _Place:
 class Session:
     """A conversation with a model: made by `Model.session` and `Session.load`. A context manager, or `close()` it.
 
-    `model`; `overflow`: the `edgellm.Overflow` that holds; `options`: an `Options`, may be replaced between calls;
+    `model`; `overflow`: the `edgellm.Overflow` that holds; `options`: an `Options`, may be replaced between calls, and
+    so may `tools`, which no file keeps;
     `seed` and `n_sent`, the number of answers so far, make the seed of the next answer. With a model that has no chat
     template, what is sent is continued as it stands, each text behind the one before.
     """
@@ -56,19 +59,21 @@ class Session:
     def __init__(
         self, model: Model, system: str | None = None, overflow: Overflow | str | None = None,
         max_tokens: int | None = None, sampling: Sampling | None = None, stop: str | SequenceOf[str] = (),
-        exact: bool | None = None, **samplers: Any,
+        exact: bool | None = None, tools: SequenceOf[Tool] | None = None, **samplers: Any,
     ) -> None:  # fmt: skip
         model._check_open()
         self.model = model
         self.overflow = model._overflow(overflow)
-        self._said = Transcript(model.tokenizer, _renderer(model))
+        self._render = Renderer(model._prompt)
+        self._said = Transcript(model.tokenizer, self._render if model.chat_template is not None else None)
         if not self._said.is_chat and self.overflow.kind == "drop-turns":
             raise InvalidArgumentError(
                 "this model has no chat template, so there are no turns to drop; choose overflow sink, shift or error"
             )
         self.system = system
         chosen = model.sampling(sampling, stop, **samplers)
-        self.options = Options(chosen, _checked_limit(max_tokens), model.exact if exact is None else bool(exact))
+        self.options = Options(chosen, checked_limit(max_tokens), model.exact if exact is None else bool(exact))
+        self.tools = tools
         self.seed, self.n_sent = int.from_bytes(os.urandom(4), "little"), 0
         self._place, self._job = _Place(), None
         self.context = Context(0, model.n_ctx, 0, 0, self.overflow.kind)
@@ -78,93 +83,68 @@ class Session:
     # ---- a question
 
     @overload
-    def send(self, message: str | Mapping[str, Any], *, stream: Literal[False] = ..., **options: Any) -> Result: ...
-    @overload
-    def send(self, message: str | Mapping[str, Any], *, stream: Literal[True], **options: Any) -> Stream: ...
-    @overload
-    def send(self, message: str | Mapping[str, Any], *, stream: bool, **options: Any) -> Result | Stream: ...
-
     def send(
-        self,
-        message: str | Mapping[str, Any],
-        *,
-        stream: bool = False,
-        cancel: threading.Event | None = None,
-        timeout: float | None = None,
-        on_token: Callable[[Event], Any] | None = None,
-        on_prefill: Callable[[Progress], Any] | None = None,
-        dispatch: Dispatch | None = None,
-        max_tokens: int | None = _UNSET,
-        sampling: Sampling | None = None,
-        stop: str | SequenceOf[str] = (),
-        **samplers: Any,
-    ) -> Result | Stream:
+        self, message: str | Message, *, stream: Literal[False] = ..., **options: Unpack[AnswerOptions]
+    ) -> Result: ...
+    @overload
+    def send(self, message: str | Message, *, stream: Literal[True], **options: Unpack[AnswerOptions]) -> Stream: ...
+    @overload
+    def send(self, message: str | Message, *, stream: bool, **options: Unpack[AnswerOptions]) -> Result | Stream: ...
+
+    def send(self, message: str | Message, *, stream: bool = False, **options: Any) -> Result | Stream:
         """Ask, and get the answer; only what is new goes through the model.
 
-        `message` is a text, or a mapping with `role` and `content`; its text never becomes a control token. With
-        `stream=True` a `Stream` comes back at once. Setting the event `cancel` drops question and answer and raises
-        `Cancelled`; after `timeout` seconds the answer ends there and is kept (`finish_reason` "timeout"). One that
-        ends before its first word, by the timeout or `Stream.stop`, leaves the session as it was.
+        `message` is a text, or a mapping with `role` and `content` (role "tool": what a tool that the model asked for
+        gave); its text never becomes a control token. With `stream=True` a `Stream` comes back at once. The options are
+        those of `Model.chat`, but `overflow`; they count for this answer only and default to those of the session.
 
-        `on_token` gets each `Event`, `on_prefill` a `Progress` for each chunk of the prompt: on the worker thread, or
-        through `dispatch`, which gets a function without arguments to call where it likes (a GUI's thread). Without
-        `dispatch`, `on_token` returning False ends the answer, and what a callback raises ends the call. Other options
-        count for this answer only and default to those of the session.
+        Setting the event `cancel` drops question and answer; after `timeout` seconds the answer ends there and is kept.
+        One that ends before its first word, by the timeout or `Stream.stop`, leaves the session as it was.
 
-        Raises ContextOverflowError (no room under `overflow`), TemplateError, InvalidArgumentError, ModelClosedError,
-        NotEnoughMemoryError, NonFiniteError; the session is then as it was.
+        Raises ContextOverflowError (no room under the session's overflow), TemplateError, InvalidArgumentError,
+        GrammarError, Cancelled, ModelClosedError, NotEnoughMemoryError, NonFiniteError; the session is then as it was.
         """
-        self._check_open()
-        plain = plain_message({"role": "user", "content": message} if isinstance(message, str) else message)
-        chosen = self._sampling(sampling, stop, samplers)
-        limit = self.options.max_tokens if max_tokens is _UNSET else _checked_limit(max_tokens)
-        if timeout is not None and not timeout >= 0:
-            raise InvalidArgumentError(f"timeout is {timeout}; choose 0 or more seconds, or None")
-        hooks, watch = Hooks(on_token, on_prefill, dispatch), Watch(cancel, timeout)
-
-        def run(job: Job) -> Result:
-            try:
-                return self._answer(TappedJob(job, hooks), plain, chosen, limit, hooks, watch)
-            finally:
-                watch.end()
-
-        self._job = job = self.model._worker.submit(run)
-        watch.start(job)
+        job = self._ask(message, options)
         return Stream(self, job) if stream else job.wait()
 
-    def _sampling(self, sampling: Sampling | None, stop: str | SequenceOf[str], samplers: dict[str, Any]) -> Sampling:
-        """Sampling of one call; its seed is None where the session's next one counts."""
-        own = "seed" in samplers or (sampling is not None and sampling.seed is not None)
-        chosen = self.model.sampling(self.options.sampling if sampling is None else sampling, stop, **samplers)
-        return chosen if own else replace(chosen, seed=None)
+    def _ask(self, message: str | Message, options: dict[str, Any], lazy: bool = False) -> Job:
+        """Queue a question."""
+        self._check_open()
+        plain = plain_message({"role": "user", "content": message} if isinstance(message, str) else message)
+        own = self.options
+        defaults = Defaults(own.sampling, own.max_tokens, own.exact, self.overflow, self.tools, fixed=True)
+        call = gather(options, defaults, self.model.tokenizer, lazy)
+        if "seed" not in options and getattr(options.get("sampling"), "seed", None) is None:
+            call = replace(call, sampling=replace(call.sampling, seed=None))  # the session's next one counts
+        self._job = job = submit(call, self.model._worker, lambda job: self._answer(job, plain, call), whole=True)
+        return job
 
     # ---- on the worker thread
 
-    def _answer(
-        self, job: TappedJob, message: dict[str, Any], sampling: Sampling, limit: int | None, hooks: Hooks, watch: Watch
-    ) -> Result:
+    def _answer(self, job: TappedJob, message: dict[str, Any], call: Call) -> Result:
         self._check_open()
-        engine = self.model._loaded.engine
-        engine.set_exact(self.options.exact)
-        prompt = self._said.prompt(message, self._cached(), self.model.n_ctx, self._by_turns)
-        self.model._check_ids(prompt.ids, Overflow("sink"))  # how much fits, the sequence knows
+        model = self.model
+        engine = model._loaded.engine
+        engine.set_exact(call.exact)
+        self._render.tools = call.tools
+        prompt = self._said.prompt(message, self._cached(), model.n_ctx, self._by_turns)
+        model._check_ids(prompt.ids, Overflow("sink"))  # how much fits, the sequence knows
+        sampling = call.sampling
         if sampling.seed is None:
             base = self.options.sampling.seed
             sampling = replace(sampling, seed=turn_seed(self.seed if base is None else base, self.n_sent))
         seq, ids = self._begin(prompt)
         try:
-            request = Request(
-                ids=ids, sampling=sampling, max_tokens=limit, stop_ids=frozenset(self.model.tokenizer.eog_ids),
-                exact=self.options.exact, on_prefill=hooks.prefill, dropped=max(0, prompt.gone - seq.dropped),
-            )  # fmt: skip
+            request = call.request(
+                ids, model.tokenizer, job, sampling=sampling, dropped=max(0, prompt.gone - seq.dropped)
+            )
             result = Generation(engine, request, job, seq=seq).run()
+            result = call.finish(result, model.tokenizer, model.chat_template)
         except BaseException as error:
             self._give_up(seq, prompt.base)
             if isinstance(error, Cancelled) and job.job.keep:  # stopped, but there is nothing to keep
-                return self._nothing(sampling.seed, "timeout" if watch.timed_out else "cancelled")
+                return self._nothing(sampling.seed, job.why)
             raise
-        if watch.timed_out and result.finish_reason == "cancelled":
-            result = replace(result, finish_reason="timeout")
         self._take_in(seq, prompt, result, request.stop_ids)
         return replace(result, context=self.context)
 
@@ -284,7 +264,8 @@ class Session:
 
         def clear(job: Job) -> None:
             self._leave_cache()
-            self._said = Transcript(self.model.tokenizer, _renderer(self.model), self._said.system)
+            render = self._render if self.is_chat else None
+            self._said = Transcript(self.model.tokenizer, render, self._said.system)
             self._measure()
 
         self._call(clear)
@@ -297,11 +278,11 @@ class Session:
     def fork(self) -> Session:
         """Another session that says the same so far and shares its pages. Without a seed in its options it goes on with
         a seed of its own."""
-        other = Session(self.model, self.system, self.overflow)
+        other = Session(self.model, self.system, self.overflow, tools=self.tools)
 
         def fork(job: Job) -> None:
             other.options, other.n_sent, other.context = self.options, self.n_sent, self.context
-            other._said = self._said.copy()
+            other._said = self._said.copy(other._render if self.is_chat else None)
             if self._place.seq is not None:
                 other._place.seq = self._place.seq.fork()
 
@@ -377,17 +358,6 @@ class Session:
 
     def __repr__(self) -> str:
         return f"Session({len(self._said.messages)} messages, context {self.context.used}/{self.context.n_ctx})"
-
-
-def _renderer(model: Model) -> Any:
-    """The template as `edgellm.turns.Render`; None where the model has none."""
-    return None if model.chat_template is None else lambda messages, new: model._prompt.render(messages, new).parts
-
-
-def _checked_limit(max_tokens: int | None) -> int | None:
-    if max_tokens is not None and max_tokens < 0:
-        raise InvalidArgumentError(f"max_tokens is {max_tokens}; choose 0 or more, or None for no limit")
-    return max_tokens
 
 
 def _abandon(place: _Place, engine: Any) -> None:

@@ -105,10 +105,10 @@ class Transcript:
         self.text: str | None = ""  # what the cache holds; None: not known
         self.waiting: list[int] = []  # ids that belong to `text` but are not in the cache yet
 
-    def copy(self) -> Transcript:
-        """One that goes its own way from here on."""
-        other = Transcript(self.tokenizer, self._render, self.system)
-        other.__dict__.update(self.__dict__)
+    def copy(self, render: Render | None) -> Transcript:
+        """One that goes its own way from here on, with a template of its own."""
+        other = Transcript(self.tokenizer, render, self.system)
+        other.__dict__.update({**self.__dict__, "_render": other._render})
         other.messages, other.turns, other.waiting = [*self.messages], [*self.turns], [*self.waiting]
         return other
 
@@ -213,7 +213,7 @@ class Transcript:
             said.pop()
         kept, rest = self._agreeing(said, result.text)
         in_cache = min(kept, max(0, len(result.token_ids) - 1))  # the last one that was chosen has not been run
-        self.messages += [prompt.message, {"role": "assistant", "content": result.text}]
+        self.messages += [prompt.message, result.message]
         self.turns, self.first, self.gone = prompt.turns, prompt.first, prompt.gone
         self.text = prompt.text + result.text
         self.waiting = said[in_cache:kept] + self.tokenizer.encode(rest, False, at_start=False)

@@ -10,12 +10,13 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from edgellm.errors import Cancelled, InvalidArgumentError, ModelClosedError
 
+StopReason = Literal["cancelled", "timeout"]
 # A wait without a limit cannot be interrupted on Windows, so waits are cut into slices of this many seconds.
 _SLICE = 0.05
 
@@ -24,12 +25,14 @@ class Job:
     """One piece of work: `run(job)` is called on the worker thread; items and the outcome come back through a queue.
 
     `flag` is an int32 array of one element, not zero once the job shall end. `keep` then says whether what was done so
-    far is kept (stop) or dropped (cancel).
+    far is kept (stop) or dropped (cancel), `why` what ended it.
     """
 
     def __init__(self, run: Callable[[Job], Any]) -> None:
         self.flag = np.zeros(1, dtype=np.int32)
         self.keep = True
+        self.why: StopReason = "cancelled"
+        self._heard: Callable[[], Any] | None = None
         self.outcome: Any = None
         self.error: BaseException | None = None
         self._run = run
@@ -45,15 +48,19 @@ class Job:
         """Whether it has run, or was refused."""
         return self._ended
 
-    def stop(self, keep: bool = True) -> None:
+    def stop(self, keep: bool = True, why: StopReason = "cancelled") -> None:
         """Ask the job to end. Returns at once; a later `stop(keep=False)` still drops what was kept."""
         self.keep = self.keep and keep
+        if not self.stopped:
+            self.why = why
         self.flag[0] = 1
 
     # ---- worker side
 
     def put(self, item: Any) -> None:
         self._items.put(item)
+        if self._heard is not None:
+            self._heard()
 
     def execute(self) -> None:
         """Run it; whatever is raised reaches the caller."""
@@ -72,9 +79,27 @@ class Job:
     def _end(self) -> None:
         self._run = _nothing  # its closure may hold the engine
         self._ended = True
-        self._items.put(_END)
+        self.put(_END)
 
     # ---- caller side
+
+    def listen(self, heard: Callable[[], Any]) -> None:
+        """Have `heard` called whenever there may be something new: now, after each item and at the end.
+
+        It runs on the thread that works, so it must return at once and never raise.
+        """
+        self._heard = heard
+        heard()
+
+    def ready(self) -> Iterator[Any]:
+        """The items that are there now; does not wait."""
+        while True:
+            try:
+                item = self._items.get_nowait()
+            except queue.Empty:
+                return
+            if item is not _END:
+                yield item
 
     def items(self) -> Iterator[Any]:
         """Items as they come, until the job has ended; then `outcome` or `error` is set. Never raises the job's error.

@@ -17,10 +17,11 @@ FLOORS = [
     {"machine", "results", "builtin", "clib", "folders", "ops", "parallel"},
     {"plan", "probe", "quants", "sampling", "strings", "template", "turns", "worker"},
     {"gguf"},
-    {"cache", "callbacks", "config", "hub", "identity", "imatrix", "tokenizers", "weights"},
+    {"cache", "callbacks", "config", "grammar", "hub", "identity", "imatrix", "tokenizers", "weights"},
     {"rope"},
     {"backends", "convert", "models"},  # models never import backends, and the other way round
     {"generate", "pack", "prompt", "quantize", "sessionfile", "stream", "transcript"},
+    {"calls"},
     {"memory_estimate"},
     {"loader", "session_state"},
     {"session_store"},

@@ -1,0 +1,176 @@
+"""The options of a call: checked in one place, the same for generate, chat and send."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import numpy as np
+import pytest
+from helpers import tiny_llama_gguf
+
+import edgellm
+from edgellm.calls import AnswerOptions, CallOptions, Defaults, SamplingOptions, gather
+from edgellm.results import ToolCall
+from edgellm.sampling import Sampling
+
+CHATML = (
+    "{% if tools %}<|im_start|>system\n{{ tools | tojson }}<|im_end|>\n{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+HELLO = [{"role": "user", "content": "hello"}]
+TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    path = tiny_llama_gguf(tmp_path_factory.mktemp("calls") / "chat.gguf", **{"tokenizer.chat_template": CHATML})
+    with edgellm.load(path, backend="reference") as model:
+        yield model
+
+
+def defaults() -> Defaults:
+    return Defaults(Sampling(seed=3), 9, False, edgellm.Overflow())
+
+
+def ways(model):
+    """The calls that make an answer, with the same interface."""
+    session = model.session()
+    return {
+        "generate": lambda **options: model.generate("hello", **options),
+        "chat": lambda **options: model.chat(HELLO, **options),
+        "send": lambda **options: session.send("hello", **options),
+    }
+
+
+@pytest.fixture(params=["generate", "chat", "send"])
+def ask(model, request):
+    return ways(model)[request.param]
+
+
+def test_type_checkers_know_every_sampler():
+    """`SamplingOptions` is what a user's type checker sees of `Sampling`."""
+    assert set(SamplingOptions.__optional_keys__) == set(Sampling.__dataclass_fields__) - {"stop"}
+    assert set(CallOptions.__optional_keys__) - set(AnswerOptions.__optional_keys__) == {"overflow"}
+
+
+def test_what_is_not_said_comes_from_the_defaults(model):
+    call = gather({}, defaults(), model.tokenizer)
+    assert (call.sampling.seed, call.max_tokens, call.exact, call.tools) == (3, 9, False, None)
+    told = {"temperature": 0.5, "max_tokens": None, "exact": True, "stop": "x", "overflow": "sink"}
+    call = gather(told, defaults(), model.tokenizer)
+    assert (call.sampling.temperature, call.sampling.seed, call.sampling.stop) == (0.5, 3, ("x",))
+    assert (call.max_tokens, call.exact, call.overflow.kind) == (None, True, "sink")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_tokens": -1}, {"max_tokens": 1.5}, {"max_tokens": True}, {"timeout": -1}, {"timeout": float("nan")},
+        {"timeout": "soon"}, {"cancel": True}, {"on_token": 3}, {"on_prefill": "f"}, {"dispatch": 1},
+        {"processors": [1]}, {"temperatur": 0.5}, {"temperature": -1}, {"regex": "a", "grammar": "b"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_bad_options_are_named(ask, options):
+    with pytest.raises(edgellm.InvalidArgumentError, match=next(iter(options))):
+        ask(**options)
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"tools": "weather"}, "tools must be"), ({"tools": [{"name": "x"}]}, "tool 0 must be"),
+        ({"tools": [TOOL], "tool_choice": "weather"}, "tool_choice is 'weather'"),
+        ({"tools": [TOOL], "tool_choice": {"function": {"name": "rain"}}}, "the tools are weather"),
+        ({"tool_choice": "required"}, "there are no tools"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_bad_tools_are_named(model, options, words):
+    with pytest.raises(edgellm.InvalidArgumentError, match=words):
+        model.chat(HELLO, **options)
+
+
+def test_tools_need_a_template_and_a_session_its_overflow(model):
+    with pytest.raises(edgellm.InvalidArgumentError, match="chat"):
+        model.generate("hello", tools=[TOOL])
+    with model.session() as session, pytest.raises(edgellm.InvalidArgumentError, match="overflow"):
+        session.send("hello", overflow="sink")
+
+
+def test_an_event_drops_the_answer(ask):
+    event = threading.Event()
+    with pytest.raises(edgellm.Cancelled):
+        ask(cancel=event, on_token=lambda e: event.set(), ignore_eos=True, timeout=60)
+    assert ask(max_tokens=3, ignore_eos=True).usage.completion_tokens == 3
+
+
+def test_a_timeout_keeps_what_was_said(ask):
+    result = ask(timeout=0.3, on_token=lambda e: time.sleep(0.01), ignore_eos=True)
+    assert result.finish_reason == "timeout" and result.text
+
+
+def test_no_time_at_all(ask):
+    result = ask(timeout=0, on_prefill=lambda progress: time.sleep(0.1))
+    assert (result.finish_reason, result.text) == ("timeout", "")
+
+
+def test_callbacks_hear_everything_and_may_end_it(ask):
+    events, prefill = [], []
+    result = ask(on_token=events.append, on_prefill=prefill.append, max_tokens=8, ignore_eos=True, seed=1)
+    assert "".join(e.text for e in events) == result.text
+    assert prefill[-1].stage == "prefill" and prefill[-1].done == prefill[-1].total > 0
+    result = ask(on_token=lambda e: False, max_tokens=8, ignore_eos=True)
+    assert result.finish_reason == "cancelled" and 1 <= len(result.token_ids) < 8
+
+
+def test_what_a_callback_raises_reaches_the_caller(ask):
+    def on_token(event):
+        raise LookupError("mine")
+
+    with pytest.raises(LookupError, match="mine"):
+        ask(on_token=on_token, max_tokens=8, ignore_eos=True)
+
+
+def test_dispatch_gets_functions(ask):
+    waiting, events = [], []
+    result = ask(dispatch=waiting.append, on_token=events.append, max_tokens=8, ignore_eos=True)
+    assert not events and waiting
+    for call in waiting:
+        call()
+    assert "".join(e.text for e in events) == result.text
+
+
+def test_processors_change_the_choice(ask, model):
+    seen = []
+
+    def only(ids, logits):
+        seen.append(len(ids))
+        logits[:] = -np.inf
+        logits[300] = 0.0
+
+    result = ask(processors=[only], max_tokens=4)
+    assert result.token_ids == (300,) * 4
+    assert seen == list(range(seen[0], seen[0] + 4))
+
+
+def test_a_tool_call_as_a_message():
+    stats = edgellm.Stats(0, 0, 0, 0, 0, 0, 1, "reference", "numpy")
+    context = edgellm.Context(1, 2, 0)
+    call = ToolCall("a1", "weather", {"city": "Köln"})
+    result = edgellm.Result("", (1,), "tool_calls", edgellm.Usage(1, 1), stats, context, 0, (call,))
+    function = {"name": "weather", "arguments": '{"city": "Köln"}'}
+    said = {"role": "assistant", "content": "", "tool_calls": [{"id": "a1", "type": "function", "function": function}]}
+    assert result.message == said
+    assert result.to_dict()["tool_calls"] == [{"id": "a1", "name": "weather", "arguments": {"city": "Köln"}}]
+
+
+def test_the_template_sees_tools(model):
+    assert '"weather"' in model.apply_template(HELLO, tools=[TOOL])
+    assert "weather" not in model.apply_template(HELLO)
+    assert model.chat_ids(HELLO, tools=[TOOL]) != model.chat_ids(HELLO)
+    assert model.chat(HELLO, tools=[TOOL], tool_choice="none", max_tokens=1).usage.prompt_tokens == len(
+        model.chat_ids(HELLO)
+    )
