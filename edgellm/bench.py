@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from edgellm.cache import Overflow, split_kv_type
+from edgellm.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
     from edgellm.cache import Sequence as Cached

@@ -169,8 +169,8 @@ class ModelReferenceError(EdgeLLMError, ValueError):
 class DownloadError(EdgeLLMError):
     """A model could not be fetched: no network, refused by the hub, or the bytes are not those that it states.
 
-    `reference` is what was asked for, `status` the HTTP status where the hub answered (else None), `kept` the bytes that
-    stay on disk, from which the next attempt goes on.
+    `reference` is what was asked for, `status` the HTTP status where the hub answered (else None), `kept` the bytes
+    that stay on disk, from which the next attempt goes on.
     """
 
     def __init__(
