@@ -14,6 +14,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from edgellm.async_stream import AsyncStream  # noqa: F401
     from edgellm.cache import Overflow  # noqa: F401
     from edgellm.errors import (  # noqa: F401
         BackendError,
@@ -58,6 +59,7 @@ _HOMES = {
     **dict.fromkeys(("load", "Model"), "edgellm.model"),
     "Overflow": "edgellm.cache",
     "Stream": "edgellm.stream",
+    "AsyncStream": "edgellm.async_stream",
     **dict.fromkeys(("MemoryEstimate", "estimate"), "edgellm.memory_estimate"),
     **dict.fromkeys(("Context", "Event", "Progress", "Result", "Stats", "ToolCall", "Usage"), "edgellm.results"),
     "Sampling": "edgellm.sampling",

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -33,8 +33,10 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
+    from edgellm.async_stream import AsyncStream
     from edgellm.calls import CallOptions, SamplingOptions
     from edgellm.session import Session
+    from edgellm.worker import Job
 
 Prompt = str | Sequence[int]
 Fields = dict[str, Any]  # fields of a Request
@@ -150,10 +152,23 @@ class Model:
         ModelClosedError, NonFiniteError; KeyboardInterrupt cancels the call.
         """
         self._check_open()
-        if "tools" in options or "tool_choice" in options:
-            raise InvalidArgumentError("tools go through the chat template: use chat(tools=...)")
-        call = self._gather(options)
-        return self._start(call, self._text(prompt, special, call), stream)
+        call = self._gather(options, chat=False)
+        fields = self._text(prompt, special, call)
+        job = self._submit(call, lambda: fields)
+        return Stream(self, job) if stream else job.wait()
+
+    def agenerate(self, prompt: Prompt, *, special: bool = False, **options: Unpack[CallOptions]) -> AsyncStream:
+        """`generate` for asyncio: `async for event in model.agenerate(...)`, or await it for the `Result`.
+
+        The prompt is prepared on the worker thread, so what is wrong with it is raised where the answer is waited for.
+        """
+        from edgellm.async_stream import AsyncStream
+
+        self._check_open()
+        if not isinstance(prompt, str):
+            prompt = _ids(prompt)
+        call = self._gather(options, chat=False, lazy=True)
+        return AsyncStream(self, self._submit(call, lambda: self._text(prompt, special, call)))
 
     @overload
     def chat(
@@ -175,10 +190,22 @@ class Model:
         """
         self._check_open()
         call = self._gather(options)
-        return self._start(call, self._turn(messages, call), stream)
+        fields = self._turn(messages, call)
+        job = self._submit(call, lambda: fields)
+        return Stream(self, job) if stream else job.wait()
 
-    def _gather(self, options: dict[str, Any], lazy: bool = False) -> Call:
+    def achat(self, messages: Sequence[Message], **options: Unpack[CallOptions]) -> AsyncStream:
+        """`chat` for asyncio: `async for event in model.achat(...)`, or await it for the `Result` (see `agenerate`)."""
+        from edgellm.async_stream import AsyncStream
+
+        self._check_open()
+        call, messages = self._gather(options, lazy=True), list(messages)
+        return AsyncStream(self, self._submit(call, lambda: self._turn(messages, call)))
+
+    def _gather(self, options: Mapping[str, Any], chat: bool = True, lazy: bool = False) -> Call:
         """The checked options of a call. Raises InvalidArgumentError, GrammarError."""
+        if not chat and ("tools" in options or "tool_choice" in options):
+            raise InvalidArgumentError("tools go through the chat template: use chat(tools=...)")
         defaults = Defaults(self.sampling(), None, self.exact, self._loaded.overflow)
         call = gather(options, defaults, self.tokenizer, lazy)
         self._overflow(call.overflow)
@@ -206,17 +233,16 @@ class Model:
         self._check_ids(ids, call.overflow)
         return {"ids": ids, "overflow": call.overflow}
 
-    def _start(self, call: Call, fields: Fields, stream: bool) -> Result | Stream:
-        """Queue an answer. `fields`: those of its `Request` that the prompt decides."""
+    def _submit(self, call: Call, prepare: Callable[[], Fields]) -> Job:
+        """Queue an answer. `prepare`, on the worker thread: the fields of its `Request` that the prompt decides."""
         loaded, tokenizer = self._loaded, self.tokenizer
 
         def answer(job: TappedJob) -> Result:
-            request = call.request(tokenizer=tokenizer, job=job, **fields)
+            request = call.request(tokenizer=tokenizer, job=job, **prepare())
             result = Generation(loaded.engine, request, job).run()
             return call.finish(result, tokenizer, loaded.chat_template)
 
-        job = submit(call, self._worker, answer)
-        return Stream(self, job) if stream else job.wait()
+        return submit(call, self._worker, answer)
 
     def session(
         self, system: str | None = None, *, overflow: Overflow | str | None = None, max_tokens: int | None = None,

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as SequenceOf
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
+    from edgellm.async_stream import AsyncStream
     from edgellm.calls import AnswerOptions
     from edgellm.model import Model
     from edgellm.worker import Job
@@ -107,7 +108,13 @@ class Session:
         job = self._ask(message, options)
         return Stream(self, job) if stream else job.wait()
 
-    def _ask(self, message: str | Message, options: dict[str, Any], lazy: bool = False) -> Job:
+    def asend(self, message: str | Message, **options: Unpack[AnswerOptions]) -> AsyncStream:
+        """`send` for asyncio: `async for event in chat.asend(...)`, or await it for the `Result`."""
+        from edgellm.async_stream import AsyncStream
+
+        return AsyncStream(self, self._ask(message, options, lazy=True))
+
+    def _ask(self, message: str | Message, options: Mapping[str, Any], lazy: bool = False) -> Job:
         """Queue a question."""
         self._check_open()
         plain = plain_message({"role": "user", "content": message} if isinstance(message, str) else message)

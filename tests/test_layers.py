@@ -20,7 +20,7 @@ FLOORS = [
     {"cache", "callbacks", "config", "grammar", "hub", "identity", "imatrix", "tokenizers", "weights"},
     {"rope"},
     {"backends", "convert", "models"},  # models never import backends, and the other way round
-    {"generate", "pack", "prompt", "quantize", "sessionfile", "stream", "transcript"},
+    {"async_stream", "generate", "pack", "prompt", "quantize", "sessionfile", "stream", "transcript"},
     {"calls"},
     {"memory_estimate"},
     {"loader", "session_state"},
