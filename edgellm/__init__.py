@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     )
     from edgellm.memory_estimate import MemoryEstimate, estimate  # noqa: F401
     from edgellm.model import Model, load  # noqa: F401
+    from edgellm.openai_shim import openai  # noqa: F401
     from edgellm.results import Context, Event, Progress, Result, Stats, ToolCall, Usage  # noqa: F401
     from edgellm.sampling import Sampling  # noqa: F401
     from edgellm.session import Session  # noqa: F401
@@ -57,6 +58,7 @@ __version__ = "0.1.0"
 # public name -> the module that has it
 _HOMES = {
     **dict.fromkeys(("load", "Model"), "edgellm.model"),
+    "openai": "edgellm.openai_shim",
     "Overflow": "edgellm.cache",
     "Stream": "edgellm.stream",
     "AsyncStream": "edgellm.async_stream",
