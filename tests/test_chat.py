@@ -15,7 +15,7 @@ import pytest
 from helpers import tiny_llama_gguf
 
 import edgellm
-from edgellm.chat import terminal
+from edgellm.chat import history, reader, terminal
 from edgellm.chat.commands import COMMANDS, Leave
 from edgellm.chat.repl import Repl
 from edgellm.cli.common import progress_bar
@@ -74,9 +74,9 @@ def talk(monkeypatch, capsys):
     ],
 )
 def test_messages_of_several_lines(text, complete, message):
-    assert terminal.is_complete(text) is complete
+    assert reader.is_complete(text) is complete
     if complete:
-        assert terminal.message_of(text) == message
+        assert reader.message_of(text) == message
 
 
 def test_control_characters_do_not_reach_the_terminal():
@@ -87,13 +87,13 @@ def test_history_is_private(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     if sys.platform != "linux":
         pytest.skip("the folder is another one on this system")
-    file = terminal.history_file()
+    file = history.history_file()
     assert file == tmp_path / "edgellm" / "history" and file.stat().st_mode & 0o777 == 0o600
     file.chmod(0o400)
     if os.geteuid() != 0:
-        assert terminal.history_file() is None
+        assert history.history_file() is None
     monkeypatch.setenv("XDG_DATA_HOME", str(file))
-    assert terminal.history_file() is None, "a file in the way is no reason to fail"
+    assert history.history_file() is None, "a file in the way is no reason to fail"
 
 
 # ---- the conversation ------------------------------------------------------------------------------
@@ -114,7 +114,55 @@ def test_clear_regen_undo_and_bye(model, talk):
     first, second = out.splitlines()[:2]
     assert len(repl.session.messages) == 2 and first == second
     _, err, repl = talk(model, "hello", "the world", "/undo")
-    assert [m["content"] for m in repl.session.messages[::2]] == ["hello"] and "2 messages are left" in err
+    assert [m["content"] for m in repl.session.messages[::2]] == ["hello"] and "2 messages left" in err
+
+
+def test_regen_with_other_settings_once(model, talk):
+    _, err, repl = talk(model, "hello", "/regen n=2 seed=7 temp=0.5", "/regen", "/regen colour=red", "/regen warm")
+    assert "no setting 'colour'" in err and "'warm' is not of the form name=value" in err
+    options = repl.session.options
+    assert (options.max_tokens, options.sampling.temperature, options.sampling.seed) == (4, 0.0, None)
+    assert len(repl.last.token_ids) == 4 and len(repl.session.messages) == 2
+    _, _, repl = talk(model, "hello", "/regen n=2 seed=7 temp=0.5")
+    assert len(repl.last.token_ids) == 2 and repl.last.seed == 7
+
+
+def test_an_answer_that_cannot_be_made_again_stays(model, talk, monkeypatch):
+    _, _, repl = talk(model, "hello", "the world")
+    before, used = repl.session.messages, repl.session.context.used
+    monkeypatch.setattr(type(repl.session), "send", lambda self, *args, **options: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        repl.handle("/regen")
+    monkeypatch.undo()
+    assert repl.session.messages == before and repl.session.context.used == used
+    repl.handle("/undo")
+    assert repl.session.messages == before[:2]
+
+
+def test_tokens(model, talk):
+    _, err, _ = talk(model, "/tokens hello world", "hello", "/tokens", system="be kind")
+    ids = model.tokenize("hello world")
+    assert f"{len(ids)} tokens: {ids[0]} " in err
+    lines = {line.split()[0]: line.split()[1] for line in err.splitlines() if line.startswith("  ")}
+    assert lines["system"] == str(len(model.tokenize("be kind"))) and lines["user"] == str(len(model.tokenize("hello")))
+    assert "context" in err.splitlines()[-1]
+
+
+def test_spellings_of_ollama_and_llama_cpp(model, talk):
+    _, err, repl = talk(
+        model, "/set parameter num_predict 3", "/set verbose", "/set parameter num_ctx 8192", "/set temp=0.25",
+        "/system be brief", "/system", "/show parameters", "/set --top-k 9", "/sho", "/set seed 18446744073709551615",
+    )  # fmt: skip
+    assert repl.session.options.max_tokens == 3 and repl.stats and repl.session.system == "be brief"
+    assert repl.session.options.sampling.temperature == 0.25 and repl.session.options.sampling.top_k == 9
+    assert repl.session.options.sampling.seed == 2**64 - 1
+    assert "edgellm chat -c" in err and "\nbe brief\n" in err and "but /show" in err
+    assert talk(model, "/set quiet", "/system x", "/system none", "/set stop é\\n")[2].session.system is None
+
+
+def test_a_pasted_text_is_no_command(model, talk):
+    _, _, repl = talk(model, '"""/bye', 'and more"""', '"""/system one', 'two"""')
+    assert repl.session.messages[0]["content"] == "/bye\nand more" and repl.session.system == "one\ntwo"
 
 
 def test_settings(model, talk):
@@ -146,10 +194,32 @@ def test_read_a_file(model, talk, tmp_path):
     assert "9 characters" in err and "cannot be read" in err and "/read FILE" in err
 
 
+def test_read_several_files(model, talk, tmp_path, monkeypatch):
+    for name in ("b.txt", "a.txt"):
+        (tmp_path / name).write_text(name)
+    (tmp_path / "data.bin").write_bytes(b"\xff\xfe")
+    monkeypatch.setattr("edgellm.chat.files.MAX_BYTES", 10)
+    (tmp_path / "long.md").write_text("x" * 11)
+    _, err, repl = talk(
+        model, f"/read {tmp_path}/*.txt", "go", f"/glob '{tmp_path}/a*'", f"/read {tmp_path}/*.none",
+        f"/read {tmp_path}/data.bin", f"/read {tmp_path}", f"/read {tmp_path}/long.md", "go",
+    )  # fmt: skip
+    assert repl.session.messages[0]["content"] == "a.txt\n\nb.txt\n\ngo"
+    assert repl.session.messages[2]["content"] == "a.txt\n\ngo" and "no file has such a name" in err
+    assert "not UTF-8" in err and "no ordinary file" in err and "it has 11 B" in err
+
+
+def test_read_what_the_window_cannot_hold(model, talk, tmp_path):
+    file = tmp_path / "long.txt"
+    file.write_text("hello " * 400)
+    _, err, _ = talk(model, f"/read {file}")
+    assert "more than the context window of 256 holds" in err
+
+
 def test_show_and_help(model, talk):
     _, err, _ = talk(model, "/help", "/show", "/show template", "/show context", "/nothing")
-    for name, (_, _, text) in COMMANDS.items():
-        assert not text or name in err
+    for name, command in COMMANDS.items():
+        assert not command.text or name in err
     assert "reference" in err and "im_start" in err and "of 256 tokens" in err and "no command /nothing" in err
 
 
@@ -334,18 +404,24 @@ class Terminal:
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals on this system")
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_in_a_real_terminal(paths, tmp_path):
-    script, notes = tmp_path / "slow.py", tmp_path / "notes.txt"
+@pytest.fixture
+def screen(paths, tmp_path):
+    """`edgellm chat` on a pseudo-terminal, with a model that reads long prompts slowly; notes.txt is such a prompt."""
+    script = tmp_path / "slow.py"
     script.write_text(textwrap.dedent(SLOW))
-    notes.write_text("the " * 150)
+    (tmp_path / "notes.txt").write_text("the " * 150)
     env = {"TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1", "XDG_DATA_HOME": str(tmp_path), "COLUMNS": "120"}
     env["PYTHONPATH"] = os.pathsep.join([os.getcwd(), *sys.path])
     args = [str(script), "chat", str(paths["chat"]), "--temp", "0", "-n", "4", "--stats", "--backend", "reference"]
     screen = Terminal(args, env)
     screen.until("Ctrl-D leaves")
     screen.until(">>>")
+    return screen
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals on this system")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_in_a_real_terminal(screen, tmp_path):
     screen.type("hello\r")
     screen.until("4 tokens")
     screen.until(">>>")
@@ -353,9 +429,9 @@ def test_in_a_real_terminal(paths, tmp_path):
     screen.until("4 tokens")
     screen.until(">>>")
     screen.type("\x03")
-    screen.until("Ctrl-D or /bye leaves")
+    screen.until("Ctrl-C again, Ctrl-D or /bye leaves")
     screen.until(">>>")
-    screen.type(f"/read {notes}\r")
+    screen.type(f"/read {tmp_path}/notes.txt\r")
     screen.until("next message")
     screen.until(">>>")
     screen.type("go\r")
@@ -366,10 +442,29 @@ def test_in_a_real_terminal(paths, tmp_path):
     screen.until("[stopped before the answer began]")
     assert time.monotonic() - start < 1
     screen.until(">>>")
-    screen.type("hello\r")
+    screen.type("\x1b[200~/bye\rhello\x1b[201~\r")
     screen.until("4 tokens")
     screen.until(">>>")
-    screen.type("\x04")
+    screen.type("half a line\x03\x03")
+    screen.until("Ctrl-C again, Ctrl-D or /bye leaves")
+    screen.until(">>>")
+    screen.type("\x03")
     assert screen.end() == 0
     history = (tmp_path / "edgellm" / "history").read_text()
-    assert "+hello" in history and "+two" in history
+    assert "+hello" in history and "half a line" not in history and "+two" in history
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals on this system")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_ctrl_c_stops_and_ctrl_c_leaves(screen, tmp_path):
+    screen.type(f"/read {tmp_path}/notes.txt\r")
+    screen.until("next message")
+    screen.until(">>>")
+    screen.type("go\r")
+    screen.until("go")
+    time.sleep(1.2)
+    screen.type("\x03")
+    screen.until("[stopped before the answer began]")
+    screen.until(">>>")
+    screen.type("\x03")
+    assert screen.end() == 0

@@ -1,28 +1,34 @@
-"""The commands of the conversation: one function each, listed in one table."""
+"""The commands of the conversation: one table, and the functions that are about the conversation itself."""
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from edgellm.chat.lines import context_line, stats_line
-from edgellm.chat.settings import changed, value_of
-from edgellm.chat.terminal import size_text
-from edgellm.errors import EdgeLLMError, InvalidArgumentError, one_line
+from edgellm.chat import files, show
+from edgellm.chat.settings import NAMES, changed, is_on, overridden, shown, value_of
+from edgellm.chat.terminal import counted, say
 
 if TYPE_CHECKING:
     from edgellm.chat.repl import Repl
-    from edgellm.session import Session
 
 
 class Leave(Exception):
     """The person wants to leave."""
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+@dataclass(frozen=True)
+class Command:
+    """`run(repl, rest of the line)`; `usage` and `text` are for /help, which leaves out what has no text (other names
+    of the command above); `words` is what Tab offers next, or "path". Several lines are a message that was pasted, but
+    for commands that take `lines`."""
+
+    run: Callable[[Any, str], None]
+    usage: str = ""
+    text: str = ""
+    words: tuple[str, ...] | str = ()
+    lines: bool = False
 
 
 def _leave(repl: Repl, rest: str) -> None:
@@ -30,12 +36,13 @@ def _leave(repl: Repl, rest: str) -> None:
 
 
 def _help(repl: Repl, rest: str) -> None:
-    for name, (_, usage, text) in COMMANDS.items():
-        if text:
-            _say(f"  {f'{name} {usage}':<20} {text}")
-    _say(
+    for name, command in COMMANDS.items():
+        if command.text:
+            say(f"  {f'{name} {command.usage}':<22} {command.text}")
+    say(
         '\nA message of several lines: begin and end it with """, or end a line with \\, or press Alt-Enter.\n'
-        "Ctrl-C stops an answer and keeps it. Ctrl-D leaves."
+        "Tab completes, Ctrl-R searches what was typed before, Ctrl-G opens your editor ($EDITOR).\n"
+        "Ctrl-C stops an answer and keeps it; pressed again it leaves, like Ctrl-D."
     )
 
 
@@ -43,186 +50,131 @@ def _clear(repl: Repl, rest: str) -> None:
     repl.session.clear()
     repl.attached.clear()
     repl.last = None
-    _say("A new conversation.")
+    say("A new conversation.")
 
 
 def _regen(repl: Repl, rest: str) -> None:
-    question = repl.session.undo()
-    if question is None:
-        _say("There is no answer yet.")
-        return
-    repl.answer(_text(question))
+    """Without another answer the old one stays."""
+    options, _ = overridden(repl.session.options, rest)
+    session, before = repl.session, repl.session.fork()
+    before.seed = session.seed
+    answered = False
+    try:
+        question = session.undo()
+        if question is None:
+            say("There is no answer yet.")
+            return
+        message = question if isinstance(question["content"], list) else question["content"].removeprefix("\n")
+        answered = repl.answer(message, options if rest else None)
+        if not answered:
+            say("[the answer before stays]")
+    finally:
+        repl.session = session if answered else before
+        (before if answered else session).close()
 
 
 def _undo(repl: Repl, rest: str) -> None:
     question = repl.session.undo()
     left = len(repl.session.messages)
-    _say("There is nothing to take back." if question is None else f"Taken back; {left} messages are left.")
-
-
-def _text(message: Any) -> str:
-    """What somebody typed, of a message."""
-    return str(message["content"]).removeprefix("\n")
-
-
-def _save(repl: Repl, rest: str) -> None:
-    if not rest:
-        raise InvalidArgumentError("/save FILE: give the path of the file to write")
-    path = os.path.expanduser(rest)
-    repl.session.save(path)
-    _say(f"{path}: {len(repl.session.messages)} messages, {size_text(os.path.getsize(path))}")
-
-
-def _load(repl: Repl, rest: str) -> None:
-    from edgellm.session import Session
-
-    if not rest:
-        raise InvalidArgumentError("/load FILE: give the path of a file that /save wrote")
-    before, repl.session = repl.session, Session.load(repl.session.model, os.path.expanduser(rest))
-    before.close()
-    repl.last = None
-    _say(where_we_were(repl.session))
-
-
-def where_we_were(session: Session) -> str:
-    """The end of a conversation that was loaded, for who has forgotten it."""
-    messages = session.messages
-    lines = [f"{len(messages)} messages; {context_line(session)}"]
-    lines += [f"{message['role']}: {one_line(str(message['content']), 200)}" for message in messages[-2:]]
-    return "\n".join(lines)
+    say("There is nothing to take back." if question is None else f"Taken back; {counted(left, 'message')} left.")
 
 
 def _set(repl: Repl, rest: str) -> None:
-    words = rest.split(maxsplit=1)
-    if words[:1] == ["parameter"]:  # Ollama's spelling
-        words = words[1].split(maxsplit=1) if len(words) > 1 else []
-    if not words:
-        _show_params(repl)
-        return
-    name, value = words[0], words[1] if len(words) > 1 else ""
-    session = repl.session
-    if name == "system":
-        session.system = value or None
-        _say("system message set; it counts from the next message on" if value else "system message removed")
-        return
-    if name in ("stats", "verbose"):
-        repl.stats = value.lower() not in ("off", "0", "false", "no")
-        _say(f"stats are {'on' if repl.stats else 'off'}")
-        return
-    session.options, full = changed(session.options, name, value)
-    _say(f"{full} = {value_of(session.options, full)}")
+    name, _, value = rest.partition(" ")
+    if name == "parameter":  # Ollama's spelling
+        name, _, value = value.strip().partition(" ")
+    if not value and "=" in name:
+        name, _, value = name.partition("=")
+    value = value.strip()
+    if not name:
+        show.params(repl)
+    elif name in _SWITCHES:
+        _SWITCHES[name](repl, value)
+    else:
+        session = repl.session
+        session.options, full = changed(session.options, name, value)
+        say(f"{full} = {shown(full, value_of(session.options, full))}")
 
 
-def _show(repl: Repl, rest: str) -> None:
-    what = rest or "info"
-    if what not in _SHOWN:
-        raise InvalidArgumentError(f"/show {what}: choose one of {', '.join(_SHOWN)}")
-    _SHOWN[what](repl)
+def _set_system(repl: Repl, text: str) -> None:
+    repl.session.system = text or None
+    say("system message set; it counts from the next message on" if text else "system message removed")
 
 
-def _show_info(repl: Repl) -> None:
-    from math import prod
-
-    from edgellm.chat.terminal import count_text
-
-    model = repl.session.model
-    weights = sum(prod(shape) for shape in model.plan.weights.values())
-    _say(
-        f"{model.name}: {model.arch}, {count_text(weights)} parameters\nfile     {model.path}\n"
-        f"runs on  {model.backend} ({model.isa}), {model.threads} threads ({model.thread_reason})\n"
-        f"context  {model.n_ctx} tokens, KV cache {model.kv_type}"
-    )
+def _set_stats(repl: Repl, value: str) -> None:
+    repl.stats = is_on(value)
+    say(f"stats are {'on' if repl.stats else 'off'}")
 
 
-def _show_params(repl: Repl) -> None:
-    from dataclasses import asdict
-
-    session = repl.session
-    chosen = asdict(session.options.sampling)
-    chosen["seed"] = f"random ({session.seed})" if chosen["seed"] is None else chosen["seed"]
-    chosen["stop"] = ", ".join(map(repr, chosen["stop"])) or "none"
-    limit = session.options.max_tokens
-    more = {"max_tokens": "no limit" if limit is None else limit, "overflow": session.overflow}
-    for name, value in {**chosen, **more, "system": session.system or "none"}.items():
-        _say(f"  {name:<18} {f'{value:g}' if isinstance(value, float) else value}")
-
-
-def _show_template(repl: Repl) -> None:
-    _say(repl.session.model.chat_template or "The file has no chat template.")
-
-
-def _show_context(repl: Repl) -> None:
-    session = repl.session
-    used, size = session.context.used, session.context.n_ctx
-    _say(
-        f"{used} of {size} tokens used ({100 * used // size} %), {len(session.messages)} messages; when it is full: "
-        f"{session.overflow}"
-    )
-    if session.context.dropped:
-        _say(context_line(session))
-
-
-def _show_system(repl: Repl) -> None:
-    _say(repl.session.system or "There is no system message.")
-
-
-_SHOWN: dict[str, Callable[[Repl], None]] = {
-    "info": _show_info,
-    "params": _show_params,
-    "template": _show_template,
-    "context": _show_context,
-    "system": _show_system,
+# what /set takes beside the settings of `edgellm.chat.settings`; some are Ollama's
+_SWITCHES: dict[str, Callable[[Any, str], None]] = {
+    "system": _set_system,
+    "stats": _set_stats,
+    "verbose": _set_stats,
+    "quiet": lambda repl, value: _set_stats(repl, "off"),
 }
 
 
-def _stats(repl: Repl, rest: str) -> None:
-    _say("There is no answer yet." if repl.last is None else stats_line(repl.last))
+def _system(repl: Repl, rest: str) -> None:
+    if rest:
+        _set_system(repl, "" if rest == "none" else rest)
+    else:
+        show.SHOWN["system"](repl)
 
 
-def _read(repl: Repl, rest: str) -> None:
-    from pathlib import Path
-
-    if not rest:
-        raise InvalidArgumentError("/read FILE: give the path of a text file")
-    path = Path(rest).expanduser()
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else error.strerror
-        raise EdgeLLMError(f"{path}: cannot be read: {reason}") from None
-    repl.attached.append(text)
-    _say(f"{path}: {len(text)} characters; they go with your next message")
-
-
-# name -> (function, arguments, what it does); no text: another name of the one above
-COMMANDS: dict[str, tuple[Callable[[Any, str], None], str, str]] = {
-    "/help": (_help, "", "this list"),
-    "/?": (_help, "", ""),
-    "/clear": (_clear, "", "forget the conversation and begin a new one"),
-    "/regen": (_regen, "", "answer the last message again"),
-    "/undo": (_undo, "", "take the last message and its answer back"),
-    "/set": (_set, "NAME VALUE", "set temperature, top_p, seed, max_tokens, stop, stats on|off, ..."),
-    "/set system": (_set, "TEXT", "set the system message"),
-    "/show": (_show, "[WHAT]", f"show {', '.join(_SHOWN)}"),
-    "/stats": (_stats, "", "speed and size of the last answer"),
-    "/read": (_read, "FILE", "send a text file along with the next message"),
-    "/save": (_save, "FILE", "write the conversation to a file, to go on another day"),
-    "/load": (_load, "FILE", "go on with a conversation from a file"),
-    "/bye": (_leave, "", "leave"),
-    "/exit": (_leave, "", "leave"),
-    "/quit": (_leave, "", ""),
-}
+COMMANDS: dict[str, Command] = {
+    "/help": Command(_help, "", "this list"),
+    "/?": Command(_help),
+    "/clear": Command(_clear, "", "forget the conversation and begin a new one"),
+    "/regen": Command(_regen, "[NAME=VALUE]", "answer the last message again, perhaps with temp=1.0",
+                      tuple(f"{name}=" for name in NAMES)),
+    "/undo": Command(_undo, "", "take the last message and its answer back"),
+    "/set": Command(_set, "NAME VALUE", "set temperature, top_p, seed, max_tokens, stop, stats on|off, ...",
+                    (*_SWITCHES, *NAMES), lines=True),
+    "/system": Command(_system, "[TEXT]", "show or set the system message; none removes it", lines=True),
+    "/show": Command(show.show, "[WHAT]", f"show {', '.join(show.SHOWN)}", tuple(show.SHOWN)),
+    "/stats": Command(show.stats, "", "speed and size of the last answer"),
+    "/tokens": Command(show.tokens, "[TEXT]", "how many tokens the messages have, or how TEXT is cut", lines=True),
+    "/read": Command(files.read, "FILE", "send a text file along with the next message", "path"),
+    "/glob": Command(files.read, words="path"),
+    "/save": Command(files.save, "FILE", "write the conversation to a file, to go on another day", "path"),
+    "/load": Command(files.load, "FILE", "go on with a conversation from a file", "path"),
+    "/bye": Command(_leave, "", "leave"),
+    "/exit": Command(_leave),
+    "/quit": Command(_leave),
+}  # fmt: skip
 
 
 def run_command(repl: Repl, name: str, rest: str) -> None:
     """Run one command. Raises Leave, EdgeLLMError."""
-    COMMANDS[name][0](repl, rest)
+    COMMANDS[name].run(repl, rest)
 
 
-def completions() -> dict[str, Any]:
-    """What Tab offers: commands and their words."""
-    from edgellm.sampling import Sampling
+def completions(text: str) -> tuple[list[str] | str, int]:
+    """What Tab offers behind `text`, the beginning of a command (`edgellm.chat.reader.Completions`)."""
+    name, space, rest = text.partition(" ")
+    if not space:
+        return [word for word in COMMANDS if word.startswith(name)], len(name)
+    words = COMMANDS[name].words if name in COMMANDS else ()
+    if isinstance(words, str):
+        typed = rest.lstrip()
+        return words, len(typed)
+    first, _, more = rest.partition(" ")
+    if name == "/set" and first in ("stats", "verbose") and rest != first:
+        words, rest = ("on", "off"), more
+    elif name == "/set" and first == "parameter" and rest != first:
+        words, rest = NAMES, more
+    elif name == "/regen":
+        rest = rest.rpartition(" ")[2]
+    return ([] if " " in rest else [word for word in words if word.startswith(rest)]), len(rest)
 
-    settings = dict.fromkeys(["system", "max_tokens", "stats", *Sampling.__dataclass_fields__])
-    words: dict[str, Any] = {name: None for name in COMMANDS if " " not in name}
-    return words | {"/set": settings, "/show": dict.fromkeys(_SHOWN)}
+
+def similar(name: str) -> str | None:
+    """The command that somebody who typed `name` may have meant."""
+    from difflib import get_close_matches
+
+    found = [word for word in COMMANDS if word.startswith(name)] or get_close_matches(name, COMMANDS, 1)
+    return found[0] if found else None
+
+
+__all__ = ["COMMANDS", "Command", "Leave", "completions", "run_command", "similar"]

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from edgellm.chat.terminal import counted
+from edgellm.errors import one_line
+
 if TYPE_CHECKING:
     from edgellm.results import Result
     from edgellm.session import Session
@@ -14,9 +17,15 @@ def context_line(session: Session) -> str:
     c = session.context
     text = f"context {c.used}/{c.n_ctx}"
     if c.dropped:
-        messages = f" in {session.dropped_messages} messages" if session.dropped_messages else ""
-        text += f", {c.dropped} tokens{messages} left it ({c.policy})"
+        messages = f" in {counted(session.dropped_messages, 'message')}" if session.dropped_messages else ""
+        text += f", {counted(c.dropped, 'token')}{messages} left it ({c.policy})"
     return text
+
+
+def status_line(session: Session, last: Result | None) -> str:
+    """The line at the bottom of the screen: the window, and the speed of the last answer."""
+    speed = f" | {last.stats.generation_tps:.1f} tokens/s" if last is not None and last.stats.generation_tps else ""
+    return f" {context_line(session)}{speed} | /help"
 
 
 def stats_line(result: Result) -> str:
@@ -29,3 +38,11 @@ def stats_line(result: Result) -> str:
         f"{f', {c.dropped} dropped ({c.policy})' if c.dropped else ''} | "
         f"{s.backend} {s.isa}, {s.threads} threads | seed {result.seed} ]"
     )
+
+
+def where_we_were(session: Session) -> str:
+    """The end of a conversation that was loaded, for who has forgotten it."""
+    messages = session.messages
+    lines = [f"{counted(len(messages), 'message')}; {context_line(session)}"]
+    lines += [f"{message['role']}: {one_line(str(message['content']), 200)}" for message in messages[-2:]]
+    return "\n".join(lines)

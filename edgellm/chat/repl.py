@@ -3,37 +3,56 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from edgellm.chat.commands import COMMANDS, Leave, completions, run_command
-from edgellm.chat.lines import context_line, stats_line
-from edgellm.chat.terminal import make_reader, no_echo, terminal_safe
+from edgellm.chat.commands import COMMANDS, Leave, completions, run_command, similar
+from edgellm.chat.lines import context_line, stats_line, status_line
+from edgellm.chat.paint import CodePainter, may_colour
+from edgellm.chat.reader import Reader, make_reader
+from edgellm.chat.terminal import no_echo, say, terminal_safe, window_size
 from edgellm.errors import ContextOverflowError, EdgeLLMError
 from edgellm.results import Result
 from edgellm.session import Session
 
-HOW_TO_LEAVE = "Ctrl-D or /bye leaves. (Ctrl-C stops an answer.)"
+if TYPE_CHECKING:
+    from edgellm.session_state import Options
+    from edgellm.stream import Stream
+
+HOW_TO_LEAVE = "Ctrl-C again, Ctrl-D or /bye leaves."
 # A factory of progress bars: `with bar() as report` gives an on_prefill callback or None.
 Bar = Callable[[], AbstractContextManager[Any]]
 
 
 class Repl:
-    """One conversation at the keyboard. Answers go to stdout, everything else to stderr."""
+    """One conversation at the keyboard. Answers go to stdout, everything else to stderr.
 
-    def __init__(self, session: Session, bar: Bar, *, use_history: bool = True, stats: bool = False) -> None:
-        self.session, self.bar, self.stats = session, bar, stats
+    `session_file` is where `/save` writes when no file is named; `reader` reads messages, where it is not to be the one
+    that suits stdin and stdout.
+    """
+
+    def __init__(
+        self, session: Session, bar: Bar, *, use_history: bool = True, stats: bool = False,
+        session_file: str | None = None, reader: Reader | None = None,
+    ) -> None:  # fmt: skip
+        self.session, self.bar, self.stats, self.session_file = session, bar, stats, session_file
         self.last: Result | None = None  # the last answer
         self.attached: list[str] = []  # texts of /read that go with the next message
-        self._read = make_reader(use_history, completions(), lambda: context_line(self.session))
+        self._pressed = False  # Ctrl-C, and nothing was typed since
+        self._read = reader or make_reader(use_history, completions, lambda: status_line(self.session, self.last))
 
     def loop(self) -> None:
-        """Until /bye or Ctrl-D."""
+        """Until /bye, Ctrl-D, or the second Ctrl-C. Without a terminal the first one raises KeyboardInterrupt."""
         while True:
             try:
                 line = self._read()
             except KeyboardInterrupt:
+                if not sys.stdin.isatty():
+                    raise
+                if self._pressed:
+                    return
+                self._pressed = True
                 say(HOW_TO_LEAVE)
                 continue
             except EOFError:
@@ -41,10 +60,12 @@ class Repl:
                     say("")
                 return
             try:
+                self._pressed = False
                 self.handle(line)
             except Leave:
                 return
             except KeyboardInterrupt:
+                self._pressed = True
                 say("")
             except EdgeLLMError as error:
                 say(f"error: {error}")
@@ -52,35 +73,83 @@ class Repl:
     def handle(self, line: str) -> None:
         """Obey one line: a command, or a message. Raises Leave, EdgeLLMError."""
         word = line.split(maxsplit=1)[0] if line.strip() else ""
-        if word in COMMANDS:
+        if word in COMMANDS and (COMMANDS[word].lines or "\n" not in line.strip()):
             run_command(self, word, line.strip()[len(word) :].strip())
-        elif word.startswith("/") and word[1:].isalpha():
-            say(f"there is no command {word}; /help lists them")
+        elif word.startswith("/") and word[1:].isalpha() and "\n" not in line.strip():
+            meant = similar(word)
+            say(f"there is no command {word}{f', but {meant}' if meant else ''}; /help lists them")
         elif line.strip() or self.attached:
             self.answer("\n\n".join([*self.attached, line]).strip())
             self.attached.clear()
 
-    def answer(self, text: str) -> None:
-        """Stream the answer to `text`. Ctrl-C stops it, and what was said so far stays in the conversation."""
+    def answer(self, message: str | Mapping[str, Any], options: Options | None = None) -> bool:
+        """Stream the answer; True when it is in the conversation now. Ctrl-C stops it, and what was said so far stays.
+
+        `options` counts instead of the session's, this once.
+        """
         session, dropped = self.session, self.session.context.dropped
-        if not session.is_chat and session.messages:
-            text = "\n" + text  # texts follow each other as lines, as they do on the screen
+        if not session.is_chat and session.messages and isinstance(message, str):
+            message = "\n" + message  # texts follow each other as lines, as they do on the screen
+        once: dict[str, Any] = {}
+        if options is not None:
+            once = {"sampling": options.sampling, "max_tokens": options.max_tokens}
         try:
             with self.bar() as report, no_echo():
-                result = _show(session.send(text, stream=True, on_prefill=report), session.is_chat)
+                result = self._show(session.send(message, stream=True, on_prefill=report, **once))
         except ContextOverflowError as error:
             say(_too_long(error) if session.is_chat and session.messages else f"error: {error}")
-            return
-        if result.text or result.finish_reason == "stop":
+            return False
+        kept = bool(result.token_ids) or result.finish_reason != "cancelled"
+        if kept:
             self.last = result
+        self._remark(result, dropped)
+        return kept
+
+    def _remark(self, result: Result, dropped: int) -> None:
+        """What must be known about an answer beside its text. `dropped`: tokens that had left the window before it."""
+        context = result.context
         if result.finish_reason == "cancelled":
+            self._pressed = True
             say("[stopped]" if result.text else "[stopped before the answer began]")
-        elif result.finish_reason == "length" and result.context.used >= result.context.n_ctx:
+        elif result.finish_reason == "length" and context.used >= context.n_ctx:
             say("[the context window is full; /clear starts a new conversation]")
-        if result.context.dropped > dropped and not self.stats:
-            say(f"[{context_line(session)}]")
+        elif result.finish_reason == "length":
+            say(f"[cut at max_tokens = {result.usage.completion_tokens}]")
+        if context.dropped > dropped and not self.stats:
+            say(f"[{context_line(self.session)}]")
         if self.stats:
             say(stats_line(result))
+
+    def _show(self, stream: Stream) -> Result:
+        """Print the answer as it comes; the result. An interruption stops the model and keeps what it said."""
+        begun, strip = False, self.session.is_chat  # white space before the first word is left out
+        painter = CodePainter(_write, window_size) if may_colour(sys.stdout) else None
+        show = painter.feed if painter is not None else _write
+        while True:
+            try:
+                for event in stream:
+                    text = event.text if begun or not strip else event.text.lstrip()
+                    begun = begun or bool(text)
+                    show(terminal_safe(text))
+                    sys.stdout.flush()
+                result = stream.result
+            except KeyboardInterrupt:
+                stream.stop()
+                if painter is not None:
+                    painter.forget()
+                continue
+            except BaseException:
+                if begun:
+                    show("\n")
+                raise
+            if begun:
+                show("\n")
+                sys.stdout.flush()
+            return result
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
 
 
 def _too_long(error: ContextOverflowError) -> str:
@@ -88,35 +157,3 @@ def _too_long(error: ContextOverflowError) -> str:
         f"error: the conversation no longer fits: it has {error.n_prompt} tokens, the context window holds "
         f"{error.n_ctx}; /clear starts a new one"
     )
-
-
-def _show(stream: Any, strip: bool) -> Result:
-    """Print the answer as it comes; the result. An interruption stops the model and keeps what it said.
-
-    `strip` leaves white space before the first word out.
-    """
-    begun = False
-    while True:
-        try:
-            for event in stream:
-                text = event.text if begun or not strip else event.text.lstrip()
-                begun = begun or bool(text)
-                sys.stdout.write(terminal_safe(text))
-                sys.stdout.flush()
-            result = stream.result
-        except KeyboardInterrupt:
-            stream.stop()
-            continue
-        except BaseException:
-            if begun:
-                sys.stdout.write("\n")
-            raise
-        if begun:
-            sys.stdout.write("\n")
-            sys.stdout.flush()
-        return result
-
-
-def say(text: str) -> None:
-    """A line for the person, not part of the conversation."""
-    print(text, file=sys.stderr, flush=True)

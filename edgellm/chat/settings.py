@@ -1,8 +1,8 @@
-"""Settings of a conversation as people type them: `/set temp 0.5`."""
+"""Settings of a conversation as people type them: `/set temp 0.5`, `/regen temp=1 n=50`."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import MISSING, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from edgellm.errors import InvalidArgumentError
@@ -12,14 +12,27 @@ if TYPE_CHECKING:
     from edgellm.model import Model
     from edgellm.session_state import Options
 
-# other names that people type -> the setting
+# other names that people type (llama.cpp's, Ollama's) -> the setting
 ALIASES = {
     "temp": "temperature",
     "typical": "typical_p",
     "n": "max_tokens",
     "num_predict": "max_tokens",
     "predict": "max_tokens",
+    "n_predict": "max_tokens",
 }
+# what is fixed when a conversation begins -> how it is chosen
+AT_START = {
+    "overflow": "--overflow",
+    "num_ctx": "-c",
+    "n_ctx": "-c",
+    "ctx_size": "-c",
+    "num_thread": "-t",
+    "threads": "-t",
+    "kv_type": "-ctk",
+}
+_DEFAULTS = {field.name: field.default for field in fields(Sampling) if field.default is not MISSING}
+NAMES = ("max_tokens", *_DEFAULTS)
 
 
 def default_overflow(model: Model) -> str:
@@ -29,11 +42,34 @@ def default_overflow(model: Model) -> str:
 
 def changed(options: Options, name: str, value: str) -> tuple[Options, str]:
     """Options with one setting from text, and its full name. Raises InvalidArgumentError."""
-    name = ALIASES.get(name, name)
+    name = full_name(name)
     parsed = _parse(name, value)
     if name == "max_tokens":
         return replace(options, max_tokens=parsed), name
     return replace(options, sampling=replace(options.sampling, **{name: parsed})), name
+
+
+def overridden(options: Options, words: str) -> tuple[Options, list[str]]:
+    """Options with settings in the form `temp=1.0 n=50`, and their full names. Raises InvalidArgumentError."""
+    names = []
+    for word in words.split():
+        name, equals, value = word.partition("=")
+        if not equals:
+            raise InvalidArgumentError(f"'{word}' is not of the form name=value, for instance temp=1.0")
+        options, name = changed(options, name, value)
+        names.append(name)
+    return options, names
+
+
+def full_name(name: str) -> str:
+    """The setting that a typed name means. Raises InvalidArgumentError."""
+    name = name.lstrip("-").replace("-", "_").lower()
+    name = ALIASES.get(name, name)
+    if name in AT_START:
+        raise InvalidArgumentError(f"{name} is chosen when a conversation begins: edgellm chat {AT_START[name]} ...")
+    if name not in NAMES:
+        raise InvalidArgumentError(f"there is no setting '{name}'; settings are {', '.join(NAMES)}, system, stats")
+    return name
 
 
 def value_of(options: Options, name: str) -> Any:
@@ -41,19 +77,52 @@ def value_of(options: Options, name: str) -> Any:
     return options.max_tokens if name == "max_tokens" else getattr(options.sampling, name)
 
 
-def _parse(name: str, value: str) -> Any:
+def shown(name: str, value: Any) -> str:
+    """A value in words."""
+    if name == "max_tokens" and value is None:
+        return "no limit"
     if name == "stop":
-        return () if value.lower() in ("", "none", "off") else (value.encode().decode("unicode_escape"),)
+        return ", ".join(map(repr, value)) or "none"
+    if isinstance(value, float):
+        return f"{value:g}"
+    return "none" if value is None else str(value)
+
+
+def _parse(name: str, value: str) -> Any:
+    """The value of a setting from text; its type is that of the default."""
+    if name == "stop":
+        return () if value.lower() in ("", "none", "off") else (_unescaped(value),)
     if name == "max_tokens":
         number = _number(name, value)
         return None if number < 0 else int(number)
-    if name not in Sampling.__dataclass_fields__:
-        known = ["max_tokens", *Sampling.__dataclass_fields__]
-        raise InvalidArgumentError(f"there is no setting '{name}'; settings are {', '.join(known)}, system")
+    default = _DEFAULTS[name]
     if name == "seed" and value.lower() in ("none", "random", "-1"):
         return None
-    number = _number(name, value)
-    return int(number) if number == int(number) and name in ("top_k", "repeat_last_n", "seed") else number
+    if isinstance(default, tuple):
+        return tuple(value.replace(",", " ").split())
+    if isinstance(default, str):
+        return value
+    if isinstance(default, bool):
+        return _switch(name, value)
+    if (isinstance(default, int) or name == "seed") and value.lstrip("+-").isdecimal():
+        return int(value)  # not by way of a float, which holds 53 bits
+    return _number(name, value)
+
+
+def is_on(value: str) -> bool:
+    """Whether a switch is on: everything but off, 0, false, no."""
+    return value.lower() not in ("off", "0", "false", "no")
+
+
+def _switch(name: str, value: str) -> bool:
+    if value.lower() not in ("on", "off", "1", "0", "true", "false", "yes", "no"):
+        raise InvalidArgumentError(f"{name} is on or off, not '{value}'")
+    return is_on(value)
+
+
+def _unescaped(value: str) -> str:
+    """`\\n` and `\\t` are typed for a newline and a tab; all other characters stay as they are."""
+    return value.replace("\\n", "\n").replace("\\t", "\t")
 
 
 def _number(name: str, value: str) -> float:

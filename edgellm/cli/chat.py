@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 def command(model: str | None, **options: Any) -> None:
     """Talk to MODEL (a GGUF file), or to the small built-in model.
 
-    /help lists the commands. Ctrl-C stops an answer and keeps it, Ctrl-D leaves. When the context window is full, whole
-    oldest turns leave it (--overflow chooses otherwise).
+    /help lists the commands. Ctrl-C stops an answer and keeps it; pressed again it leaves, like Ctrl-D. When the
+    context window is full, whole oldest turns leave it (--overflow chooses otherwise).
     """
     samplers = take_samplers(options)
     with load_model(model, options) as loaded:
@@ -57,8 +57,9 @@ def command(model: str | None, **options: Any) -> None:
 
 def _session(model: Model, samplers: dict[str, Any], options: dict[str, Any]) -> Session:
     """The one in the session file, with what was given on the command line instead of what it says; or a new one."""
-    from edgellm.chat.commands import where_we_were
+    from edgellm.chat.lines import where_we_were
     from edgellm.chat.settings import default_overflow
+    from edgellm.chat.terminal import say
     from edgellm.session import Session
 
     path, limit, stop = options["session_file"], limit_of(options["max_tokens"]), list(options["stop"])
@@ -79,7 +80,7 @@ def _session(model: Model, samplers: dict[str, Any], options: dict[str, Any]) ->
     session.options = replace(old, sampling=sampling, max_tokens=limit, exact=model.exact or old.exact)
     if options["system"] is not None:
         session.system = options["system"]
-    click.echo(where_we_were(session), err=True)
+    say(where_we_were(session))
     return session
 
 
@@ -87,8 +88,9 @@ def _talk(session: Session, options: dict[str, Any]) -> None:
     """The loop; what was said goes to the session file at the end, however that comes."""
     from edgellm.chat.repl import Repl
 
-    repl = Repl(session, progress_bar, use_history=not options["no_history"], stats=options["stats"])
     path = options["session_file"]
+    keep = not options["no_history"]
+    repl = Repl(session, progress_bar, use_history=keep, stats=options["stats"], session_file=path)
     if path is None:
         repl.loop()
         return

@@ -60,13 +60,44 @@ def kv_type_options(function: _F) -> _F:
     )  # fmt: skip
 
 
+def thread_options(function: _F) -> _F:
+    """-t, and llama.cpp's -tb and -ngl as far as they mean something here."""
+
+    def note_batch(ctx: click.Context, param: click.Parameter, value: int | str | None) -> None:
+        ctx.meta["threads_batch"] = value  # eager: known when -t is looked at
+
+    def one_number(ctx: click.Context, param: click.Parameter, value: int | str) -> int | str:
+        batch = ctx.meta.get("threads_batch")
+        if batch is None or batch == value:
+            return value
+        if value != "auto":
+            raise click.BadParameter(f"the same threads work on prompts and answers; give -t {value} alone", ctx, param)
+        return batch  # type: ignore[no-any-return]
+
+    def no_gpu(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+        if value not in (None, "0", "auto"):
+            raise click.BadParameter("there is no GPU backend yet; leave it out, or give 0 or auto", ctx, param)
+
+    return _apply(
+        [
+            click.option("-t", "--threads", type=ThreadCount(), default="auto", show_default=True, callback=one_number,
+                         help="Threads."),
+            click.option("-tb", "--threads-batch", type=ThreadCount(), callback=note_batch, is_eager=True,
+                         expose_value=False, help="Another name of -t: the same threads work on prompts."),
+            click.option("-ngl", "--gpu-layers", "gpu_layers", metavar="0|auto", callback=no_gpu, expose_value=False,
+                         help="Layers on a GPU: none, because there is no GPU backend yet."),
+        ],
+        function,
+    )  # fmt: skip
+
+
 def load_options(function: _F) -> _F:
     """Options of commands that load a model; `load_model` takes them."""
     return _apply(
         [
             click.option("-c", "--ctx-size", "n_ctx", type=click.IntRange(1), metavar="N",
                          help="Context window in tokens [default: what the model was trained for, if it fits]."),
-            click.option("-t", "--threads", type=ThreadCount(), default="auto", help="Threads.", show_default=True),
+            thread_options,
             click.option("--backend", type=click.Choice(["auto", "native", "numba", "reference"]), default="auto",
                          show_default=True, help="What runs the model."),
             kv_type_options,
