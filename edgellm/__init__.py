@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         UnsupportedQuantError,
         WrongKeyTypeError,
     )
+    from edgellm.hub import pull  # noqa: F401
     from edgellm.memory_estimate import MemoryEstimate, estimate  # noqa: F401
     from edgellm.model import Model, load  # noqa: F401
     from edgellm.openai_shim import openai  # noqa: F401
@@ -60,6 +61,7 @@ _HOMES = {
     **dict.fromkeys(("load", "Model"), "edgellm.model"),
     "openai": "edgellm.openai_shim",
     "Overflow": "edgellm.cache",
+    "pull": "edgellm.hub",
     "Stream": "edgellm.stream",
     "AsyncStream": "edgellm.async_stream",
     **dict.fromkeys(("MemoryEstimate", "estimate"), "edgellm.memory_estimate"),

@@ -173,10 +173,8 @@ class DownloadError(EdgeLLMError):
     that stay on disk, from which the next attempt goes on.
     """
 
-    def __init__(
-        self, message: str, *, reference: object = None, status: int | None = None, kept: int = 0
-    ) -> None:
-        self.reference, self.status, self.kept = reference, status, kept
+    def __init__(self, message: str, *, reference: object = None, status: int | None = None, kept: int = 0) -> None:
+        self.message, self.reference, self.status, self.kept = message, reference, status, kept
         super().__init__(_with_details(message, [("HTTP status", status), ("bytes kept", kept or None)], reference))
 
 

@@ -75,22 +75,23 @@ def estimate(
     backend: str = "auto",
     pack: bool = True,
     huge_pages: bool = False,
+    offline: bool | None = None,
 ) -> MemoryEstimate:
-    """What `edgellm.load` with these options would take; only the file's header is read. No `path`: the built-in model.
+    """What `edgellm.load` with these options would take; only the file's header is read. `path` as for `load`.
 
     `n_ctx` None stands for what `load` would choose: what the model was trained for, or less where memory is short.
     Raises the errors of the reader and of the model families, InvalidArgumentError for an option; never
     NotEnoughMemoryError.
     """
-    from edgellm.builtin import builtin_model
     from edgellm.cache import resolve_kv_type
     from edgellm.gguf import open_gguf
+    from edgellm.hub import resolve
     from edgellm.machine import resolve_threads
     from edgellm.models import build_plan, read_config
     from edgellm.weights import Weights
 
     n_threads = resolve_threads(threads).n
-    with open_gguf(builtin_model() if path is None else path) as file:
+    with open_gguf(resolve(path, offline=offline)) as file:
         config = read_config(file)
         plan = build_plan(config, file)
         weights = Weights(file, plan)

@@ -57,8 +57,10 @@ def load(
     huge_pages: bool = False,
     overflow: Overflow | str | None = None,
     cache_bytes: int | None = None,
+    offline: bool | None = None,
 ) -> Model:
-    """Load a GGUF file; without `path`, the small built-in model.
+    """Load a model: the path of a GGUF file, a model of Hugging Face's hub as `hf:owner/repo:Q4_K_M`, an alias, or None
+    for the small built-in one.
 
     - `n_ctx`: context window in tokens. None: what the model was trained for, or less if memory does not hold that.
       Models with LongRoPE (Phi 3 and 4 mini with long contexts) also choose by it, once and for all positions, whether
@@ -81,15 +83,18 @@ def load(
       tokens goes. "drop-turns": whole oldest turns of a chat go, the system message stays. Or an `edgellm.Overflow`.
     - `cache_bytes`: memory for the KV cache, in which finished texts stay as long as there is room. None: two contexts
       of `n_ctx` tokens, or what memory allows, one at least.
+    - `offline`: True never touches the network, and neither does HF_HUB_OFFLINE=1. Else a model of the hub that is not
+      on this machine yet is downloaded (`edgellm.pull`); for one that is, there is no request either.
 
     Raises ModelFileNotFoundError, ModelFormatError and its subclasses (a file that is damaged or not supported),
-    NotEnoughMemoryError, BackendError, InvalidArgumentError.
+    NotEnoughMemoryError, BackendError, InvalidArgumentError, Cancelled, and for the hub the errors of `edgellm.pull`.
     """
-    from edgellm.builtin import builtin_model
+    from edgellm.hub import resolve
     from edgellm.loader import Loaded
 
     loaded = Loaded(
-        builtin_model() if path is None else path, n_ctx=n_ctx, threads=threads, backend=backend, kv_type=kv_type,
+        resolve(path, offline=offline, progress=progress), n_ctx=n_ctx,
+        threads=threads, backend=backend, kv_type=kv_type,
         chat_template=chat_template, seed=seed, exact=exact, progress=progress, pack=pack, huge_pages=huge_pages,
         overflow=overflow, cache_bytes=cache_bytes,
     )  # fmt: skip

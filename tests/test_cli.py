@@ -402,7 +402,7 @@ def test_progress_bar(monkeypatch):
         def stop(self):
             drawn.append("stop")
 
-    monkeypatch.setattr(common, "_make_bar", Bar)
+    monkeypatch.setattr(common, "_make_bar", lambda stage: Bar())
     with common.progress_bar() as report:
         assert report is None, "stderr is no terminal here"
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)

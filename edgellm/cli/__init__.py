@@ -18,6 +18,10 @@ import click
 COMMANDS = {
     "chat": ("chat", "Talk to a model in the terminal."),
     "run": ("run", "Answer or continue one prompt and print the text."),
+    "pull": ("pull", "Download a model of Hugging Face's hub: hf:owner/repo:Q4_K_M."),
+    "list": ("models", "List the models of this machine."),
+    "rm": ("remove", "Remove a model from this machine."),
+    "alias": ("alias", "Give a model a short name."),
     "show": ("show", "Show what a model file holds."),
     "tokenize": ("tokenize", "Show how a text is cut into tokens."),
     "bench": ("bench", "Measure speed: tests and flags as in llama-bench."),
@@ -30,6 +34,10 @@ COMMANDS = {
 }
 
 
+# names that other programs have for them
+OTHER_NAMES = {"ls": "list", "download": "pull", "generate": "run", "inspect": "show", "ppl": "perplexity"}
+
+
 class LazyGroup(click.Group):
     """A group whose commands are imported when they are used, so that `--help` stays fast."""
 
@@ -37,9 +45,10 @@ class LazyGroup(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
+        name = OTHER_NAMES.get(cmd_name, cmd_name)
+        if name not in COMMANDS:
             return None
-        return import_module(f"edgellm.cli.{COMMANDS[cmd_name][0]}").command
+        return import_module(f"edgellm.cli.{COMMANDS[name][0]}").command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -57,7 +66,8 @@ def _print_version(ctx: click.Context, param: click.Parameter, value: bool) -> N
 @click.command(
     cls=LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
-    epilog="MODEL is a GGUF file. Where it is left out, the small built-in model is used.",
+    epilog="MODEL is a GGUF file, an alias, or a model of Hugging Face's hub: hf:owner/repo:Q4_K_M (or -hf "
+    "owner/repo:Q4_K_M). Where it is left out, the small built-in model is used.",
 )
 @click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Version.")
 def cli() -> None:
@@ -75,7 +85,8 @@ def execute(args: Sequence[str] | None = None) -> int:
     _show_warnings()
     try:
         # Not standalone: errors come to us, and `ctx.exit(n)` returns n.
-        code = cli.main(args=None if args is None else list(args), prog_name="edgellm", standalone_mode=False)
+        words = _hub_option(sys.argv[1:] if args is None else args)
+        code = cli.main(args=words, prog_name="edgellm", standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except BrokenPipeError:
@@ -87,6 +98,22 @@ def execute(args: Sequence[str] | None = None) -> int:
         if isinstance(error, SystemExit):
             raise
         return _report(error)
+
+
+def _hub_option(args: Sequence[str]) -> list[str]:
+    """llama.cpp's `-hf owner/repo:QUANT` as the MODEL argument `hf:owner/repo:QUANT` of any command."""
+    words = list(args)
+    end = words.index("--") if "--" in words else len(words)
+    for i in range(1, end):
+        name, equals, value = words[i].partition("=")
+        if name not in ("-hf", "-hfr", "--hf-repo"):
+            continue
+        if not equals and i + 1 == end:
+            raise click.UsageError(f"{name} needs a repository, as owner/repo:Q4_K_M")
+        value = value if equals else words[i + 1]
+        value = value if value.lower().startswith("hf:") else f"hf:{value}"
+        return [words[0], value, *words[1:i], *words[i + (1 if equals else 2) :]]
+    return words
 
 
 def _report(error: BaseException) -> int:

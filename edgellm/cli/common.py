@@ -214,6 +214,14 @@ def load_model(path: str | None, options: dict[str, Any]) -> Model:
         return edgellm.load(path, progress=report, **chosen)
 
 
+def model_path(ref: str | None) -> str:
+    """The file that a MODEL argument names, downloaded where it must be (`edgellm.hub.resolve`); a bar shows that."""
+    from edgellm.hub import resolve
+
+    with progress_bar() as report:
+        return str(resolve(ref, progress=report))
+
+
 def read_text(path: str) -> str:
     """A UTF-8 text file. Raises ModelFileNotFoundError, InvalidArgumentError."""
     from edgellm.errors import InvalidArgumentError, ModelFileNotFoundError
@@ -268,7 +276,7 @@ class progress_bar:  # noqa: N801 (used like a function)
             if self._closed or self._timer is None or self._bar is not None:
                 return
             latest = self._latest
-            self._bar = _make_bar()
+            self._bar = _make_bar(latest.stage)
             self._task = self._bar.add_task(_stage(latest), total=latest.total or None, completed=latest.done)
             self._bar.start()
 
@@ -291,14 +299,17 @@ def _stage(progress: Any) -> str:
     return words.get(progress.stage, progress.stage)
 
 
-def _make_bar() -> Any:
+def _make_bar(stage: str) -> Any:
     try:
+        from rich import progress
         from rich.console import Console
-        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
     except ImportError:  # comes with edgellm[cli]
         return _PlainBar()
-    columns = [TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()]
-    return Progress(*columns, console=Console(stderr=True), transient=True)
+    columns = [progress.TextColumn("{task.description}"), progress.BarColumn(), progress.TaskProgressColumn()]
+    if stage == "downloading":
+        columns += [progress.DownloadColumn(), progress.TransferSpeedColumn()]
+    columns.append(progress.TimeRemainingColumn())
+    return progress.Progress(*columns, console=Console(stderr=True), transient=True)
 
 
 class _PlainBar:

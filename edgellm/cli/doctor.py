@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from edgellm.cli.common import print_json
+from edgellm.cli.common import model_path, print_json
 
 
 @click.command("doctor")
@@ -14,7 +14,7 @@ def command(model: str | None, as_json: bool) -> None:
     """Show the CPU and the kernels chosen for it, threads and memory and why, versions; with MODEL, whether it fits."""
     from edgellm.doctor import as_text, examine
 
-    facts = examine(model)
+    facts = examine(None if model is None else model_path(model))
     if as_json:
         print_json(facts)
     else:

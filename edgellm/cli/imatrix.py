@@ -7,11 +7,11 @@ from typing import Any
 
 import click
 
-from edgellm.cli.common import stage_bar
+from edgellm.cli.common import model_path, stage_bar
 
 
 @click.command("imatrix")
-@click.argument("model", metavar="MODEL.gguf")
+@click.argument("model", metavar="MODEL")
 @click.option("-f", "--file", "text_file", metavar="TEXT", required=True, help="Text to measure on (UTF-8).")
 @click.option("-o", "--output", "out", metavar="FILE", default="imatrix.gguf", show_default=True,
               help="The file to write; a name that ends in .dat gives llama.cpp's older form.")  # fmt: skip
@@ -35,7 +35,7 @@ def command(
     from edgellm.cli.common import read_text
     from edgellm.imatrix import Imatrix, read_imatrix
 
-    text, total = read_text(text_file), Imatrix()
+    text, total, path = read_text(text_file), Imatrix(), model_path(model)
     for name in in_files:
         total.merge(read_imatrix(name))
 
@@ -45,7 +45,7 @@ def command(
 
     with stage_bar() as progress:
         collect(
-            model, text, into=total, dataset=os.path.basename(text_file), progress=progress, on_chunk=save,
+            path, text, into=total, dataset=os.path.basename(text_file), progress=progress, on_chunk=save,
             threads=threads or "auto", **options,
         )  # fmt: skip
     total.write(out)

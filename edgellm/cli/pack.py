@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import click
 
-from edgellm.cli.common import print_json, print_report, stage_bar
+from edgellm.cli.common import model_path, print_json, print_report, stage_bar
 
 
 @click.command("pack")
@@ -26,6 +26,10 @@ def command(source: str, out: str | None, unpack: bool, check: bool, no_overwrit
 
     if check and (unpack or out):
         raise click.UsageError("--check takes one packed file and writes nothing")
+    path = model_path(source)
+    if path != source and out is None and not check:
+        raise click.UsageError(f"{source} lies in a folder of models; say where to write, as OUT")
+    source = path
     with stage_bar() as progress:
         if check:
             n_bytes = pack.verify(source, progress)

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from edgellm.cli.common import print_json, print_report, quantize_options, stage_bar
+from edgellm.cli.common import model_path, print_json, print_report, quantize_options, stage_bar
 
 
 @click.command("quantize")
@@ -29,9 +29,10 @@ def command(
     """
     from edgellm.quantize import quantize
 
+    path = model_path(source)
     with stage_bar() as progress:
         done = quantize(
-            source, out, type_name, progress=progress, overwrite=not no_overwrite, measure=measure, **options
+            path, out, type_name, progress=progress, overwrite=not no_overwrite, measure=measure, **options
         )
     if as_json:
         from dataclasses import asdict

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from edgellm.chat.terminal import count_text, size_text
-from edgellm.cli.common import ThreadCount, kv_type_options, print_json
+from edgellm.cli.common import ThreadCount, kv_type_options, model_path, print_json
 from edgellm.cli.show_fit import fit, print_fit
 
 _MAX_SHOWN = 60  # characters of a long value
@@ -36,16 +36,14 @@ def command(
 ) -> None:  # fmt: skip
     """Show what MODEL holds: a summary and its metadata, or the part that is asked for.
 
-    MODEL is a GGUF file (or one of its parts), or what `edgellm convert` reads: a Hugging Face folder, a LoRA adapter,
-    a .safetensors file or a PyTorch .bin file. Nothing in it is run. --fit takes GGUF files only.
+    MODEL is a GGUF file (or one of its parts), an alias or hf:owner/repo:QUANT, or what `edgellm convert` reads: a
+    Hugging Face folder, a LoRA adapter, a .safetensors file or a PyTorch .bin file. Nothing in it is run. --fit takes
+    GGUF files only.
     """
     from edgellm.cli.show_checkpoint import checkpoint_parts, is_checkpoint
     from edgellm.gguf import open_gguf
 
-    if model is None:
-        from edgellm.builtin import builtin_model
-
-        model = str(builtin_model())
+    path = model_path(model)
     parts = {
         "tensors": _tensors if tensors else None,
         "chat_template": _template if template else None,
@@ -54,10 +52,10 @@ def command(
         "fit": (lambda file: fit(file.path, load_options)) if fits else None,
     }
     wanted = {name: part for name, part in parts.items() if part is not None}
-    if is_checkpoint(model):
-        values, warnings = checkpoint_parts(model, list(wanted) or ["summary", "metadata"]), []
+    if is_checkpoint(path):
+        values, warnings = checkpoint_parts(path, list(wanted) or ["summary", "metadata"]), []
     else:
-        with open_gguf(model) as file:
+        with open_gguf(path) as file:
             if not wanted:
                 wanted = {"summary": _summary, "metadata": _metadata}
             values = {name: part(file) for name, part in wanted.items()}

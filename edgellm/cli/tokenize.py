@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from edgellm.cli.common import print_json
+from edgellm.cli.common import model_path, print_json
 
 
 @click.command("tokenize")
@@ -31,11 +31,7 @@ def command(
         model, text = _split_lone(model)
     if text == "-":
         text = sys.stdin.read()
-    if model is None:
-        from edgellm.builtin import builtin_model
-
-        model = str(builtin_model())
-    tokenizer = Tokenizer.from_file(model)
+    tokenizer = Tokenizer.from_file(model_path(model))
     ids = tokenizer.encode(text, add_special=not no_bos, parse_special=special)
     if as_json:
         tokens = [{"id": i, "piece": tokenizer.piece(i)} for i in ids]
