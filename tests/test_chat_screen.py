@@ -250,17 +250,10 @@ def test_tab(keys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "notes of mine.txt").write_text("x")
 
-    def tab(text):
-        def enter_when_it_is_there(editor, pipe):
-            while editor._session.default_buffer.text in ("", text):
-                time.sleep(0.01)
-            pipe.send_text("\r")
-
-        (message,) = keys(text + "\t", meanwhile=enter_when_it_is_there)
-        return message
-
-    assert tab("/rea") == "/read" and tab("/set tempe") == "/set temperature"
-    assert tab("/read not") == "/read notes of mine.txt" and keys("words\t\r") == ["words"]
+    (tmp_path / "folder").mkdir()
+    assert keys("/rea\t\r", "/set tempe\t\r", "words\t\r") == ["/read", "/set temperature", "words"]
+    assert keys("/read not\t\r", "/read fo\t\r") == ["/read notes of mine.txt", "/read folder/"]
+    assert keys("/set top\t\r", "/set \t\r") == ["/set top_", "/set"], "as far as it is certain"
 
 
 def test_history_is_kept_and_searched(keys):

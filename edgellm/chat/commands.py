@@ -40,7 +40,7 @@ def _help(repl: Repl, rest: str) -> None:
         if command.text:
             say(f"  {f'{name} {command.usage}':<22} {command.text}")
     say(
-        '\nA message of several lines: begin and end it with """, or end a line with \\, or press Alt-Enter.\n'
+        '\nA message of several lines: begin and end it with """, end a line with \\, or press Alt-Enter.\n'
         "Tab completes, Ctrl-R searches what was typed before, Ctrl-G opens your editor ($EDITOR).\n"
         "Ctrl-C stops an answer and keeps it; pressed again it leaves, like Ctrl-D."
     )
@@ -139,7 +139,7 @@ COMMANDS: dict[str, Command] = {
     "/glob": Command(files.read, words="path"),
     "/save": Command(files.save, "FILE", "write the conversation to a file, to go on another day", "path"),
     "/load": Command(files.load, "FILE", "go on with a conversation from a file", "path"),
-    "/bye": Command(_leave, "", "leave"),
+    "/bye": Command(_leave, "", "leave (also /exit, Ctrl-D)"),
     "/exit": Command(_leave),
     "/quit": Command(_leave),
 }  # fmt: skip

@@ -6,7 +6,13 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from prompt_toolkit import PromptSession
-from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
+from prompt_toolkit.completion import (
+    CompleteEvent,
+    Completer,
+    Completion,
+    PathCompleter,
+    get_common_complete_suffix,
+)
 from prompt_toolkit.document import Document
 from prompt_toolkit.filters import is_searching
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
@@ -63,7 +69,9 @@ class _Words(Completer):
         words, typed = self._completions(text)
         if isinstance(words, str):
             path = text[len(text) - typed :]
-            yield from self._paths.get_completions(Document(path, len(path)), complete_event)
+            for found in self._paths.get_completions(Document(path, len(path)), complete_event):
+                folder = "/" if found.display_text.endswith("/") else ""
+                yield Completion(found.text + folder, found.start_position, found.display)
             return
         for word in words:
             yield Completion(word, start_position=-typed)
@@ -95,5 +103,18 @@ def _keys() -> KeyBindings:
     @keys.add("c-g", filter=typing)
     def _edit(event: KeyPressEvent) -> None:
         event.current_buffer.open_in_editor(validate_and_handle=False)
+
+    @keys.add("tab", filter=typing)
+    def _complete(event: KeyPressEvent) -> None:
+        buffer = event.current_buffer
+        if buffer.complete_state:
+            buffer.complete_next()
+            return
+        found = list(buffer.completer.get_completions(buffer.document, CompleteEvent(completion_requested=True)))
+        common = get_common_complete_suffix(buffer.document, found)
+        if common:  # at once: Enter may be the next key
+            buffer.insert_text(common)
+        elif len(found) > 1:
+            buffer.start_completion()
 
     return keys

@@ -31,10 +31,10 @@ def status_line(session: Session, last: Result | None) -> str:
 def stats_line(result: Result) -> str:
     """One line on the last answer."""
     s, c = result.stats, result.context
-    prompt = result.usage.prompt_tokens
+    answer, prompt = (counted(n, "token") for n in (result.usage.completion_tokens, result.usage.prompt_tokens))
     return (
-        f"[ {result.usage.completion_tokens} tokens at {s.generation_tps:.1f} t/s | prompt {prompt} tokens, {c.reused} "
-        f"reused, {s.prompt_tps:.1f} t/s | first token after {s.ttft:.2f} s | context {c.used}/{c.n_ctx}"
+        f"[ {answer} at {s.generation_tps:.1f} t/s | prompt {prompt}, {c.reused} reused, {s.prompt_tps:.1f} t/s | "
+        f"first token after {s.ttft:.2f} s | context {c.used}/{c.n_ctx}"
         f"{f', {c.dropped} dropped ({c.policy})' if c.dropped else ''} | "
         f"{s.backend} {s.isa}, {s.threads} threads | seed {result.seed} ]"
     )

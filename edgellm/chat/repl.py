@@ -112,13 +112,16 @@ class Repl:
             self._pressed = True
             say("[stopped]" if result.text else "[stopped before the answer began]")
         elif result.finish_reason == "length" and context.used >= context.n_ctx:
-            say("[the context window is full; /clear starts a new conversation]")
+            more = "; /clear starts a new conversation" if context.policy == "error" else ""
+            say(f"[the answer ends here because the context window is full{more}]")
         elif result.finish_reason == "length":
             say(f"[cut at max_tokens = {result.usage.completion_tokens}]")
         if context.dropped > dropped and not self.stats:
             say(f"[{context_line(self.session)}]")
         if self.stats:
             say(stats_line(result))
+        if sys.stdin.isatty() and sys.stdout.isatty():
+            say("")  # between an answer and the next prompt
 
     def _show(self, stream: Stream) -> Result:
         """Print the answer as it comes; the result. An interruption stops the model and keeps what it said."""

@@ -29,6 +29,13 @@ def window_size() -> tuple[int, int]:
         return 0, 0
 
 
+def wrapped(text: str) -> str:
+    """A paragraph in lines of words that fit the window, 100 characters at most."""
+    from textwrap import fill
+
+    return fill(text, max(20, min(100, window_size()[0] or 80)), break_long_words=False, break_on_hyphens=False)
+
+
 def size_text(n: float) -> str:
     """Bytes in words: 12.3 MB (decimal, as file managers show them)."""
     for unit in ("B", "kB", "MB", "GB"):

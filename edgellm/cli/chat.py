@@ -45,7 +45,11 @@ def command(model: str | None, **options: Any) -> None:
     context window is full, whole oldest turns leave it (--overflow chooses otherwise).
     """
     samplers = take_samplers(options)
-    with load_model(model, options) as loaded:
+    from edgellm.chat.terminal import no_echo
+
+    with no_echo():  # what is typed meanwhile becomes the first message
+        loaded = load_model(model, options)
+    with loaded:
         loaded.tokenize("")  # a vocabulary that cannot be read is better said now than after the first message
         if options["system"] is not None and loaded.chat_template is None:
             raise click.UsageError("a system message cannot be used with this model: it has no chat template")
@@ -123,22 +127,20 @@ def _welcome(model: Model) -> None:
 
     import edgellm
     from edgellm.builtin import is_builtin
-    from edgellm.chat.terminal import count_text
+    from edgellm.chat.terminal import count_text, say, wrapped
     from edgellm.errors import one_line
 
     size = count_text(sum(prod(shape) for shape in model.plan.weights.values()))
-    click.echo(f"edgellm {edgellm.__version__}, {one_line(model.name)}, {size} parameters", err=True)
+    say(f"edgellm {edgellm.__version__}, {one_line(model.name)}, {size} parameters")
     if is_builtin(model.path):
-        click.echo(
-            f"This built-in model is a toy: {size} parameters, a thousandth of a useful model. It shows that\n"
-            "everything works; do not trust what it says. For a real one, download a model as a GGUF file\n"
-            "(1 to 8 billion parameters, Q4_0 or Q8_0) and run: edgellm chat path/to/model.gguf",
-            err=True,
-        )
+        say(wrapped(
+            f"This built-in model is a toy: {size} parameters, a thousandth of a useful model. It shows that all "
+            "works; do not trust what it says. For a real one, download a model as a GGUF file (1 to 8 billion "
+            "parameters, Q4_0 or Q8_0) and run: edgellm chat path/to/model.gguf"
+        ))  # fmt: skip
     if model.chat_template is None:
-        click.echo(
-            "This file has no chat template, so it was not made for conversation: each text you type is\n"
-            "continued as it stands, as a new line behind all that was written before. /clear begins anew.",
-            err=True,
-        )
-    click.echo("Type a message. /help lists commands, Ctrl-C stops an answer, Ctrl-D leaves.\n", err=True)
+        say(wrapped(
+            "This file has no chat template, so it was not made for conversation: each text you type is continued as "
+            "it stands, as a new line behind all that was written before. /clear begins anew."
+        ))  # fmt: skip
+    say(wrapped("Type a message. /help lists commands, Ctrl-C stops an answer, Ctrl-D leaves.") + "\n")
