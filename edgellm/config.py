@@ -41,6 +41,8 @@ _NEUTRAL: dict[str, tuple[Any, Any]] = {
     "rope.scaling.yarn_ext_factor": (float, 1.0),
 }
 WINDOW = "attention.sliding_window"
+LAYER_NORM = "attention.layer_norm_epsilon"  # the norm of families with layer norm, in place of the RMS norm
+POOLINGS = {1: "mean", 2: "cls", 3: "last", 4: "rank"}  # pooling_type: how a text's tokens become one embedding
 LONGROPE = "longrope"  # a rope.scaling.type that a family may obey
 
 
@@ -69,6 +71,7 @@ class ModelConfig:
     `window` is the sliding window (0: none), `window_layers` the layers that have it: one flag per layer, or a period n
     (all but the last of every n layers; 0: all), or None where the file leaves it to the family. `rope_layers` are the
     layers with positions, None as before. `rope_theta_local` is that of layers with a window, where they differ.
+    `pooling` is what the file says of embeddings: one of POOLINGS, or None.
     Softcaps are None where the file does not say, 0 for none. `expert_dim` is the width of one expert.
     """
 
@@ -100,6 +103,7 @@ class ModelConfig:
     n_experts_used: int = 0
     expert_dim: int = 0
     expert_norm: bool = True
+    pooling: str | None = None
 
     @classmethod
     def from_gguf(cls, file: GGUFFile, uses: Collection[str] = ()) -> ModelConfig:
@@ -185,7 +189,7 @@ class _Reader:
             ffn_dim=ffn_dim,
             n_vocab=self._n_vocab(),
             n_ctx_train=n_ctx_train,
-            norm_eps=self.real("P3", "attention.layer_norm_rms_epsilon", None, 0.0, 0.5),
+            norm_eps=self.real("P3", self._norm_key(), None, 0.0, 0.5),
             rope_theta=self.real("P4", "rope.freq_base", 10000.0, 1.0, 1e15),
             attention_scale=self._attention_scale(head_dim),
             rope_scaling=self._rope_scaling(n_ctx_train),
@@ -198,6 +202,7 @@ class _Reader:
             embedding_scale=self._multiplier("embedding_scale"),
             residual_scale=self._multiplier("residual_scale"),
             logit_scale=self._multiplier("logit_scale"),
+            pooling=self._pooling(),
             **self._experts(ffn_dim),
         )
 
@@ -225,6 +230,12 @@ class _Reader:
         """1 without the key; llama.cpp takes 0 for 1."""
         value = self.file.get(f"{self.arch}.{key}", float, 1.0)
         return 1.0 if value == 0.0 else self.real("P7", key, 1.0, 0.0, 1e6)
+
+    def _norm_key(self) -> str:
+        return LAYER_NORM if LAYER_NORM in self.uses else "attention.layer_norm_rms_epsilon"
+
+    def _pooling(self) -> str | None:
+        return POOLINGS.get(self.number("P11", "pooling_type", -1, 4, -1))
 
     def _experts(self, ffn_dim: int) -> dict[str, Any]:
         n = self.number("P6", "expert_count", 0, MAX_EXPERTS, 0)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import PlanError
+from .errors import InvalidArgumentError, PlanError
 from .ops import ROPE_STYLES, ROTATION, Op, verify
 
 
@@ -73,8 +73,9 @@ class Plan:
     """A whole model, verified against the op table when it is made (PlanError).
 
     `weights` maps each tensor name to the shape that the steps need (output features first); "name[a:b]" stands for
-    rows a .. b - 1 of a tensor that holds several matrices. `logits` is the id of the
-    (outputs, n_vocab) buffer that holds the result.
+    rows a .. b - 1 of a tensor that holds several matrices. `logits` is the id of the (outputs, n_vocab) buffer that
+    holds the result, None for an encoder, which has no head. `hidden` is that of the (outputs, dim) buffer with what
+    the head reads: the hidden states after the last norm, for embeddings; None where a plan does not say.
     """
 
     name: str
@@ -82,9 +83,10 @@ class Plan:
     steps: tuple[Step, ...]
     ropes: tuple[RopeTable, ...]
     kv: KVShape
-    logits: int
+    logits: int | None
     n_vocab: int
     weights: Mapping[str, tuple[int, ...]]
+    hidden: int | None = None
 
     def __post_init__(self) -> None:
         verify(self)
@@ -97,6 +99,29 @@ class Plan:
             if step.op is Op.ATTENTION:
                 found.setdefault(step.params["window"], []).append(step.params["layer"])
         return {w: slice(None) for w in found} if len(found) == 1 else found
+
+    @functools.cached_property
+    def causal(self) -> bool:
+        """False where tokens see those that follow them: a text is one pass then."""
+        return all(step.params["causal"] for step in self.steps if step.op is Op.ATTENTION)
+
+    @functools.cached_property
+    def max_positions(self) -> int | None:
+        """Positions that the plan has rows for; None: any number."""
+        tables = [s.weights[0] for s in self.steps if s.op is Op.ADD_ROWS and s.params["row"] == "position"]
+        return min((self.weights[name][0] for name in tables), default=None)
+
+    def result(self, hidden: bool = False) -> int:
+        """The buffer of a pass's result: logits, or hidden states. Raises InvalidArgumentError where there is none."""
+        buffer = self.hidden if hidden else self.logits
+        if buffer is None:
+            what = "hidden states to end at" if hidden else "output head: it makes embeddings (Model.embed), no text"
+            raise InvalidArgumentError(f"this model has no {what}")
+        return buffer
+
+    def last_step(self, buffer: int) -> int:
+        """The index of the last step that writes to a buffer."""
+        return max(i for i, step in enumerate(self.steps) if buffer in step.outputs)
 
     def print(self, full: bool = False) -> str:
         """The plan as text. Layers that repeat the one before them are shown as one line unless `full`."""
@@ -128,7 +153,9 @@ def _page(plan: Plan, full: bool) -> Iterable[str]:
         skipped, shown_shape = [], shape
         yield from (_line(plan, start + i, s) for i, s in enumerate(steps))
     yield from _same_again(skipped)
-    yield f"logits: {plan.buffers[plan.logits].name}"
+    for what, buffer in (("hidden states", plan.hidden), ("logits", plan.logits)):
+        if buffer is not None:
+            yield f"{what}: {plan.buffers[buffer].name}"
 
 
 def _same_again(groups: list[str]) -> Iterable[str]:
@@ -159,7 +186,7 @@ def _line(plan: Plan, index: int, step: Step) -> str:
     args = [name[b] for b in step.inputs]
     args += [f"{w} {plan.weights[w]}" for w in step.weights]
     told = ROTATION if step.op is Op.ATTENTION else ()  # its rope steps say that already
-    params = {k: v for k, v in step.params.items() if k not in told}
+    params = {k: v for k, v in step.params.items() if k not in told and (k, v) != ("causal", True)}
     args += [f"{k}={v:.6g}" if isinstance(v, float) else f"{k}={v}" for k, v in params.items()]
     return f"{index:5d} {out.name:>8} ({out.rows}, {out.cols}) = {step.op.value}({', '.join(args)})"
 
@@ -179,6 +206,7 @@ class PlanBuilder:
     kv: KVShape
     n_vocab: int
     tensors: Iterable[str] = ()
+    hidden: int | None = None  # the value that `Plan.hidden` names
     _buffers: list[Buffer] = field(default_factory=list)
     _steps: list[Step] = field(default_factory=list)
     _ropes: list[RopeTable] = field(default_factory=list)
@@ -207,6 +235,22 @@ class PlanBuilder:
         """(tokens, dim): the rows of `weight` (n_vocab, dim) for the tokens of the pass."""
         return self._add(Op.EMBED, (), (out, dim, "tokens"), {weight: (self.n_vocab, dim)})
 
+    def add_rows(self, x: int, weight: str, n_rows: int, *, row: str, out: str) -> int:
+        """x + a row of `weight` (n_rows, cols): that of the token's "position", or the "first". Never in place."""
+        b = self._buffers[x]
+        return self._add(Op.ADD_ROWS, (x,), (out, b.cols, b.rows), {weight: (n_rows, b.cols)}, {"row": row})
+
+    def layernorm(self, x: int, name: str, eps: float, *, out: str | None = None) -> int:
+        """(x - mean) / deviation * weight + bias, the tensors `name`.weight and .bias (cols,); out None: in place."""
+        b = self._buffers[x]
+        shapes = {f"{name}.weight": (b.cols,), f"{name}.bias": (b.cols,)}
+        return self._add(Op.LAYERNORM, (x,), (out or b.name, b.cols, b.rows), shapes, {"eps": float(eps)})
+
+    def gelu(self, x: int, *, label: str) -> int:
+        """x * Phi(x), in the buffer of x."""
+        b = self._buffers[x]
+        return self._add(Op.GELU, (x,), (b.name, b.cols, b.rows), {}, {}, label)
+
     def rmsnorm(self, x: int, weight: str, eps: float, *, group: int = 0, out: str | None = "h") -> int:
         """x normalised by its root mean square, times `weight` (cols,); out None: in place.
 
@@ -234,15 +278,17 @@ class PlanBuilder:
 
     def attention(
         self, q: int, k: int, v: int, *, layer: int, scale: float, window: int = 0, softcap: float = 0.0,
-        rotary_dims: int = 0, style: str = ROPE_STYLES[0], table: int = 0, out: str = "attn", label: str,
+        causal: bool = True, rotary_dims: int = 0, style: str = ROPE_STYLES[0], table: int = 0, out: str = "attn",
+        label: str,
     ) -> int:  # fmt: skip
         """(tokens, n_heads * head_dim): attention of q over the cache of `layer`, to which k and v are added first.
 
-        `rotary_dims`, `style` and `table` are those of the rope steps of q and k; 0 dims: they were not turned.
+        `rotary_dims`, `style` and `table` are those of the rope steps of q and k; 0 dims: they were not turned. Not
+        `causal`: every token sees all of the pass.
         """
         head_dim, cols = self.kv.head_dim, self._buffers[q].cols
         params = {"layer": layer, "n_heads": cols // head_dim, "n_kv_heads": self.kv.n_kv_heads, "head_dim": head_dim}
-        params |= {"scale": float(scale), "window": window, "softcap": float(softcap)}
+        params |= {"scale": float(scale), "window": window, "softcap": float(softcap), "causal": causal}
         params |= {"rotary_dims": rotary_dims, "style": style, "table": table}
         return self._add(Op.ATTENTION, (q, k, v), (out, cols, "tokens"), {}, params, label)
 
@@ -284,11 +330,11 @@ class PlanBuilder:
         return self._add(Op.EXPERTS, (x, share), (out, b.cols, b.rows), shapes, params, label)
 
     def take_rows(self, x: int, *, out: str = "x_out", label: str = "take_rows") -> int:
-        """(outputs, cols): the rows of x whose logits are wanted."""
+        """(outputs, cols): the rows of x whose results are wanted."""
         return self._add(Op.TAKE_ROWS, (x,), (out, self._buffers[x].cols, "outputs"), {}, {}, label)
 
-    def build(self, logits: int) -> Plan:
-        """The finished plan; `logits` is the value that holds the result. Raises PlanError."""
+    def build(self, logits: int | None) -> Plan:
+        """The finished plan; `logits` is the value that holds the result (None: it is `hidden`). Raises PlanError."""
         return Plan(
             name=self.name,
             buffers=tuple(self._buffers),
@@ -297,6 +343,7 @@ class PlanBuilder:
             kv=replace(self.kv, windows=self._windows()),
             logits=logits,
             n_vocab=self.n_vocab,
+            hidden=self.hidden,
             weights=dict(self._weights),
         )
 

@@ -1,4 +1,4 @@
-/* attention.c: causal attention over KV pages, as a streaming softmax (Milakov and Gimelshein 2018).
+/* attention.c: attention over KV pages, as a streaming softmax (Milakov and Gimelshein 2018).
  *
  * The cache is cut into splits of 8 pages at fixed positions. Every split yields a partial result
  * (maximum, sum, weighted values); partial results are merged in ascending order. Whether one worker walks
@@ -88,9 +88,10 @@ int64_t el_kv_page_bytes(int k_type, int v_type, int64_t n_kv_heads, int64_t hea
     return k < 0 || v < 0 ? -1 : n_kv_heads * (k + v);
 }
 
-/* What a token of the pass sees of a stretch. */
+/* What a token of the pass sees of a stretch; where attention is not causal, what the last one would. */
 static el_stretch seen(const attention_job *job, int stretch, int64_t token) {
-    return el_seen(job->kv, stretch, job->window, job->run->pass->position + token);
+    const el_pass *pass = job->run->pass;
+    return el_seen(job->kv, stretch, job->window, pass->position + (job->step->i[8] ? pass->n_tokens - 1 : token));
 }
 
 /* What any of the tokens [t0, t1) sees of a stretch. */

@@ -53,6 +53,8 @@ static void merge(el_kernels *into, const el_kernels *from) {
     TAKE(quantize_q8_32);
     TAKE(quantize_q8_256);
     TAKE(rmsnorm);
+    TAKE(layernorm);
+    TAKE(gelu);
     TAKE(gated);
     TAKE(add);
     TAKE(softcap);

@@ -74,7 +74,8 @@ enum el_op {
     EL_OP_ROPE = 4,       /* in place on in[0] (and in[1]): i[0] head_dim, i[1] rotary dims, i[2] style, i[3] table */
     EL_OP_ATTENTION = 5,  /* out[0] = attention of in[0] = q, in[1] = k, in[2] = v over the cache; i[0] layer,
                              i[1] n_heads, i[2] n_kv_heads, i[3] head_dim, i[4] window (0: all); f[0] scale, f[1] softcap (0: none);
-                             how q and k were turned: i[5] rotary dims (0: not), i[6] style, i[7] table */
+                             how q and k were turned: i[5] rotary dims (0: not), i[6] style, i[7] table;
+                             i[8] 1: not causal, every token sees all up to the end of the pass (i[4] is 0 then) */
     EL_OP_GATED = 6,      /* out[0] = act(in[0]) * in[1]; i[0] activation */
     EL_OP_ADD = 7,        /* out[0] = in[0] + in[1] */
     EL_OP_TAKE_ROWS = 8,  /* out[0] (outputs, cols) = wanted rows of in[0] */
@@ -83,8 +84,12 @@ enum el_op {
     EL_OP_ROUTE = 11,     /* out[0] = softmax of in[0] at its i[0] largest columns, 0 elsewhere; i[1]: their sum is 1 */
     EL_OP_EXPERTS = 12,   /* out[0] = sum over e ascending, in[1][e] != 0, of in[1][e] * w[2][e] (act(w[0][e] x) * w[1][e] x),
                              x = in[0]; i[0] activation, i[1] experts (their rows follow each other), i[2] most per row */
-    EL_N_OPS = 13
+    EL_OP_ADD_ROWS = 13,  /* out[0] = in[0] + a row of w[0]: i[0] enum el_row_by; out[0] is not in[0] */
+    EL_OP_LAYERNORM = 14, /* out[0] = (in[0] - mean) / sqrt(variance + f[0]) * w[0] + w[1], row by row */
+    EL_OP_GELU = 15,      /* out[0] = in[0] * Phi(in[0]), Phi the normal distribution function */
+    EL_N_OPS = 16
 };
+enum el_row_by { EL_ROW_FIRST = 0, EL_ROW_POSITION = 1 };
 enum el_activation { EL_ACT_SILU = 0, EL_ACT_GELU_TANH = 1 };
 enum el_rope_style { EL_ROPE_INTERLEAVED = 0, EL_ROPE_HALVES = 1 };
 
@@ -95,7 +100,7 @@ typedef struct {
     int32_t out[4];
     int32_t w[4];         /* weight ids, -1 none */
     int32_t b[4];         /* bias weight ids (F32 vectors), -1 none */
-    int32_t i[8];
+    int32_t i[9];
     float f[4];
 } el_step;
 

@@ -88,6 +88,9 @@ typedef struct {
     void (*quantize_q8_256)(const float *x, int64_t k, int8_t *q, float *d, int32_t *sum);
     /* y = x / sqrt(mean(x^2) + eps) * w */
     void (*rmsnorm)(const float *x, const float *w, float *y, int64_t n, float eps);
+    /* y = (x - mean) / sqrt(variance + eps) * w + b */
+    void (*layernorm)(const float *x, const float *w, const float *b, float *y, int64_t n, float eps);
+    void (*gelu)(const float *x, float *y, int64_t n); /* y = x * Phi(x), exact; gated has the tanh form */
     void (*gated)(const float *gate, const float *up, float *y, int64_t n, int activation);
     void (*add)(const float *a, const float *b, float *y, int64_t n);
     void (*softcap)(const float *x, float *y, int64_t n, float cap); /* y = cap * tanh(x / cap) */

@@ -41,6 +41,7 @@ static int rotation_ok(const el_plan *p, int64_t head_dim, int64_t dims, int64_t
 
 static int attention_ok(const el_plan *p, const el_step *s) {
     int64_t heads = s->i[1], kv_heads = s->i[2], dim = s->i[3];
+    if (s->i[8] < 0 || s->i[8] > 1 || (s->i[8] && s->i[4])) return 0;
     if (s->i[0] < 0 || heads < 1 || heads > MAX_ITEMS || kv_heads < 1 || heads % kv_heads || dim < 1 ||
         dim > EL_MAX_HEAD_DIM || heads / kv_heads > EL_MAX_GROUP || s->i[4] < 0)
         return 0;
@@ -60,6 +61,12 @@ static int rope_ok(const el_plan *p, const el_step *s) {
     return 1;
 }
 
+static int add_rows_ok(const el_plan *p, const el_step *s, int64_t cols) {
+    if (cols < 1 || !is_matrix(p, s->w[0], cols) || s->out[0] == s->in[0] || !is_buffer(p, s->out[0], cols)) return 0;
+    if (s->i[0] != EL_ROW_FIRST && (s->i[0] != EL_ROW_POSITION || p->buffers[s->in[0]].rows_kind)) return 0;
+    return same_rows(p, s->in[0], s->out[0]);
+}
+
 static int step_ok(const el_plan *p, const el_step *s) {
     if (!ids_in_range(s->in, 4, p->n_buffers) || !ids_in_range(s->out, 4, p->n_buffers) ||
         !ids_in_range(s->w, 4, p->n_weights) || !ids_in_range(s->b, 4, p->n_weights))
@@ -71,6 +78,11 @@ static int step_ok(const el_plan *p, const el_step *s) {
     case EL_OP_RMSNORM:
         return cols > 0 && s->i[0] > 0 && cols % s->i[0] == 0 && is_buffer(p, s->out[0], cols) &&
                is_vector(p, s->w[0], s->i[0]) && same_rows(p, s->in[0], s->out[0]);
+    case EL_OP_ADD_ROWS: return add_rows_ok(p, s, cols);
+    case EL_OP_LAYERNORM:
+        return cols > 0 && is_buffer(p, s->out[0], cols) && is_vector(p, s->w[0], cols) && is_vector(p, s->w[1], cols) &&
+               same_rows(p, s->in[0], s->out[0]);
+    case EL_OP_GELU: return cols > 0 && is_buffer(p, s->out[0], cols) && same_rows(p, s->in[0], s->out[0]);
     case EL_OP_LINEAR:
         if (s->i[3] < 0 || s->i[3] > 1 || cols < 1 || s->n < 1 || s->n > 4 || (s->in[1] >= 0 && s->n != 1)) return 0;
         for (int j = 0; j < s->n; j++)

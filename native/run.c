@@ -9,14 +9,45 @@ typedef struct {
     const el_step *step;
 } row_job;
 
+/* row `id` of a matrix as floats */
+static void take_weights(const el_weight *w, int64_t id, float *out) {
+    if (w->layout == EL_PANELS) el_panel_row(w->type, w->data, w->rows, w->cols, id, out);
+    else el_dequantize(w->type, (const char *)w->data + id * el_row_bytes(w->type, w->cols), out, 1, w->cols);
+}
+
 static void embed_row(void *ctx, int64_t row, int worker) {
     (void)worker;
     const row_job *job = ctx;
     const el_weight *w = &job->run->plan->weights[job->step->w[0]];
-    float *out = job->run->plan->data[job->step->out[0]] + row * w->cols;
-    int64_t id = job->run->pass->tokens[row];
-    if (w->layout == EL_PANELS) el_panel_row(w->type, w->data, w->rows, w->cols, id, out);
-    else el_dequantize(w->type, (const char *)w->data + id * el_row_bytes(w->type, w->cols), out, 1, w->cols);
+    take_weights(w, job->run->pass->tokens[row], job->run->plan->data[job->step->out[0]] + row * w->cols);
+}
+
+static void add_rows_row(void *ctx, int64_t row, int worker) {
+    (void)worker;
+    const row_job *job = ctx;
+    const el_plan *p = job->run->plan;
+    const el_weight *w = &p->weights[job->step->w[0]];
+    float *out = p->data[job->step->out[0]] + row * w->cols;
+    take_weights(w, job->step->i[0] == EL_ROW_POSITION ? job->run->pass->position + row : 0, out);
+    el_k.add(p->data[job->step->in[0]] + row * w->cols, out, out, w->cols);
+}
+
+static void layernorm_row(void *ctx, int64_t row, int worker) {
+    (void)worker;
+    const row_job *job = ctx;
+    const el_plan *p = job->run->plan;
+    const el_step *s = job->step;
+    int64_t n = p->buffers[s->in[0]].cols;
+    el_k.layernorm(p->data[s->in[0]] + row * n, p->weights[s->w[0]].data, p->weights[s->w[1]].data,
+                   p->data[s->out[0]] + row * n, n, s->f[0]);
+}
+
+static void gelu_row(void *ctx, int64_t row, int worker) {
+    (void)worker;
+    const row_job *job = ctx;
+    const el_plan *p = job->run->plan;
+    int64_t n = p->buffers[job->step->in[0]].cols;
+    el_k.gelu(p->data[job->step->in[0]] + row * n, p->data[job->step->out[0]] + row * n, n);
 }
 
 static void norm_row(void *ctx, int64_t row, int worker) {
@@ -110,6 +141,9 @@ static int run_rows(el_run *run, const el_step *step, el_chunk_fn fn, int64_t n_
 static int run_step(el_run *run, const el_step *s) {
     switch (s->op) {
     case EL_OP_EMBED: return run_rows(run, s, embed_row, run->pass->n_tokens);
+    case EL_OP_ADD_ROWS: return run_rows(run, s, add_rows_row, el_rows(run, s->out[0]));
+    case EL_OP_LAYERNORM: return run_rows(run, s, layernorm_row, el_rows(run, s->out[0]));
+    case EL_OP_GELU: return run_rows(run, s, gelu_row, el_rows(run, s->out[0]));
     case EL_OP_RMSNORM: return run_rows(run, s, norm_row, el_rows(run, s->out[0]));
     case EL_OP_LINEAR:
     case EL_OP_LINEAR_GATED: return el_step_linear(run, s);
@@ -157,6 +191,7 @@ static int kv_ok(const el_plan *p, const el_pass *pass) {
     for (int64_t i = pass->first_step; i < pass->last_step; i++) {
         const el_step *s = &p->steps[i];
         if (s->op != EL_OP_ATTENTION) continue;
+        if (s->i[8] && (kv->first || kv->window || kv->keep)) return 0; /* nothing can have been dropped */
         if (s->i[0] >= kv->n_layers) return 0;
         if (el_kv_page_bytes(kv->k_type, kv->v_type, s->i[2], s->i[3]) != kv->page_bytes) return 0;
         el_stretch tail = el_seen(kv, EL_TAIL, s->i[4], pass->position), head = {0, 0};
@@ -176,10 +211,15 @@ static int pass_ok(const el_plan *p, const el_pass *pass) {
         return 0;
     for (int64_t i = 0; i < pass->n_outputs; i++)
         if (pass->outputs[i] < (i ? pass->outputs[i - 1] + 1 : 0) || pass->outputs[i] >= pass->n_tokens) return 0;
-    for (int64_t i = pass->first_step; i < pass->last_step; i++)
-        if (p->steps[i].op == EL_OP_EMBED)
+    for (int64_t i = pass->first_step; i < pass->last_step; i++) {
+        const el_step *s = &p->steps[i];
+        if (s->op == EL_OP_ADD_ROWS && s->i[0] == EL_ROW_POSITION &&
+            pass->n_tokens > p->weights[s->w[0]].rows - pass->position)
+            return 0;
+        if (s->op == EL_OP_EMBED)
             for (int64_t t = 0; t < pass->n_tokens; t++)
-                if (pass->tokens[t] < 0 || pass->tokens[t] >= p->weights[p->steps[i].w[0]].rows) return 0;
+                if (pass->tokens[t] < 0 || pass->tokens[t] >= p->weights[s->w[0]].rows) return 0;
+    }
     return kv_ok(p, pass);
 }
 

@@ -291,6 +291,16 @@ int el_check_vector(const el_kernels *table, int64_t n, uint64_t seed, const el_
         COMPARE(gated, n, EL_ACT_GELU_TANH)
         COMPARE(add, n)
 #undef COMPARE
+        if (table->layernorm) {
+            p->layernorm(x, w, w, expected, n, 1e-12f);
+            table->layernorm(x, w, w, y, n, 1e-12f);
+            ok = ok && same_floats(y, expected, n);
+        }
+        if (table->gelu) {
+            p->gelu(x, expected, n);
+            table->gelu(x, y, n);
+            ok = ok && same_floats(y, expected, n);
+        }
         if (table->softcap) {
             p->softcap(x, expected, n, 1.5f);
             table->softcap(x, y, n, 1.5f);

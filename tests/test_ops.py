@@ -35,7 +35,9 @@ def small_plan() -> Plan:
     names = ("blk.0.gate_exps", "blk.0.up_exps", "blk.0.down_exps")
     y = b.experts(x, share, names, 5, activation="silu", n_used=2, label="blk.0.ffn_experts")
     x = b.add(x, b.scale(y, 0.5, label="blk.0.ffn_scale"), label="blk.0.moe_residual")
-    logits = b.linear(b.take_rows(x), "token_embd.weight", 10, out="logits", label="output")
+    h = b.add_rows(x, "position_embd.weight", 9, row="position", out="h")
+    h = b.gelu(b.layernorm(h, "last_norm", 1e-5), label="last_act")
+    logits = b.linear(b.take_rows(h), "token_embd.weight", 10, out="logits", label="output")
     return b.build(b.softcap(logits, 30.0, label="output_softcap"))
 
 
@@ -86,6 +88,18 @@ def test_a_good_plan_passes() -> None:
         (Op.RMSNORM, {"outputs": (2,)}, "differ in shape"),
         (Op.RMSNORM, {"params": {"group": 4}}, "groups of 4"),
         (Op.RMSNORM, {"params": {"group": 3}}, "the group 3"),
+        (Op.ADD_ROWS, {"params": {"row": "second"}}, "second"),
+        (Op.ADD_ROWS, {"weights": ("blk.0.attn_q.weight", "blk.0.attn_q.bias")}, "wrong number"),
+        (Op.ADD_ROWS, {"weights": ("blk.0.attn_q.bias",)}, "no rows of 6"),
+        (Op.ADD_ROWS, {"outputs": (0,)}, "must not be an input"),
+        (Op.ADD_ROWS, {"inputs": (2,)}, "differ in shape"),
+        (Op.LAYERNORM, {"params": {"eps": 1.0}}, "eps"),
+        (Op.LAYERNORM, {"weights": ("last_norm.weight",)}, "wrong number"),
+        (Op.LAYERNORM, {"weights": ("last_norm.weight", "blk.0.attn_q.bias")}, "not vectors of 6"),
+        (Op.LAYERNORM, {"outputs": (2,)}, "differ in shape"),
+        (Op.GELU, {"outputs": (2,)}, "differ in shape"),
+        (Op.ATTENTION, {"params": {"causal": False, "window": 3}}, "do not go together"),
+        (Op.ATTENTION, {"params": {"causal": 0}}, "needed bool"),
         (Op.LINEAR, {"outputs": (1,)}, "must not be an input"),
         (Op.RMSNORM, {"inputs": (7,)}, "before it is written"),
         (Op.RMSNORM, {"weights": ("blk.0.attn_q.bias",)}, "columns"),
@@ -130,7 +144,7 @@ def test_a_good_plan_passes() -> None:
         (Op.EXPERTS, {"weights": ("blk.0.gate_exps", "blk.0.down_exps", "blk.0.down_exps")}, "up"),
         (Op.EXPERTS, {"weights": ("blk.0.gate_exps", "blk.0.up_exps", "blk.0.up_exps")}, "down"),
         (Op.TAKE_ROWS, {"inputs": (2,)}, "columns"),
-        (Op.TAKE_ROWS, {"outputs": (1,)}, "from rows of tokens"),
+        (Op.TAKE_ROWS, {"outputs": (0,)}, "from rows of tokens"),
     ],
 )
 def test_each_broken_step_is_named(op: Op, changes: dict, words: str) -> None:
@@ -145,6 +159,11 @@ def test_the_plan_as_a_whole_is_checked() -> None:
         verify(unchecked(plan, logits=0))
     with pytest.raises(PlanError, match="logits"):
         verify(unchecked(plan, logits=77))
+    with pytest.raises(PlanError, match="hidden"):
+        verify(unchecked(plan, hidden=0))
+    with pytest.raises(PlanError, match="no result"):
+        verify(unchecked(plan, logits=None))
+    verify(unchecked(plan, logits=None, hidden=plan.logits))
     with pytest.raises(PlanError, match="layers"):
         verify(unchecked(plan, kv=KVShape(2, 1, 4)))
     twice = (*plan.steps, plan.steps[at(plan, Op.ATTENTION)])

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers import tiny_llama_gguf
+from tiny_bert import tiny_bert_gguf
 from tiny_families import tiny_family_gguf
 
 from edgellm.backends import NAMES, create
@@ -278,7 +279,9 @@ def test_compare_finds_nothing_between_equals(tiny: tuple[Plan, Weights]) -> Non
 @pytest.mark.parametrize("op", list(Op))
 def test_compare_names_the_first_step_that_differs(tmp_path: Path, op: Op) -> None:
     family = {Op.SCALE: "gemma2", Op.SOFTCAP: "gemma2", Op.ROUTE: "mixtral", Op.EXPERTS: "mixtral"}.get(op, "llama")
-    plan, weights = load(tiny_family_gguf(tmp_path / "m.gguf", family))
+    encoder = op in (Op.ADD_ROWS, Op.LAYERNORM, Op.GELU)
+    path = tmp_path / "m.gguf"
+    plan, weights = load(tiny_bert_gguf(path) if encoder else tiny_family_gguf(path, family))
     faulty = [i for i, s in enumerate(plan.steps) if s.op is op][-1]
 
     class Faulty(ReferenceBackend):

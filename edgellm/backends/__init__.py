@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from ..cache import PAGE_TOKENS
+from ..cache import PAGE_TOKENS, Span
 from ..errors import BackendError, InvalidArgumentError
 
 if TYPE_CHECKING:
@@ -37,7 +37,9 @@ class Backend(Protocol):
 
     A pass takes `tokens`, int32 (n,) with 1 <= n <= max_tokens, at positions position .. position + n - 1 of `seq`;
     the caller has done `seq.ensure(position + n)` before and does `seq.commit(position + n)` after it. `outputs`, int32
-    (m,), are the ascending indices into `tokens` whose logits are wanted (m may be 0).
+    (m,), are the ascending indices into `tokens` whose results are wanted (m may be 0).
+
+    The result is the logits, or with `hidden` the hidden states that the head would read: the pass ends before it.
     """
 
     name: str
@@ -51,12 +53,13 @@ class Backend(Protocol):
         outputs: np.ndarray,
         seq: Sequence,
         cancel: np.ndarray | None = None,
+        hidden: bool = False,
     ) -> np.ndarray:
-        """One pass -> float32 (m, n_vocab), valid until the next call.
+        """One pass -> float32 (m, n_vocab), with `hidden` (m, dim); valid until the next call.
 
         `cancel` is an int32 (1,) array; when another thread sets it to non-zero the pass stops soon.
-        Raises Cancelled, NonFiniteError (a logit is not finite; names the first bad step), BackendError,
-        InvalidArgumentError (n, a token id or `outputs` out of range).
+        Raises Cancelled, NonFiniteError (a value of the result is not finite; names the first bad step), BackendError,
+        InvalidArgumentError (n, a token id or `outputs` out of range; the plan has no such result).
         """
         ...
 
@@ -94,9 +97,19 @@ def check_pass(
     ascending = outputs.ndim == 1 and np.all(np.diff(outputs) > 0)
     if not ascending or (outputs.size and (outputs[0] < 0 or outputs[-1] >= n)):
         raise InvalidArgumentError(f"outputs must be ascending indices below {n}")
+    _check_positions(plan, position, n, seq)
     if position < 0 or not _has_pages(plan, seq, position, position + n - 1):
         raise InvalidArgumentError(f"positions {position} .. {position + n - 1} have no pages; call ensure first")
     return tokens, outputs
+
+
+def _check_positions(plan: Plan, position: int, n: int, seq: Sequence) -> None:
+    """A plan with learned positions has so many; one that looks ahead cannot have lost anything."""
+    most = plan.max_positions
+    if most is not None and position + n > most:
+        raise InvalidArgumentError(f"position {position + n - 1}; this model has learned positions 0 to {most - 1}")
+    if not plan.causal and seq.span != Span():
+        raise InvalidArgumentError("a model that sees the whole text needs a sequence that drops nothing")
 
 
 def _has_pages(plan: Plan, seq: Sequence, first: int, last: int) -> bool:

@@ -20,7 +20,7 @@ import numpy as np
 from .. import blocks, clib
 from ..cache import Sequence
 from ..errors import NonFiniteError, NotEnoughMemoryError
-from ..ops import ACTIVATIONS, ROPE_STYLES
+from ..ops import ACTIVATIONS, ROPE_STYLES, ROWS_BY
 from ..parallel import parallel
 from ..plan import Plan
 from ..weights import Weights
@@ -72,14 +72,17 @@ class NativeBackend:
         outputs: np.ndarray,
         seq: Sequence,
         cancel: np.ndarray | None = None,
+        hidden: bool = False,
     ) -> np.ndarray:
-        """One pass -> float32 (m, n_vocab), a view that is valid until the next call."""
+        """One pass -> float32 (m, n_vocab) or (m, dim), a view that is valid until the next call."""
+        result = self.plan.result(hidden)
         tokens, outputs = check_pass(self.plan, tokens, position, outputs, seq, self.max_tokens)
         native = self._fused
-        self._run(native, tokens, position, outputs, seq, 0, len(native.steps), cancel)
-        return native.view(self.plan.logits, outputs.size)
+        last = native.last_step(result)
+        self._run(native, tokens, position, outputs, seq, 0, last + 1, cancel, check_finite=True)
+        return native.view(result, outputs.size)
 
-    def _run(self, native, tokens, position, outputs, seq, first, last, cancel=None) -> None:
+    def _run(self, native, tokens, position, outputs, seq, first, last, cancel=None, check_finite=False) -> None:
         ffi, lib = self._ffi, self._lib
         keep: list[Any] = []  # what the structs point to, until the call returns
         one = ffi.new("el_pass *")
@@ -87,7 +90,7 @@ class NativeBackend:
         one.outputs = ffi.from_buffer("int32_t[]", outputs) if outputs.size else ffi.NULL
         one.n_tokens, one.n_outputs, one.position = tokens.size, outputs.size, position
         one.kv = _kv_struct(ffi, seq, keep)
-        one.n_threads, one.check_finite = self.n_threads, last == len(native.steps)
+        one.n_threads, one.check_finite = self.n_threads, check_finite
         one.exact, one.first_step, one.last_step = self.exact, first, last
         one.cancel = ffi.NULL if cancel is None else ffi.from_buffer("int32_t[]", cancel)
         self.calls += 1
@@ -341,13 +344,17 @@ class _NativePlan:
             target.i[3] = step.planes - 1
         if step.op == "rmsnorm":
             target.f[0], target.i[0] = p["eps"], p["group"]
+        elif step.op == "layernorm":
+            target.f[0] = p["eps"]
+        elif step.op == "add_rows":
+            target.i[0] = ROWS_BY.index(p["row"])
         elif step.op in ("gated", "linear_gated"):
             target.i[0] = ACTIVATIONS.index(p["activation"])
         elif step.op == "rope":
             target.i[0:4] = [p["head_dim"], p["rotary_dims"], ROPE_STYLES.index(p["style"]), p["table"]]
         elif step.op == "attention":
             target.i[0:5] = [p["layer"], p["n_heads"], p["n_kv_heads"], p["head_dim"], p["window"]]
-            target.i[5:8] = [p["rotary_dims"], ROPE_STYLES.index(p["style"]), p["table"]]
+            target.i[5:9] = [p["rotary_dims"], ROPE_STYLES.index(p["style"]), p["table"], not p["causal"]]
             target.f[0], target.f[1] = p["scale"], p["softcap"]
         elif step.op in ("scale", "softcap"):
             target.f[0] = p["factor" if step.op == "scale" else "cap"]
@@ -356,6 +363,10 @@ class _NativePlan:
         elif step.op == "experts":
             n_experts = self.plan.buffers[step.inputs[1]].cols
             target.i[0:3] = [ACTIVATIONS.index(p["activation"]), n_experts, p["n_used"]]
+
+    def last_step(self, buffer: int) -> int:
+        """The index of the last step that writes to a buffer."""
+        return max(i for i, step in enumerate(self.steps) if buffer in step.outputs)
 
     def view(self, buffer: int, n_rows: int) -> np.ndarray:
         """float32 (n_rows, cols) view of a buffer."""

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from ..blocks import F32
 from ..cache import Sequence, Span, split_kv_type
 from ..errors import BackendError, Cancelled, NonFiniteError
 from ..plan import Plan
@@ -22,18 +21,16 @@ from ..quants import dequantize
 from ..weights import Weights
 from . import check_pass
 from .lowering import LoweredStep, lower
+from .numba_choice import GATED, kernels_of
 from .numba_kernels import attention as attention_kernels
 from .numba_kernels import pool, vector
 from .numba_kernels.jit import Kernel
-from .numba_kernels.linear import LINEAR
 from .numba_kernels.pages import views
 from .numba_kernels.span import place_of
 from .numba_matrix import GROUPS, NONE, ROWS, Matrix, Scratch, input_kind, linear_rows
 
 _CHUNK_WORK = 1 << 19  # multiply-adds (or as much time) that are worth handing to another thread
 _CHUNKS_PER_THREAD = 4  # more than one, so that a thread that is held up does not hold up all
-_PLAIN = {n: getattr(vector, n) for n in ("rmsnorm", "rope", "add", "softcap", "route")}  # one kernel each, by op
-_GATED = {"silu": vector.gated_silu, "gelu_tanh": vector.gated_gelu_tanh}
 
 
 @dataclass
@@ -82,30 +79,13 @@ class NumbaBackend:
 
         progress(done, total) is called before each kernel that is not ready yet, and at the end.
         """
-        wanted = [kernel for kernel in self._kernels(kv_type) if not kernel.ready]
+        wanted = [kernel for kernel in kernels_of(self._fused, self._matrices, kv_type) if not kernel.ready]
         for done, kernel in enumerate(wanted):
             if progress:
                 progress(done, len(wanted))
             kernel.compile()
         if progress and wanted:
             progress(len(wanted), len(wanted))
-
-    def _kernels(self, kv_type: str) -> list[Kernel]:
-        """The kernels of the lowered plan, each once."""
-        found: dict[Kernel, None] = {}
-        for step in self._fused:
-            for name in step.weights if step.op in ("linear", "linear_gated", "experts") else ():
-                matrix = self._matrices[name]
-                kind = input_kind(matrix)
-                found.update(dict.fromkeys([GROUPS[kind][2]] if kind in GROUPS else []))
-                found[LINEAR[matrix.type.id if matrix.type.id in LINEAR else F32.id]] = None
-            if step.op == "attention":
-                found.update(dict.fromkeys(attention_kernels.kernels(*split_kv_type(kv_type))))
-            elif "activation" in step.params:
-                found[_GATED[step.params["activation"]]] = None
-            elif step.op in _PLAIN:
-                found[_PLAIN[step.op]] = None
-        return list(found)
 
     # ---- passes --------------------------------------------------------------------------------------------------
 
@@ -116,15 +96,19 @@ class NumbaBackend:
         outputs: np.ndarray,
         seq: Sequence,
         cancel: np.ndarray | None = None,
+        hidden: bool = False,
     ) -> np.ndarray:
-        """One pass -> float32 (m, n_vocab), a view that is valid until the next call."""
+        """One pass -> float32 (m, n_vocab) or (m, dim), a view that is valid until the next call."""
+        result = self.plan.result(hidden)
         self._begin(tokens, position, outputs, seq, cancel)
+        last = self.plan.last_step(result)
         for step in self._fused:
-            self._step(step)
-        logits = self._view(self.plan.logits)
-        if not np.isfinite(logits).all():
+            if step.last <= last:
+                self._step(step)
+        values = self._view(result)
+        if not np.isfinite(values).all():
             raise NonFiniteError(self._first_bad_step(tokens, position, outputs, seq))
-        return logits
+        return values
 
     def begin(self, tokens: np.ndarray, position: int, outputs: np.ndarray, seq: Sequence) -> None:
         self._begin(tokens, position, outputs, seq, None)
@@ -212,6 +196,19 @@ class NumbaBackend:
         rows = m.by_row[now.tokens]  # (n, row bytes), a copy of these rows only
         self._view(step.outputs[0])[...] = dequantize(rows, m.type, (now.tokens.size, m.cols))
 
+    def _add_rows(self, step: LoweredStep, now: _Pass) -> None:
+        m, x = self._matrices[step.weights[0]], self._view(step.inputs[0])
+        first, n = (0, 1) if step.params["row"] == "first" else (now.position, len(x))
+        rows = dequantize(m.by_row[first : first + n], m.type, (n, m.cols))
+        np.add(x, rows, out=self._view(step.outputs[0]))
+
+    def _layernorm(self, step: LoweredStep, now: _Pass) -> None:
+        weight, bias = (self._vectors[w] for w in step.weights)
+        x, y = self._scratch.buffer(step.inputs[0]), self._scratch.buffer(step.outputs[0])
+        cols, eps = self.plan.buffers[step.inputs[0]].cols, step.params["eps"]
+        n = self._rows(step.inputs[0])
+        self._spread(n, 12 * cols, lambda a, b: vector.layernorm(x, weight, bias, y, cols, a, b, eps))
+
     def _rmsnorm(self, step: LoweredStep, now: _Pass) -> None:
         group, weight, eps = step.params["group"], self._vectors[step.weights[0]], step.params["eps"]
         x, y = self._scratch.buffer(step.inputs[0]), self._scratch.buffer(step.outputs[0])
@@ -251,33 +248,31 @@ class NumbaBackend:
         def run(a: int, b: int) -> None:
             attend(
                 q, turned, out, *cache, p["n_heads"], n_kv, dim, p["window"], p["scale"], p["softcap"], now.position,
-                n, a, b, now.cancel,
+                n, int(p["causal"]), a, b, now.cancel,
             )  # fmt: skip
 
         self._spread(tiles * n_kv, 4 * visible * dim * group * min(n, attention_kernels.TILE), run)
 
     def _gated(self, step: LoweredStep, now: _Pass) -> None:
-        gate, up = (self._scratch.buffer(b) for b in step.inputs)
-        self._activate(step, gate, up)
+        self._flat(step, 16, GATED[step.params["activation"]])
 
-    def _activate(self, step: LoweredStep, gate: np.ndarray, up: np.ndarray) -> None:
-        out, kernel = self._scratch.buffer(step.outputs[0]), _GATED[step.params["activation"]]
+    def _flat(self, step: LoweredStep, work: float, kernel: Kernel, *more: float) -> None:
+        """kernel(inputs, output, first, last, *more) over all values of the output, one by one."""
+        *inputs, out = (self._scratch.buffer(b) for b in (*step.inputs, step.outputs[0]))
         n = self._rows(step.outputs[0]) * self.plan.buffers[step.outputs[0]].cols
-        self._spread(n, 16, lambda a, b: kernel(gate, up, out, a, b))
+        self._spread(n, work, lambda a, b: kernel(*inputs, out, a, b, *more))
+
+    def _gelu(self, step: LoweredStep, now: _Pass) -> None:
+        self._flat(step, 20, vector.gelu)
 
     def _add(self, step: LoweredStep, now: _Pass) -> None:
-        x, y = (self._scratch.buffer(b) for b in step.inputs)
-        out = self._scratch.buffer(step.outputs[0])
-        n = self._rows(step.outputs[0]) * self.plan.buffers[step.outputs[0]].cols
-        self._spread(n, 2, lambda a, b: vector.add(x, y, out, a, b))
+        self._flat(step, 2, vector.add)
 
     def _scale(self, step: LoweredStep, now: _Pass) -> None:
         np.multiply(self._view(step.inputs[0]), np.float32(step.params["factor"]), out=self._view(step.outputs[0]))
 
     def _softcap(self, step: LoweredStep, now: _Pass) -> None:
-        x, out = self._scratch.buffer(step.inputs[0]), self._scratch.buffer(step.outputs[0])
-        n = self._rows(step.outputs[0]) * self.plan.buffers[step.outputs[0]].cols
-        self._spread(n, 24, lambda a, b: vector.softcap(x, out, a, b, step.params["cap"]))
+        self._flat(step, 24, vector.softcap, step.params["cap"])
 
     def _route(self, step: LoweredStep, now: _Pass) -> None:
         p, n = step.params, self.plan.buffers[step.inputs[0]].cols
@@ -287,7 +282,7 @@ class NumbaBackend:
     def _experts(self, step: LoweredStep, now: _Pass) -> None:
         """Expert after expert, each on the tokens that chose it."""
         x, share, out = (self._view(b) for b in (*step.inputs, step.outputs[0]))  # (n, dim), (n, experts), (n, dim)
-        activate, (_, dim), n_experts = _GATED[step.params["activation"]], x.shape, share.shape[1]
+        activate, (_, dim), n_experts = GATED[step.params["activation"]], x.shape, share.shape[1]
         out[...] = 0
         for e in range(n_experts):
             chosen = np.flatnonzero(share[:, e])
@@ -315,7 +310,9 @@ class NumbaBackend:
     def _linear_gated(self, step: LoweredStep, now: _Pass) -> None:
         gate, up = self._scratch.buffer(step.outputs[0]), self._scratch.up
         self._multiply(step, now, [gate, up], NONE)
-        self._activate(step, gate, up)
+        kernel, n = GATED[step.params["activation"]], self._rows(step.outputs[0])
+        n *= self.plan.buffers[step.outputs[0]].cols
+        self._spread(n, 16, lambda a, b: kernel(gate, up, gate, a, b))
 
     def _multiply(self, step: LoweredStep, now: _Pass, outs: list[np.ndarray], residual: np.ndarray) -> None:
         """outs[j] = input @ weights[j].T (+ biases[j]) (+ residual): the rows of all weights are one list of work."""

@@ -6,6 +6,7 @@ do, so with f16 pages K and V are rounded to f16, and with q8_0 pages to 8 bits.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -62,16 +63,18 @@ class ReferenceBackend:
         outputs: np.ndarray,
         seq: Sequence,
         cancel: np.ndarray | None = None,
+        hidden: bool = False,
     ) -> np.ndarray:
+        result = self.plan.result(hidden)
         self.begin(tokens, position, outputs, seq)
-        for i in range(len(self.plan.steps)):
+        for i in range(self.plan.last_step(result) + 1):
             if cancel is not None and cancel[0]:
                 raise Cancelled()
             self.run_step(i)
-        logits = self._now().values[self.plan.logits]  # (m, n_vocab)
-        if not np.isfinite(logits).all():
+        values = self._now().values[result]  # (m, n_vocab), or (m, dim)
+        if not np.isfinite(values).all():
             raise NonFiniteError(self._first_bad_step(tokens, position, outputs, seq))
-        return logits
+        return values
 
     def begin(self, tokens: np.ndarray, position: int, outputs: np.ndarray, seq: Sequence) -> None:
         tokens, outputs = check_pass(self.plan, tokens, position, outputs, seq, self.max_tokens)
@@ -123,6 +126,19 @@ def embed(step: Step, now: _Pass, plan: Plan, table: np.ndarray) -> np.ndarray:
     return table[now.tokens]
 
 
+def add_rows(step: Step, now: _Pass, plan: Plan, x: np.ndarray, table: np.ndarray) -> np.ndarray:
+    return x + (table[0] if step.params["row"] == "first" else table[now.position : now.position + len(x)])
+
+
+def layernorm(
+    step: Step, now: _Pass, plan: Plan, x: np.ndarray, weight: np.ndarray, bias: np.ndarray
+) -> np.ndarray:
+    wide = x.astype(np.float64)
+    wide = wide - wide.mean(axis=1, keepdims=True)
+    variance = np.mean(np.square(wide), axis=1, keepdims=True)
+    return (wide / np.sqrt(variance + step.params["eps"])).astype(np.float32) * weight + bias
+
+
 def rmsnorm(step: Step, now: _Pass, plan: Plan, x: np.ndarray, weight: np.ndarray) -> np.ndarray:
     groups = x.reshape(-1, step.params["group"])  # (rows * groups, group)
     mean_square = np.mean(np.square(groups, dtype=np.float64), axis=1, keepdims=True)
@@ -165,7 +181,8 @@ def attention(step: Step, now: _Pass, plan: Plan, q: np.ndarray, k: np.ndarray, 
     p = step.params
     n, n_kv, head_dim, window, span = len(q), p["n_kv_heads"], p["head_dim"], p["window"], now.seq.span
     _store(now, p["layer"], k.reshape(n, n_kv, head_dim), v.reshape(n, n_kv, head_dim))
-    own = range(now.position, now.position + n)  # the tokens' positions
+    last = now.position + n - 1
+    own = range(now.position, last + 1) if p["causal"] else [last] * n  # each token sees what the token there would
     stretches = span.seen(own[0], own[-1], window)
     positions = np.unique(np.concatenate([np.arange(s.start, s.stop) for s in stretches]))  # (length,) that are read
     head = _within(positions, [span.head_seen(t, window) for t in own])  # (n, 1, length) what each token sees
@@ -190,6 +207,11 @@ def attention(step: Step, now: _Pass, plan: Plan, q: np.ndarray, k: np.ndarray, 
 
 def gated(step: Step, now: _Pass, plan: Plan, gate: np.ndarray, up: np.ndarray) -> np.ndarray:
     return ACTIVATIONS[step.params["activation"]](gate) * up
+
+
+def gelu(step: Step, now: _Pass, plan: Plan, x: np.ndarray) -> np.ndarray:
+    below = np.array([math.erfc(-v / math.sqrt(2)) for v in x.reshape(-1).tolist()])  # 2 Phi(x), float64
+    return (x * (0.5 * below.reshape(x.shape))).astype(np.float32)
 
 
 def add(step: Step, now: _Pass, plan: Plan, x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -275,11 +297,14 @@ def _load(now: _Pass, layer: int, head: int, positions: np.ndarray) -> tuple[np.
 ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {"silu": silu, "gelu_tanh": gelu_tanh}
 BODIES: dict[Op, Callable[..., np.ndarray]] = {
     Op.EMBED: embed,
+    Op.ADD_ROWS: add_rows,
     Op.RMSNORM: rmsnorm,
+    Op.LAYERNORM: layernorm,
     Op.LINEAR: linear,
     Op.ROPE: rope,
     Op.ATTENTION: attention,
     Op.GATED: gated,
+    Op.GELU: gelu,
     Op.ADD: add,
     Op.SCALE: scale,
     Op.SOFTCAP: softcap,

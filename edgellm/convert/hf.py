@@ -13,7 +13,9 @@ from ..errors import ConvertError, ModelFormatError, one_line
 from ..gguf.source import MappedFile
 from . import hf_names
 from .checkpoint import Checkpoint
+from .hf_bert import n_token_types
 from .hf_config import HFConfig, Key, model_keys, read_config
+from .hf_pooling import pooling_type
 from .hf_tokenizer import tokenizer_keys
 from .lora import MergedCheckpoint, open_checkpoint
 from .pipeline import Conversion, size_label
@@ -55,15 +57,19 @@ def read(folder: Folder) -> Conversion:
     notes = [*c.notes, *notes, *more]
     if isinstance(folder.checkpoint, MergedCheckpoint):
         notes, files = [*folder.checkpoint.notes, *notes], [*files, *folder.checkpoint.sources]
+    pooling, more_files = pooling_type(folder.path)
+    pooling_keys: list[Key] = [] if pooling is None else [(f"{c.family.arch}.pooling_type", pooling, "u32")]
+    if c.family.encoder:
+        keys = [*keys, ("tokenizer.ggml.token_type_count", n_token_types(c), "u32")]
     general: list[Key] = [
         ("general.type", "model", "str"),
         ("general.name", _name(folder), "str"),
         ("general.size_label", size_label(sum(prod(w.shape) for w in weights)), "str"),
     ]
-    sources = [c.path, *files, *(w.source for w in weights if w.source)]
+    sources = [c.path, *files, *more_files, *(w.source for w in weights if w.source)]
     return Conversion(
         arch=c.family.arch,
-        model_keys=general + _sampling_keys(folder.path, notes) + model_keys(c),
+        model_keys=general + _sampling_keys(folder.path, notes) + model_keys(c) + pooling_keys,
         tokenizer_keys=keys + _template_keys(folder.path),
         weights=weights,
         notes=notes,

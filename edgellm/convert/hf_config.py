@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConvertError, UnsupportedArchitectureError, UnsupportedFeatureError, one_line
+from . import hf_bert
 from .hf_families import FAMILIES, Family, Key, window_keys
 
 
@@ -183,7 +184,7 @@ def read_config(raw: dict[str, Any], path: str) -> HFConfig:
         rotary_dims=r.rotary_dims(family, head_dim, rope),
         n_vocab=r.integer("vocab_size", 1, 1 << 28),
         n_ctx=r.integer("max_position_embeddings", 1, (1 << 31) - 1),
-        norm_eps=r.real(raw, "rms_norm_eps", 0.0, 0.5, 1e-6),
+        norm_eps=r.real(raw, family.norm_eps[0], 0.0, 0.5, family.norm_eps[1]),
         rope=rope,
         tied=r.flag("tie_word_embeddings"),
         attention_bias=r.flag("attention_bias"),
@@ -221,6 +222,11 @@ def model_keys(c: HFConfig) -> list[Key]:
         (f"{a}.embedding_length", c.dim, "u32"),
         (f"{a}.feed_forward_length", c.ffn_dim, "u32"),
         (f"{a}.attention.head_count", c.n_heads, "u32"),
+    ]
+    if c.family.encoder:
+        keys += [(f"{a}.{key}", value, kind) for key, value, kind in hf_bert.keys(c)]
+        return [*keys, (f"{a}.vocab_size", c.n_vocab, "u32")]
+    keys += [
         (f"{a}.attention.head_count_kv", c.n_kv_heads, "u32"),
         (f"{a}.rope.freq_base", c.rope.theta, "f32"),
         (f"{a}.attention.layer_norm_rms_epsilon", c.norm_eps, "f32"),

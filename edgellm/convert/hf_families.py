@@ -44,6 +44,8 @@ class Family:
     norm_offset: float = 0.0  # is added to all norm weights
     qk_norm: str = ""  # "head" or "row": what q_norm and k_norm span
     fused: bool = False  # one matrix for q|k|v, one for gate|up
+    norm_eps: tuple[str, float] = ("rms_norm_eps", 1e-6)  # the norms' epsilon: its name, and what it is without one
+    encoder: bool = False  # a BERT: `hf_bert` has its tensors and keys
     experts: str = ""  # where a layer keeps them; see `EXPERT_NAMES`
 
 
@@ -197,6 +199,8 @@ _GEMMA_DEFAULTS = {
     "query_pre_attn_scalar": 256, "sliding_window": 4096,
 }  # fmt: skip
 
+_BERT = Family("bert", activations=("gelu",), norm_eps=("layer_norm_eps", 1e-12), encoder=True)
+
 # architectures[0] of config.json -> family. llama.cpp drops Mistral's sliding window; transformers applies it.
 FAMILIES: dict[str, Family] = {
     "LlamaForCausalLM": Family("llama", interleaved=True),
@@ -243,4 +247,6 @@ FAMILIES: dict[str, Family] = {
         "smollm3", interleaved=True, keys=_smollm3_keys, window_period=0,
         defaults={"use_sliding_window": False, "tie_word_embeddings": True, "rope_theta": 2e6},
     ),
+    "BertModel": _BERT,
+    "BertForMaskedLM": _BERT,  # its head is left out
 }  # fmt: skip

@@ -3,39 +3,27 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
 
 import numpy as np
 
 from ..errors import ConvertError, ModelFormatError, one_line
+from . import hf_bert
 from .checkpoint import Tensors
 from .hf_config import HFConfig, long_rope_divisors, rope_divisors
 from .hf_families import EXPERT_NAMES, expert_dim, n_experts
 from .pipeline import Weight, constant
+from .tensor_map import Tensor
 
 # Buffers that old versions of transformers saved; they follow from config.json.
 _NOT_WEIGHTS = re.compile(r"(.*\.)?(rotary_emb\.inv_freq|attn\.bias|attention\.masked_bias|attn\.masked_bias)")
 
 
-@dataclass(frozen=True)
-class Tensor:
-    """`source` in the checkpoint becomes `name`. `heads` > 0: rows are reordered for the interleaved rotation.
-
-    `offset` is added to every weight. `stack` names further tensors that follow `source`, one matrix after the other;
-    `shape` is then (number of matrices, rows, columns).
-    """
-
-    source: str
-    name: str
-    shape: tuple[int, ...]  # rows first
-    heads: int = 0
-    offset: float = 0.0
-    stack: tuple[str, ...] = ()
-
-
-def model_tensors(c: HFConfig) -> Iterator[Tensor]:
-    """The tensors of a model in the order in which a pass reads them."""
+def model_tensors(c: HFConfig, names: Collection[str]) -> Iterator[Tensor]:
+    """The tensors of a model in the order in which a pass reads them; `names` are those of the checkpoint."""
+    if c.family.encoder:
+        yield from hf_bert.tensors(c, names)
+        return
     yield Tensor("model.embed_tokens.weight", "token_embd.weight", (c.n_vocab, c.dim))
     for i in range(c.n_layers):
         yield from _layer(c, f"model.layers.{i}", f"blk.{i}")
@@ -112,7 +100,7 @@ def weights(c: HFConfig, checkpoint: Tensors) -> tuple[list[Weight], list[str]]:
 
     Raises MissingTensorError, ModelFormatError (a shape that differs) or ConvertError (a tensor nobody asked for).
     """
-    wanted = list(model_tensors(c))
+    wanted = list(model_tensors(c, frozenset(checkpoint)))
     out, notes = [_weight(c, t, checkpoint) for t in wanted], []
     divisors = rope_divisors(c)
     if divisors is not None:
@@ -122,6 +110,8 @@ def weights(c: HFConfig, checkpoint: Tensors) -> tuple[list[Weight], list[str]]:
     known = {source for t in wanted for source in (t.source, *t.stack)}
     for name in checkpoint:
         if name in known or _NOT_WEIGHTS.fullmatch(name):
+            continue
+        if c.family.encoder and hf_bert.LEFT_OUT.fullmatch(name):
             continue
         if name == "lm_head.weight" and c.tied:
             notes.append("lm_head.weight was left out: config.json ties the head to the embedding table")

@@ -77,8 +77,9 @@ def find_mix(name: str) -> Mix:
 
 
 def stays_f32(name: str, shape: Sequence[int]) -> bool:
-    """Small tensors whose precision costs nothing: vectors, norms, biases, routers of experts."""
-    return len(shape) < 2 or name.endswith(("_norm.weight", ".bias", "_gate_inp.weight")) or name.startswith("rope_f")
+    """Small tensors whose precision costs nothing: vectors, norms, biases, routers of experts, learned positions."""
+    ends, starts = ("_norm.weight", ".bias", "_gate_inp.weight"), ("rope_f", "position_embd.", "token_types.")
+    return len(shape) < 2 or name.endswith(ends) or name.startswith(starts)
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from ..errors import ModelFormatError, one_line
 from ..gguf.source import MappedFile
 
+_T = TypeVar("_T")
 MAX_JSON = 64 << 20  # bytes; the largest tokenizer.json in use has about 35 MB
 
 
@@ -37,6 +39,22 @@ def _no_constant(name: str) -> Any:
 
 def parse(raw: bytes) -> dict[str, Any]:
     """The JSON object in `raw` (UTF-8). Raises StrictJSONError."""
+    value = parse_any(raw)
+    if not isinstance(value, dict):
+        raise StrictJSONError("not an object")
+    return value
+
+
+def parse_objects(raw: bytes) -> list[dict[str, Any]]:
+    """The list of JSON objects in `raw` (UTF-8). Raises StrictJSONError."""
+    value = parse_any(raw)
+    if not isinstance(value, list) or not all(isinstance(row, dict) for row in value):
+        raise StrictJSONError("not a list of objects")
+    return value
+
+
+def parse_any(raw: bytes) -> Any:
+    """The JSON value in `raw` (UTF-8). Raises StrictJSONError."""
     try:
         text = raw.decode("utf-8")
         value = json.loads(text, object_pairs_hook=_pairs, parse_constant=_no_constant)
@@ -50,8 +68,6 @@ def parse(raw: bytes) -> dict[str, Any]:
         raise
     except ValueError as error:  # a number with thousands of digits
         raise StrictJSONError(str(error)) from None
-    if not isinstance(value, dict):
-        raise StrictJSONError("not an object")
     if "\\u" in text and _has_lone_surrogate(value):
         raise StrictJSONError("a string holds half of a surrogate pair")
     return value
@@ -67,6 +83,15 @@ def _has_lone_surrogate(value: Any) -> bool:
 
 def read_object(path: str | os.PathLike[str], *, rule: str | None = None) -> dict[str, Any]:
     """The JSON object in a file. Raises ModelFormatError (also for a folder, a pipe, no permission, over 64 MB)."""
+    return _read(path, parse, rule)
+
+
+def read_objects(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The list of JSON objects in a file. Raises as `read_object`."""
+    return _read(path, parse_objects, None)
+
+
+def _read(path: str | os.PathLike[str], parser: Callable[[bytes], _T], rule: str | None) -> _T:
     file = MappedFile(path)
     try:
         if file.size > MAX_JSON:
@@ -77,6 +102,6 @@ def read_object(path: str | os.PathLike[str], *, rule: str | None = None) -> dic
     finally:
         file.close()
     try:
-        return parse(raw)
+        return parser(raw)
     except StrictJSONError as error:
         raise ModelFormatError(f"not valid JSON: {error}", path=path, rule=rule) from None

@@ -8,7 +8,7 @@ from ..config import WINDOW, ModelConfig
 from ..errors import UnsupportedArchitectureError, UnsupportedFeatureError
 from ..plan import Plan
 from ..weights import tensor_shapes
-from . import gemma2, gemma3, granite, llama, olmo2, phi3, qwen2, qwen3, smollm3
+from . import bert, gemma2, gemma3, granite, llama, olmo2, phi3, qwen2, qwen3, smollm3
 from .parts import Family
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ FAMILIES: dict[str, Family] = {
     "olmo2": olmo2.FAMILY,
     "granite": granite.FAMILY,
     "smollm3": smollm3.FAMILY,
+    "bert": bert.FAMILY,
 }
 _HARMLESS = ("attn_rot_embd", "rope_freqs")  # parts of a layer in old files that repeat the metadata
 

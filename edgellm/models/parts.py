@@ -96,6 +96,7 @@ def attend(
     window: int = 0,
     softcap: float = 0.0,
     scale: float | None = None,
+    causal: bool = True,
 ) -> int:
     """Rotation (None: a layer without positions), attention over the cache and the output matrix."""
     blk = f"blk.{layer}"
@@ -105,7 +106,8 @@ def attend(
         q = b.rope(q, c.head_dim, **how, label=f"{blk}.rope_q")
         k = b.rope(k, c.head_dim, **how, label=f"{blk}.rope_k")
     scale = c.attention_scale if scale is None else scale
-    a = b.attention(q, k, v, layer=layer, scale=scale, window=window, softcap=softcap, **how, label=f"{blk}.attn")
+    how |= {"layer": layer, "scale": scale, "window": window, "softcap": softcap, "causal": causal}
+    a = b.attention(q, k, v, **how, label=f"{blk}.attn")
     return linear(b, a, f"{blk}.attn_output", c.dim, "h")
 
 
@@ -129,6 +131,6 @@ def experts(b: PlanBuilder, c: ModelConfig, h: int, blk: str) -> int:
 def head(b: PlanBuilder, c: ModelConfig, x: int) -> int:
     """Logits of the wanted rows: the last norm and the output matrix, which may be the embedding table itself."""
     x = b.take_rows(x)
-    x = b.rmsnorm(x, "output_norm.weight", c.norm_eps, out="h_out")
+    b.hidden = x = b.rmsnorm(x, "output_norm.weight", c.norm_eps, out="h_out")
     matrix = b.optional("output.weight") or EMBEDDING
     return b.linear(x, matrix, c.n_vocab, bias=b.optional("output.bias"), out="logits", label="output")

@@ -99,6 +99,36 @@ static void rmsnorm(const float *x, const float *w, float *y, int64_t n, float e
     for (; i < n; i++) y[i] = x[i] * inverse * w[i];
 }
 
+static void layernorm(const float *x, const float *w, const float *b, float *y, int64_t n, float eps) {
+    __m256 low = _mm256_setzero_ps(), high = low;
+    float lanes[EL_LANES];
+    int64_t whole = n / EL_LANES * EL_LANES;
+    for (int64_t i = 0; i < whole; i += EL_LANES) {
+        low = _mm256_add_ps(low, _mm256_loadu_ps(x + i));
+        high = _mm256_add_ps(high, _mm256_loadu_ps(x + i + 8));
+    }
+    _mm256_storeu_ps(lanes, low), _mm256_storeu_ps(lanes + 8, high);
+    for (int64_t i = whole; i < n; i++) lanes[i - whole] += x[i];
+    float mean = el_tree16(lanes) / (float)n;
+    __m256 m = _mm256_set1_ps(mean);
+    low = high = _mm256_setzero_ps();
+    for (int64_t i = 0; i < whole; i += EL_LANES) {
+        __m256 u = _mm256_sub_ps(_mm256_loadu_ps(x + i), m), v = _mm256_sub_ps(_mm256_loadu_ps(x + i + 8), m);
+        low = _mm256_fmadd_ps(u, u, low);
+        high = _mm256_fmadd_ps(v, v, high);
+    }
+    _mm256_storeu_ps(lanes, low), _mm256_storeu_ps(lanes + 8, high);
+    for (int64_t i = whole; i < n; i++) lanes[i - whole] = el_fmaf(x[i] - mean, x[i] - mean, lanes[i - whole]);
+    float inverse = 1.0f / sqrtf(el_tree16(lanes) / (float)n + eps);
+    __m256 factor = _mm256_set1_ps(inverse);
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+        __m256 v = _mm256_mul_ps(_mm256_sub_ps(_mm256_loadu_ps(x + i), m), factor);
+        _mm256_storeu_ps(y + i, _mm256_fmadd_ps(v, _mm256_loadu_ps(w + i), _mm256_loadu_ps(b + i)));
+    }
+    for (; i < n; i++) y[i] = el_fmaf((x[i] - mean) * inverse, w[i], b[i]);
+}
+
 /* el_expf, eight at a time */
 INLINE __m256 exp8(__m256 x) {
     const __m256 round = _mm256_set1_ps(EL_EXP_ROUND), one = _mm256_set1_ps(1.0f);
@@ -127,6 +157,28 @@ INLINE __m256 over_one_plus_exp_minus(__m256 x, __m256 u) { /* x / (1 + exp(-u))
 INLINE __m256 gelu8(__m256 x) {
     __m256 cube = _mm256_mul_ps(_mm256_mul_ps(_mm256_set1_ps(EL_GELU_B), x), x);
     return over_one_plus_exp_minus(x, _mm256_mul_ps(_mm256_set1_ps(EL_GELU_A), _mm256_fmadd_ps(cube, x, x)));
+}
+
+INLINE __m256 gelu_exact8(__m256 x) { /* el_gelu_exact */
+    const __m256 sign = _mm256_set1_ps(-0.0f), one = _mm256_set1_ps(1.0f);
+    __m256 a = _mm256_andnot_ps(sign, x), t = _mm256_div_ps(one, _mm256_fmadd_ps(_mm256_set1_ps(EL_PHI_C), a, one));
+    __m256 p = _mm256_fmadd_ps(_mm256_set1_ps(EL_PHI_P8), t, _mm256_set1_ps(EL_PHI_P7));
+    p = _mm256_fmadd_ps(p, t, _mm256_set1_ps(EL_PHI_P6));
+    p = _mm256_fmadd_ps(p, t, _mm256_set1_ps(EL_PHI_P5));
+    p = _mm256_fmadd_ps(p, t, _mm256_set1_ps(EL_PHI_P4));
+    p = _mm256_fmadd_ps(p, t, _mm256_set1_ps(EL_PHI_P3));
+    p = _mm256_fmadd_ps(p, t, _mm256_set1_ps(EL_PHI_P2));
+    p = _mm256_fmadd_ps(p, t, _mm256_set1_ps(EL_PHI_P1));
+    p = _mm256_fmadd_ps(p, t, _mm256_set1_ps(EL_PHI_P0));
+    __m256 e = exp8(_mm256_mul_ps(_mm256_mul_ps(_mm256_set1_ps(-0.5f), a), a));
+    __m256 h = _mm256_mul_ps(_mm256_mul_ps(p, t), e);
+    return _mm256_fnmadd_ps(a, h, _mm256_max_ps(x, _mm256_setzero_ps()));
+}
+
+static void gelu(const float *x, float *y, int64_t n) {
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8) _mm256_storeu_ps(y + i, gelu_exact8(_mm256_loadu_ps(x + i)));
+    for (; i < n; i++) y[i] = el_gelu_exact(x[i]);
 }
 
 static void gated(const float *gate, const float *up, float *y, int64_t n, int activation) {

@@ -116,6 +116,8 @@ const el_kernels el_kernels_avx512 = {
     .quantize_q8_32 = quantize_q8_32,
     .quantize_q8_256 = quantize_q8_256,
     .rmsnorm = rmsnorm,
+    .layernorm = layernorm,
+    .gelu = gelu,
     .gated = gated,
     .add = add,
     ATTENTION_ENTRIES

@@ -140,6 +140,51 @@ static void rmsnorm(const float *x, const float *w, float *y, int64_t n, float e
     }
 }
 
+static void layernorm(const float *x, const float *w, const float *b, float *y, int64_t n, float eps) {
+    __m512 lanes = _mm512_setzero_ps();
+    for (int64_t i = 0; i < n; i += EL_LANES) {
+        __mmask16 m = first_lanes(n - i);
+        lanes = _mm512_mask_add_ps(lanes, m, lanes, _mm512_maskz_loadu_ps(m, x + i));
+    }
+    __m512 mean = _mm512_set1_ps(tree16(lanes) / (float)n);
+    lanes = _mm512_setzero_ps();
+    for (int64_t i = 0; i < n; i += EL_LANES) {
+        __mmask16 m = first_lanes(n - i);
+        __m512 v = _mm512_sub_ps(_mm512_maskz_loadu_ps(m, x + i), mean);
+        lanes = _mm512_mask3_fmadd_ps(v, v, lanes, m);
+    }
+    __m512 inverse = _mm512_set1_ps(1.0f / sqrtf(tree16(lanes) / (float)n + eps));
+    for (int64_t i = 0; i < n; i += EL_LANES) {
+        __mmask16 m = first_lanes(n - i);
+        __m512 v = _mm512_mul_ps(_mm512_sub_ps(_mm512_maskz_loadu_ps(m, x + i), mean), inverse);
+        v = _mm512_fmadd_ps(v, _mm512_maskz_loadu_ps(m, w + i), _mm512_maskz_loadu_ps(m, b + i));
+        _mm512_mask_storeu_ps(y + i, m, v);
+    }
+}
+
+INLINE __m512 gelu_exact16(__m512 x) { /* el_gelu_exact */
+    const __m512 one = _mm512_set1_ps(1.0f);
+    __m512 a = _mm512_abs_ps(x), t = _mm512_div_ps(one, _mm512_fmadd_ps(_mm512_set1_ps(EL_PHI_C), a, one));
+    __m512 p = _mm512_fmadd_ps(_mm512_set1_ps(EL_PHI_P8), t, _mm512_set1_ps(EL_PHI_P7));
+    p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(EL_PHI_P6));
+    p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(EL_PHI_P5));
+    p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(EL_PHI_P4));
+    p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(EL_PHI_P3));
+    p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(EL_PHI_P2));
+    p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(EL_PHI_P1));
+    p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(EL_PHI_P0));
+    __m512 e = exp16(_mm512_mul_ps(_mm512_mul_ps(_mm512_set1_ps(-0.5f), a), a));
+    __m512 h = _mm512_mul_ps(_mm512_mul_ps(p, t), e);
+    return _mm512_fnmadd_ps(a, h, _mm512_max_ps(x, _mm512_setzero_ps()));
+}
+
+static void gelu(const float *x, float *y, int64_t n) {
+    for (int64_t i = 0; i < n; i += EL_LANES) {
+        __mmask16 m = first_lanes(n - i);
+        _mm512_mask_storeu_ps(y + i, m, gelu_exact16(_mm512_maskz_loadu_ps(m, x + i)));
+    }
+}
+
 INLINE __m512 over_one_plus_exp_minus(__m512 x, __m512 u) { /* x / (1 + exp(-u)) */
     __m512 e = exp16(_mm512_xor_ps(u, _mm512_set1_ps(-0.0f)));
     return _mm512_div_ps(x, _mm512_add_ps(_mm512_set1_ps(1.0f), e));

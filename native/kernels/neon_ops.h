@@ -133,6 +133,34 @@ static void rmsnorm(const float *x, const float *w, float *y, int64_t n, float e
     for (; i < n; i++) y[i] = x[i] * inverse * w[i];
 }
 
+static void layernorm(const float *x, const float *w, const float *b, float *y, int64_t n, float eps) {
+    float32x4_t acc[4];
+    float lanes[EL_LANES];
+    int64_t whole = n / EL_LANES * EL_LANES;
+    UNROLL for (int v = 0; v < 4; v++) acc[v] = vdupq_n_f32(0.0f);
+    for (int64_t i = 0; i < whole; i += EL_LANES)
+        UNROLL for (int v = 0; v < 4; v++) acc[v] = vaddq_f32(acc[v], vld1q_f32(x + i + 4 * v));
+    UNROLL for (int v = 0; v < 4; v++) vst1q_f32(lanes + 4 * v, acc[v]);
+    for (int64_t i = whole; i < n; i++) lanes[i - whole] += x[i];
+    float mean = el_tree16(lanes) / (float)n;
+    float32x4_t m = vdupq_n_f32(mean);
+    UNROLL for (int v = 0; v < 4; v++) acc[v] = vdupq_n_f32(0.0f);
+    for (int64_t i = 0; i < whole; i += EL_LANES)
+        UNROLL for (int v = 0; v < 4; v++) {
+            float32x4_t a = vsubq_f32(vld1q_f32(x + i + 4 * v), m);
+            acc[v] = vfmaq_f32(acc[v], a, a);
+        }
+    UNROLL for (int v = 0; v < 4; v++) vst1q_f32(lanes + 4 * v, acc[v]);
+    for (int64_t i = whole; i < n; i++) lanes[i - whole] = el_fmaf(x[i] - mean, x[i] - mean, lanes[i - whole]);
+    float inverse = 1.0f / sqrtf(el_tree16(lanes) / (float)n + eps);
+    int64_t i = 0;
+    for (; i + 4 <= n; i += 4) {
+        float32x4_t v = vmulq_n_f32(vsubq_f32(vld1q_f32(x + i), m), inverse);
+        vst1q_f32(y + i, vfmaq_f32(vld1q_f32(b + i), v, vld1q_f32(w + i)));
+    }
+    for (; i < n; i++) y[i] = el_fmaf((x[i] - mean) * inverse, w[i], b[i]);
+}
+
 /* el_expf, four at a time; min and max keep NaN */
 INLINE float32x4_t exp4(float32x4_t x) {
     const float32x4_t round = vdupq_n_f32(EL_EXP_ROUND), one = vdupq_n_f32(1.0f);
@@ -158,6 +186,27 @@ INLINE float32x4_t over_one_plus_exp_minus(float32x4_t x, float32x4_t u) { /* x 
 INLINE float32x4_t gelu4(float32x4_t x) {
     float32x4_t cube = vmulq_f32(vmulq_n_f32(x, EL_GELU_B), x);
     return over_one_plus_exp_minus(x, vmulq_n_f32(vfmaq_f32(x, cube, x), EL_GELU_A));
+}
+
+INLINE float32x4_t gelu_exact4(float32x4_t x) { /* el_gelu_exact */
+    const float32x4_t one = vdupq_n_f32(1.0f);
+    float32x4_t a = vabsq_f32(x), t = vdivq_f32(one, vfmaq_f32(one, vdupq_n_f32(EL_PHI_C), a));
+    float32x4_t p = vfmaq_f32(vdupq_n_f32(EL_PHI_P7), vdupq_n_f32(EL_PHI_P8), t);
+    p = vfmaq_f32(vdupq_n_f32(EL_PHI_P6), p, t);
+    p = vfmaq_f32(vdupq_n_f32(EL_PHI_P5), p, t);
+    p = vfmaq_f32(vdupq_n_f32(EL_PHI_P4), p, t);
+    p = vfmaq_f32(vdupq_n_f32(EL_PHI_P3), p, t);
+    p = vfmaq_f32(vdupq_n_f32(EL_PHI_P2), p, t);
+    p = vfmaq_f32(vdupq_n_f32(EL_PHI_P1), p, t);
+    p = vfmaq_f32(vdupq_n_f32(EL_PHI_P0), p, t);
+    float32x4_t h = vmulq_f32(vmulq_f32(p, t), exp4(vmulq_f32(vmulq_n_f32(a, -0.5f), a)));
+    return vfmsq_f32(vmaxq_f32(x, vdupq_n_f32(0.0f)), a, h);
+}
+
+static void gelu(const float *x, float *y, int64_t n) {
+    int64_t i = 0;
+    for (; i + 4 <= n; i += 4) vst1q_f32(y + i, gelu_exact4(vld1q_f32(x + i)));
+    for (; i < n; i++) y[i] = el_gelu_exact(x[i]);
 }
 
 static void gated(const float *gate, const float *up, float *y, int64_t n, int activation) {

@@ -262,6 +262,19 @@ static void rmsnorm(const float *x, const float *w, float *y, int64_t n, float e
     for (i = 0; i < n; i++) y[i] = x[i] * inverse * w[i];
 }
 
+static void layernorm(const float *x, const float *w, const float *b, float *y, int64_t n, float eps) {
+    float sum[EL_LANES] = {0}, squares[EL_LANES] = {0};
+    for (int64_t i = 0; i < n; i++) sum[i % EL_LANES] += x[i];
+    float mean = el_tree16(sum) / (float)n;
+    for (int64_t i = 0; i < n; i++) squares[i % EL_LANES] = el_fmaf(x[i] - mean, x[i] - mean, squares[i % EL_LANES]);
+    float inverse = 1.0f / sqrtf(el_tree16(squares) / (float)n + eps);
+    for (int64_t i = 0; i < n; i++) y[i] = el_fmaf((x[i] - mean) * inverse, w[i], b[i]);
+}
+
+static void gelu(const float *x, float *y, int64_t n) {
+    for (int64_t i = 0; i < n; i++) y[i] = el_gelu_exact(x[i]);
+}
+
 static void gated(const float *gate, const float *up, float *y, int64_t n, int activation) {
     if (activation == EL_ACT_GELU_TANH)
         for (int64_t i = 0; i < n; i++) y[i] = el_gelu(gate[i]) * up[i];
@@ -323,6 +336,8 @@ const el_kernels el_kernels_portable = {
     .quantize_q8_32 = quantize_q8_32,
     .quantize_q8_256 = quantize_q8_256,
     .rmsnorm = rmsnorm,
+    .layernorm = layernorm,
+    .gelu = gelu,
     .gated = gated,
     .add = add,
     .softcap = softcap,

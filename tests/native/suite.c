@@ -162,17 +162,21 @@ static int near(double got, double exact, double scale) { return fabs(got - exac
 
 static void op_suite(const el_kernels *table) {
     enum { N = 77 };
-    float x[N], w[N], silu[N], gelu[N], norm[N], added[N];
-    double ss = 0;
+    float x[N], w[N], silu[N], gelu[N], norm[N], added[N], exact[N], layer[N];
+    double ss = 0, mean = 0, variance = 0;
     for (int i = 0; i < N; i++) {
         x[i] = (float)(i - 38) * 0.37f;
         w[i] = 1.0f + (float)(i % 5) * 0.25f;
         ss += (double)x[i] * x[i];
+        mean += (double)w[i] / N; /* x has none */
     }
     table->gated(x, w, silu, N, EL_ACT_SILU);
     table->gated(x, w, gelu, N, EL_ACT_GELU_TANH);
     table->rmsnorm(x, w, norm, N, 1e-5f);
     table->add(x, w, added, N);
+    table->gelu(x, exact, N);
+    table->layernorm(w, x, w, layer, N, 1e-12f);
+    for (int i = 0; i < N; i++) variance += (w[i] - mean) * (w[i] - mean) / N;
     int ok = 1;
     for (int i = 0; i < N; i++) {
         double v = x[i], u = 0.7978845608028654 * (v + 0.044715 * v * v * v);
@@ -180,6 +184,8 @@ static void op_suite(const el_kernels *table) {
         ok &= near(gelu[i], 0.5 * v * (1 + tanh(u)) * w[i], fabs(v) + 1e-9);
         ok &= near(norm[i], v / sqrt(ss / N + 1e-5) * w[i], 4);
         ok &= added[i] == x[i] + w[i];
+        ok &= fabs(exact[i] - 0.5 * v * erfc(-v * 0.7071067811865476)) <= 4e-7 * fabs(v) + 1e-12;
+        ok &= near(layer[i], (w[i] - mean) / sqrt(variance + 1e-12) * v + w[i], 14);
     }
     expect(ok, table->name, "activation, norm or sum against double", 0, 0, N, 0, 0);
 }

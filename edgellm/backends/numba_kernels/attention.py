@@ -103,12 +103,12 @@ def _add_split(state, s, mixed, part, target, head_dim):
 
 @register_jitable
 def _meet_page(
-    values, queries, page, factors, t0, t1, n_heads, head, group, head_dim, softcap, stretch, place, position, window,
-    block, scores, state, part,
+    values, queries, page, factors, t0, t1, n_heads, head, group, head_dim, softcap, stretch, place, position, ahead,
+    window, block, scores, state, part,
 ):  # fmt: skip
     """All queries of a tile, tokens [t0, t1), meet a decoded page of keys, or of values."""
     for i in range((t1 - t0) * group):
-        low, high = seen(stretch, place, position + t0 + i // group, window)
+        low, high = seen(stretch, place, max(position + t0 + i // group, ahead), window)
         low, high = max(low - block * PAGE, 0), min(high - block * PAGE, PAGE)  # lanes [low, high) are seen
         here, s = (i * SPLIT + block % SPLIT) * PAGE, i * _STATE
         if low < high and values == 0:
@@ -120,12 +120,14 @@ def _meet_page(
 
 def _attend(
     q, turned, out, bytes8, halves, floats, page_bytes, k_bytes, head_bytes, table, place, n_heads, n_kv, head_dim,
-    window, scale, softcap, position, n_tokens, first, last, cancel,
+    window, scale, softcap, position, n_tokens, causal, first, last, cancel,
 ):  # fmt: skip
     """Items [first, last) of (token tile, KV head): out = softmax(scale * q . K) V, both (n_tokens, n_heads, head_dim).
 
-    A token sees the positions of `span.seen`: the head's keys meet `turned` (as q), the tail's meet `q`.
+    A token sees the positions of `span.seen`: the head's keys meet `turned` (as q), the tail's meet `q`. Where `causal`
+    is 0, it sees what the last token of the pass sees.
     """
+    ahead = 0 if causal else position + n_tokens - 1  # every token sees at least what the token here does
     group = n_heads // n_kv
     n_states = min(TILE, n_tokens) * group  # queries of a tile
     page = np.empty(head_dim * PAGE, np.float32)  # K (head_dim, 64) or V (64, head_dim)
@@ -138,7 +140,9 @@ def _attend(
         t1 = min(t0 + TILE, n_tokens)
         state[:] = np.float32(0.0)
         for stretch in range(HEAD, TAIL + 1):
-            start, end = blocks_seen(stretch, place, position + t0, position + t1, window)
+            start, end = blocks_seen(
+                stretch, place, max(position + t0, ahead), max(position + t1, ahead + 1), window
+            )
             for split in range(start // SPLIT, (end - 1) // SPLIT + 1):
                 for i in range(n_states):
                     put(state, i * _STATE + _PART_TOP, np.float32(-np.inf))
@@ -157,10 +161,10 @@ def _attend(
                         LOAD_K(page, factors, scale, head_dim, bytes8, halves, floats, base, True)
                     _meet_page(
                         values, q if stretch == TAIL else turned, page, factors, t0, t1, n_heads, head, group, head_dim,
-                        softcap, stretch, place, position, window, block, scores, state, part,
+                        softcap, stretch, place, position, ahead, window, block, scores, state, part,
                     )  # fmt: skip
                 for i in range((t1 - t0) * group):
-                    low, high = seen(stretch, place, position + t0 + i // group, window)
+                    low, high = seen(stretch, place, max(position + t0 + i // group, ahead), window)
                     if max(low, b0 * PAGE) < min(high, b1 * PAGE):
                         _add_split(state, i * _STATE, mixed, part, i * head_dim, head_dim)
         for i in range((t1 - t0) * group):
@@ -174,7 +178,7 @@ def kernels(k_type: str, v_type: str) -> tuple[Kernel, Kernel]:
     """(store, attend) for pages that hold K and V in these types (`edgellm.cache.KV_TYPES`)."""
     cache = (i8s, u16s, f32s, INT, INT, INT, i32s, i64s)
     store = types.void(f32s, f32s, *cache, INT, INT, INT, INT)
-    attend = types.void(f32s, f32s, f32s, *cache, INT, INT, INT, INT, F32, F32, INT, INT, INT, INT, i32s)
+    attend = types.void(f32s, f32s, f32s, *cache, INT, INT, INT, INT, F32, F32, INT, INT, INT, INT, INT, i32s)
     name = k_type if k_type == v_type else f"{k_type}_{v_type}"
     return (
         Kernel(variant(_store, STORE_K=STORE[k_type], STORE_V=STORE[v_type]), store, f"store_{name}"),

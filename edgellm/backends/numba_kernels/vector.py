@@ -31,6 +31,16 @@ _T3, _T5, _T7, _T9, _T11 = (
 )
 
 
+# Phi(-a) = t P(t) exp(-a^2 / 2), t = 1 / (1 + c a) (formats/arithmetic.md).
+_PHI_C, _P0, _P1, _P2, _P3, _P4, _P5, _P6, _P7, _P8 = (
+    np.float32(float.fromhex(h))
+    for h in (
+        "0x1.6p-2", "0x1.18d2a8p-3", "0x1.19a722p-3", "0x1.deb29ep-4", "0x1.cb3146p-4", "-0x1.368b58p-5",
+        "0x1.828c26p-3", "-0x1.142740p-2", "0x1.24767ap-3", "-0x1.c3e82cp-6",
+    )
+)  # fmt: skip
+
+
 @register_jitable
 def exp32(x):
     """exp(x) in float32; NaN for NaN."""
@@ -57,6 +67,40 @@ def rmsnorm(x, weight, y, cols, first, last, eps):
         inverse = np.float32(1.0) / np.sqrt(mean + eps)
         for i in range(cols):
             put(y, base + i, at(x, base + i) * inverse * at(weight, i))
+
+
+@kernel(f32s, f32s, f32s, f32s, INT, INT, INT, F32)
+def layernorm(x, weight, bias, y, cols, first, last, eps):
+    """Rows [first, last): y = (x - mean) / sqrt(variance + eps) * weight + bias."""
+    ones, centred = np.ones(cols, np.float32), np.empty(cols, np.float32)
+    for row in range(first, last):
+        base = row * cols
+        mean = dot_f32(x, base, ones, 0, cols) / np.float32(cols)
+        for i in range(cols):
+            put(centred, i, at(x, base + i) - mean)
+        variance = dot_f32(centred, 0, centred, 0, cols) / np.float32(cols)
+        inverse = np.float32(1.0) / np.sqrt(variance + eps)
+        for i in range(cols):
+            put(y, base + i, fma(at(centred, i) * inverse, at(weight, i), at(bias, i)))
+
+
+@kernel(f32s, f32s, INT, INT)
+def gelu(x, y, first, last):
+    """y = x * Phi(x) for flat indices [first, last): max(x, 0) - |x| Phi(-|x|) (Hendrycks and Gimpel 2016)."""
+    for i in range(first, last):
+        value = at(x, i)
+        a = abs(value)
+        t = np.float32(1.0) / fma(_PHI_C, a, np.float32(1.0))
+        p = fma(_P8, t, _P7)
+        p = fma(p, t, _P6)
+        p = fma(p, t, _P5)
+        p = fma(p, t, _P4)
+        p = fma(p, t, _P3)
+        p = fma(p, t, _P2)
+        p = fma(p, t, _P1)
+        p = fma(p, t, _P0)
+        h = p * t * exp32(np.float32(-0.5) * a * a)
+        put(y, i, fma(-a, h, value if value > 0 else np.float32(0.0)))
 
 
 @kernel(f32s, f32s, f32s, INT, INT)
