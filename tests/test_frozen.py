@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 HOOKS = ROOT / "edgellm" / "_pyinstaller"
 SUFFIX = ".exe" if sys.platform == "win32" else ""
 COMMANDS = ("cli", "chat", "__main__", "_pyinstaller")  # only in programs that import edgellm.cli
-FOR_NUMBA = ("edgellm.backends.numba_", "edgellm.backends.numba_matrix", "edgellm.backends.numba_kernels")
+FOR_NUMBA = tuple(f"edgellm.backends.numba_{part}" for part in ("", "choice", "matrix", "kernels"))
 
 # One analysis, three programs: the example as one file, and in a folder with a script that looks around inside.
 SPEC = """

@@ -18,6 +18,7 @@ from edgellm import clib
 from edgellm.backends import create, numba_
 from edgellm.backends.compare import compare, nmse
 from edgellm.backends.numba_ import NumbaBackend
+from edgellm.backends.numba_choice import kernels_of
 from edgellm.backends.numba_kernels import linear
 from edgellm.backends.numba_kernels.jit import Kernel
 from edgellm.backends.numba_matrix import Matrix, linear_rows
@@ -180,11 +181,12 @@ def test_prepare_names_all_kernels_that_a_pass_calls(
         backend = NumbaBackend(plan, weights)
         steps: list[tuple[int, int]] = []
         backend.prepare("f16", lambda done, total: steps.append((done, total)))
-        assert all(kernel.ready for kernel in backend._kernels("f16"))
+        kernels = kernels_of(backend._fused, backend._matrices, "f16")
+        assert all(kernel.ready for kernel in kernels)
         assert steps == [(i, len(steps) - 1) for i in range(len(steps))]
         monkeypatch.setattr(Kernel, "__call__", spy)
         run(backend, plan, some_ids(20, plan.n_vocab), kv_type="f16", chunk=15)
-        assert called == {kernel.name for kernel in backend._kernels("f16")}
+        assert called == {kernel.name for kernel in kernels}
 
 
 def test_matrices_of_a_few_rows(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ _NATIVE = can_import_module("edgellm._native")
 # The commands have a hook of their own: a program with a window has no use for them.
 _LEFT_OUT = ["edgellm.cli", "edgellm.chat", "edgellm.__main__", "edgellm._pyinstaller"]
 if _NATIVE:
-    _LEFT_OUT += ["edgellm.backends.numba_", "edgellm.backends.numba_matrix", "edgellm.backends.numba_kernels"]
+    _LEFT_OUT += [f"edgellm.backends.numba_{part}" for part in ("", "choice", "matrix", "kernels")]
 
 
 def _wanted(name: str) -> bool:
