@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PY     := $(BIN)/python
 
-.PHONY: tokenizer-parity help chat test native lint gen-check native-suite asan suite-arm64 suite-x86 mingw peer-check compare convert-memory kv-quality parity numba-ratio stream-forever clean
+.PHONY: tokenizer-parity help chat test native lint gen-check native-suite asan suite-arm64 suite-x86 mingw peer-check compare convert-memory kv-quality parity numba-ratio stream-forever site site-serve pictures clean
 
 help:
 	@echo "make chat     install into $(VENV) and talk to the built-in model"
@@ -129,6 +129,17 @@ stream-forever:
 LLAMA_PYTHON ?= $(PEER_PYTHON)
 parity:
 	$(PY) tools/parity_all.py --peer-python $(PEER_PYTHON) --llama-python $(LLAMA_PYTHON) --write docs/parity.md $(PARITY)
+
+# The site, into build/site: guides, the API from its docstrings, commands from themselves. Links are checked.
+site:
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet
+
+site-serve:
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs serve
+
+# The diagrams of docs/how-it-works.md.
+pictures:
+	$(PY) tools/draw_docs.py docs/pictures
 
 clean:
 	rm -rf build dist *.egg-info edgellm/*.so
