@@ -19,7 +19,7 @@ _BLOCK = re.compile(r"^```python\n(.*?)^```", re.M | re.S)
 _LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
 # On the site only: written by tools/site_hooks.py.
 MADE = {"cli.md", "changelog.md"}
-GUIDES = [ROOT / "README.md", ROOT / "docs/index.md", ROOT / "docs/apps.md"]
+GUIDES = [ROOT / "README.md", ROOT / "docs/index.md", ROOT / "docs/apps.md", ROOT / "docs/models.md"]
 
 
 # Each block for itself, with a model at hand as the text around it has one.

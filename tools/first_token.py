@@ -1,4 +1,4 @@
-"""How long it takes from `edgellm.load()` of a file to the first token, in fresh processes; the file is in the page cache.
+"""The time from `edgellm.load()` of a file to the first token, in fresh processes; the file is in the page cache.
 
     python tools/first_token.py packed.gguf -r 12        # `edgellm pack IN.gguf packed.gguf` writes such a file
 
