@@ -11,11 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from .errors import Cancelled, InvalidArgumentError
+from .errors import InvalidArgumentError
 from .imatrix import Imatrix
 from .ops import Op
-
-ProgressCallback = Callable[[str, int, int, str], "bool | None"]
+from .progress import Meter, ProgressCallback
 
 
 def collect(
@@ -39,7 +38,7 @@ def collect(
     beginning-of-text token where the model has one; what is left over at the end is not used, as in llama.cpp. Chunks
     `first_chunk` .. `first_chunk + n_chunks - 1` are run (None: all). `into`: statistics to go on with, of this model;
     it gets the new ones. `process_output`: measure the output head too. `on_chunk` is called with the statistics after
-    each chunk; `progress(stage, done, total, unit)` may return False to stop with Cancelled.
+    each chunk; `progress` gets a `Progress` and may return False to stop with Cancelled.
 
     Raises InvalidArgumentError (no whole chunk, arguments out of range), Cancelled, and the errors of loading a model.
     """
@@ -57,11 +56,12 @@ def collect(
         if not chunks:
             raise InvalidArgumentError(f"the text has no whole chunk of {chunk_size} tokens after {first_chunk} chunks")
         collector = _Collector(loaded, out, process_output)
-        for i, tokens in enumerate(chunks):
-            if progress is not None and progress("measuring", i, len(chunks), "chunks") is False:
-                raise Cancelled("measuring was cancelled; chunks that were done are in the statistics")
+        left = "chunks that were done are in the statistics"
+        meter = Meter(progress, "measuring", len(chunks), "chunks", left)
+        for tokens in chunks:
             collector.run(tokens)
             out.n_chunks += 1
+            meter.advance(1)
             if on_chunk is not None:
                 on_chunk(out)
     finally:

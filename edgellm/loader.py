@@ -9,7 +9,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from edgellm.errors import Cancelled, InvalidArgumentError, ModelFormatError, TokenizerError
+from edgellm.errors import InvalidArgumentError, ModelFormatError, TokenizerError
+from edgellm.progress import Meter, ProgressCallback, tell
 from edgellm.results import Progress
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from edgellm.weights import Weights
 
 _log = logging.getLogger("edgellm")
-ProgressCallback = Callable[[Progress], Any]
 
 
 class Loaded:
@@ -97,14 +97,15 @@ class Loaded:
         aside = _Aside(lambda: _tokenizer(self.file, self.plan.n_vocab))
         self.sampling_defaults = _sampling_defaults(self.file)
         self.chat_template = chat_template if chat_template is not None else _own_template(self.file)
-        tell(progress, Progress("loading", 0, weights.n_bytes))
+        meter, n_bytes = Meter(progress, "loading", weights.n_bytes), weights.n_bytes
         self.runner = create(
             backend, self.plan, weights, n_threads=self.threads, max_tokens=PREFILL_CHUNK,
-            progress=_fraction(progress, weights.n_bytes), **weight_options,
+            progress=None if progress is None else lambda done, of: meter.reach(min(done * n_bytes // of, n_bytes - 1)),
+            **weight_options,
         )  # fmt: skip
-        self.tokenizer = aside.result(lambda: tell(progress, Progress("loading", weights.n_bytes - 1, weights.n_bytes)))
+        self.tokenizer = aside.result(lambda: meter.reach(n_bytes - 1))
         _check_vocabulary(self.file, self.tokenizer.n_vocab, self.plan.n_vocab)
-        tell(progress, Progress("loading", weights.n_bytes, weights.n_bytes))
+        meter.reach(n_bytes)
         if hasattr(self.runner, "prepare"):  # compiles its kernels: seconds, the first time
             self.runner.prepare(self.kv_type, lambda n, of: tell(progress, Progress("compiling", n, of, "kernels")))
         self.weights = weights
@@ -166,19 +167,6 @@ class _Aside:
         if self._error is not None:
             raise self._error
         return self._value
-
-
-def tell(progress: ProgressCallback | None, value: Progress) -> None:
-    """Call back; an answer of False ends the work with Cancelled."""
-    if progress is not None and progress(value) is False:
-        raise Cancelled(f"{value.stage} was stopped by its progress callback")
-
-
-def _fraction(progress: ProgressCallback | None, n_bytes: int) -> Callable[[int, int], None] | None:
-    """A backend's own count of bytes as a share of all the weights; the last step is told when the backend is there."""
-    if progress is None:
-        return None
-    return lambda done, total: tell(progress, Progress("loading", min(done * n_bytes // total, n_bytes - 1), n_bytes))
 
 
 def backend_isa(runner: Any) -> str:
@@ -262,5 +250,3 @@ def _sampling_defaults(file: GGUFFile) -> dict[str, float | int]:
 def _own_template(file: GGUFFile) -> str | None:
     template = file.get("tokenizer.chat_template", str, None)
     return template or None
-
-

@@ -23,7 +23,7 @@ from edgellm.calls import Call, Defaults, chosen_sampling, gather, submit
 from edgellm.errors import InvalidArgumentError, ModelClosedError
 from edgellm.generate import Generation
 from edgellm.prompt import ChatPrompt, Message, Tool
-from edgellm.results import Progress, Result
+from edgellm.results import Result
 from edgellm.sampling import Sampling
 from edgellm.stream import Stream
 from edgellm.worker import Worker
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from edgellm.async_stream import AsyncStream
     from edgellm.calls import CallOptions, SamplingOptions
+    from edgellm.progress import ProgressCallback
     from edgellm.session import Session
     from edgellm.worker import Job
 
@@ -52,7 +53,7 @@ def load(
     chat_template: str | None = None,
     seed: int | None = None,
     exact: bool = False,
-    progress: Callable[[Progress], Any] | None = None,
+    progress: ProgressCallback | None = None,
     pack: bool = True,
     huge_pages: bool = False,
     overflow: Overflow | str | None = None,

@@ -19,7 +19,7 @@ import numpy as np
 from . import quants
 from .backends.lowering import panel_tensors
 from .blocks import ALL
-from .convert.pipeline import Meter, ProgressCallback, check_output
+from .convert.pipeline import check_output
 from .errors import ConvertError, ModelFormatError
 from .gguf import GGUFFile, GGUFWriter, TensorInfo, open_gguf
 from .gguf.constants import DEFAULT_ALIGNMENT
@@ -27,6 +27,7 @@ from .gguf.packed import ALIGNMENT, DIGEST, PANEL_VERSION, PREFIX, VERSION, head
 from .machine import choose_threads
 from .models import build_plan, read_config
 from .parallel import parallel
+from .progress import Meter, ProgressCallback
 from .quants.panels import ROWS
 from .weights import Weights
 
@@ -65,7 +66,7 @@ def pack(
 ) -> PackReport:
     """Write the GGUF file `src` as a packed one; without `out` as NAME.packed.gguf, which must not be there.
 
-    Nothing is lost: `unpack` gives every tensor back bit for bit. `progress(stage, done, total, unit)` may return False
+    Nothing is lost: `unpack` gives every tensor back bit for bit. `progress` gets a `Progress` and may return False
     to stop. Raises the errors of the reader and of the model families, ConvertError (packed already, or nothing in it
     has panels), OutputError, Cancelled; the output is then not there, an old one stays as it was.
     """
@@ -114,7 +115,9 @@ def unpack(
                     writer.add_raw(key, file.metadata.raw(key))
             for t in file.tensors.values():
                 writer.add_tensor_info(t.name, t.shape, t.type)
-            meter = Meter(progress, "unpacking", sum(t.stored_bytes for t in file.tensors.values()))
+            meter = Meter(
+                progress, "unpacking", sum(t.stored_bytes for t in file.tensors.values()), left="nothing was written"
+            )
             for t in file.tensors.values():
                 writer.write_tensor(t.name, _checked_rows(file, t, meter))
         same = _SourceHash([path]).result() == info.source_sha256
@@ -225,7 +228,7 @@ def _write_tensors(
     """The data of all tensors, then the checksums over the header that is there already."""
     for t in file.tensors.values():
         writer.add_tensor_info(t.name, t.shape, t.type, panels=t.name in in_panels)
-    meter = Meter(progress, "packing", sum(t.n_bytes for t in file.tensors.values()))
+    meter = Meter(progress, "packing", sum(t.n_bytes for t in file.tensors.values()), left="nothing was written")
     digests = []
     for t in file.tensors.values():
         sha = hashlib.sha256()

@@ -15,15 +15,15 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgellm.errors import Cancelled, InvalidArgumentError, ModelFileNotFoundError, ModelFormatError
+from edgellm.errors import InvalidArgumentError, ModelFileNotFoundError, ModelFormatError
 from edgellm.gguf.output import AtomicFile
-from edgellm.results import Progress
+from edgellm.progress import Meter, ProgressCallback
+from edgellm.sampling.logprobs import log_softmax
 
 if TYPE_CHECKING:
     from edgellm.model import Model
@@ -87,12 +87,13 @@ def perplexity(
     *,
     save_logits: str | os.PathLike[str] | None = None,
     kld_base: str | os.PathLike[str] | None = None,
-    progress: Callable[[Progress], Any] | None = None,
+    progress: ProgressCallback | None = None,
 ) -> PerplexityResult:
     """Perplexity of `model` on `text` in windows of `n_ctx` tokens, at most `n_chunks` of them.
 
     `save_logits` writes the file that `kld_base` of a later call compares with; with `kld_base` the text and windows
-    are those of the file, and `text` and `n_ctx` count no more. `progress` is called after each window.
+    are those of the file, and `text` and `n_ctx` count no more. `progress` gets a `Progress` as windows are
+    done; returning False ends it with Cancelled.
 
     Raises InvalidArgumentError (a text of less than two windows, a window longer than the model's), OutputError, and
     ModelFormatError where `kld_base` is no such file or one of another vocabulary.
@@ -140,14 +141,19 @@ def _windows(model: Model, text: str | None, n_ctx: int) -> np.ndarray:
 
 
 def _measure(
-    model: Model, windows: np.ndarray, base: LogitsFile | None, writer: _Writer | None, progress: Any
+    model: Model,
+    windows: np.ndarray,
+    base: LogitsFile | None,
+    writer: _Writer | None,
+    progress: ProgressCallback | None,
 ) -> PerplexityResult:
     start, n_ctx = time.perf_counter(), windows.shape[1]
     first = n_ctx // 2  # the position whose logits foretell the first token that counts
     bos = model.tokenizer.bos_id if model.tokenizer.add_bos else None
     losses: list[np.ndarray] = []
     compared, running = _Compared(), []
-    for i, tokens in enumerate(windows):
+    meter = Meter(progress, "perplexity", len(windows), "windows")
+    for tokens in windows:
         ids = tokens.tolist()
         if bos is not None:
             ids[0] = bos
@@ -163,8 +169,7 @@ def _measure(
             if base is not None:
                 compared.add(base.read(len(wanted)), log_p, wanted)
         running.append(float(np.exp(np.concatenate(losses).mean())))
-        if progress is not None and progress(Progress("perplexity", i + 1, len(windows), "windows")) is False:
-            raise Cancelled()
+        meter.advance(1)
     loss = np.concatenate(losses)
     nll = float(loss.mean())
     ppl = math.exp(nll)
@@ -179,14 +184,6 @@ def _measure(
         running=running,
         divergence=compared.result(loss) if base is not None else None,
     )
-
-
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Natural logarithms of the probabilities, float64, of logits (rows, n_vocab)."""
-    shifted = logits.astype(np.float64)
-    shifted -= shifted.max(axis=1, keepdims=True)
-    shifted -= np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    return shifted
 
 
 def _error(values: np.ndarray) -> float:

@@ -18,10 +18,11 @@ from .blocks import BF16, F16, F32, BlockType
 from .convert.choice import NUMBERS, Wish, choose, imatrix_keys, parse_wish
 from .convert.mixes import QUANTIZATION_VERSION, stays_f32
 from .convert.pack import check_range, pack
-from .convert.pipeline import CHUNK, Meter, ProgressCallback, check_output, join_notes
+from .convert.pipeline import CHUNK, check_output, join_notes
 from .errors import ConvertError
 from .gguf import GGUFFile, GGUFWriter, TensorInfo, open_gguf
 from .imatrix import Imatrix
+from .progress import Meter, ProgressCallback
 
 __all__ = ["KindReport", "QuantizeReport", "quantize"]
 
@@ -102,7 +103,7 @@ class _Errors:
 
 
 def kind_of(name: str) -> str:
-    """"blk.12.attn_q.weight" -> "attn_q.weight"."""
+    """ "blk.12.attn_q.weight" -> "attn_q.weight"."""
     return re.sub(r"^blk\.\d+\.", "", name)
 
 
@@ -129,7 +130,7 @@ def quantize(
     in which REGEX is found, the first one wins; `output_tensor_type` and `token_embedding_type` for these two; `pure`:
     the mix's base type for all others. `measure`: also report the errors of each kind of tensor.
     A file that is quantised already is refused unless `allow_requantize`, because the errors of both roundings add up.
-    `progress(stage, done, total, unit)` may return False to stop.
+    `progress` gets a `Progress` and may return False to stop.
 
     Raises ModelFormatError and its kin (a bad source), ConvertError, InvalidArgumentError, OutputError, Cancelled. The
     output is then not there (an old one stays as it was).
@@ -145,7 +146,7 @@ def quantize(
         with GGUFWriter(path, file.get("general.architecture", str)) as writer:
             _copy_metadata(file, writer, wish)
             total = sum(writer.add_tensor_info(job.info.name, job.info.shape, job.type) for job in jobs)
-            meter = Meter(progress, "quantising", total)
+            meter = Meter(progress, "quantising", total, left="nothing was written")
             for job in jobs:
                 writer.write_tensor(job.info.name, _convert(file, job, meter, errors))
         before = file.n_bytes

@@ -16,3 +16,9 @@ def shared_data() -> Path:
     if not path.is_dir():
         pytest.skip(f"needs {path}")
     return path
+
+
+@pytest.fixture
+def every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Progress callbacks hear of every step, not only ten times a second."""
+    monkeypatch.setattr("edgellm.progress.INTERVAL", 0.0)

@@ -13,12 +13,17 @@ from convert_inputs import hf_folder
 
 from edgellm.convert import convert
 from edgellm.errors import Cancelled, ModelFileChanged, OutputError
+from edgellm.results import Progress
+
+pytestmark = pytest.mark.usefixtures("every_step")
 
 SCRIPT = """
 import os, signal, sys
 from edgellm.convert import convert
-def progress(stage, done, total, unit):
-    if done > total / 2:
+import edgellm.progress
+edgellm.progress.INTERVAL = 0
+def progress(p):
+    if p.done > p.total / 2:
         os.kill(os.getpid(), getattr(signal, sys.argv[3]))
 convert(sys.argv[1], sys.argv[2], "f32", progress=progress)
 """
@@ -36,26 +41,26 @@ def out_of(folder: Path) -> Path:
 
 
 def test_progress_counts_bytes_up_to_the_end(folder: Path) -> None:
-    calls: list[tuple[str, int, int, str]] = []
-    report = convert(folder, out_of(folder), "q8_0", progress=lambda *args: calls.append(args))
-    done = [call[1] for call in calls]
+    calls: list[Progress] = []
+    report = convert(folder, out_of(folder), "q8_0", progress=calls.append)
+    done = [call.done for call in calls]
     assert done == sorted(done)
-    assert (done[0], done[-1]) == (0, calls[0][2])
-    assert {(stage, unit) for stage, _, _, unit in calls} == {("converting", "bytes")}
+    assert (done[0], done[-1]) == (0, calls[0].total)
+    assert {(call.stage, call.unit) for call in calls} == {("converting", "bytes")}
     assert len(calls) == report.n_tensors + 1
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 def test_a_callback_can_stop_it_at_any_time(folder: Path, share: float) -> None:
     with pytest.raises(Cancelled):
-        convert(folder, out_of(folder), progress=lambda stage, done, total, unit: done < share * total)
+        convert(folder, out_of(folder), progress=lambda p: p.done < share * p.total)
     assert list(out_of(folder).parent.iterdir()) == []
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, MemoryError])
 def test_an_exception_leaves_nothing(folder: Path, error: type[BaseException]) -> None:
-    def progress(stage: str, done: int, total: int, unit: str) -> None:
-        if done > total / 2:
+    def progress(p: Progress) -> None:
+        if p.done > p.total / 2:
             raise error
 
     with pytest.raises(error):
@@ -66,7 +71,7 @@ def test_an_exception_leaves_nothing(folder: Path, error: type[BaseException]) -
 def test_an_old_output_stays_as_it_was(folder: Path) -> None:
     out_of(folder).write_bytes(b"old")
     with pytest.raises(Cancelled):
-        convert(folder, out_of(folder), progress=lambda stage, done, total, unit: done < total / 2)
+        convert(folder, out_of(folder), progress=lambda p: p.done < p.total / 2)
     assert [p.name for p in out_of(folder).parent.iterdir()] == ["o.gguf"]
     assert out_of(folder).read_bytes() == b"old"
 
@@ -83,8 +88,8 @@ def test_a_signal_leaves_no_output(folder: Path, name: str) -> None:
 
 
 def test_a_source_that_is_cut_meanwhile_is_noticed(folder: Path) -> None:
-    def progress(stage: str, done: int, total: int, unit: str) -> None:
-        if done > total / 4:
+    def progress(p: Progress) -> None:
+        if p.done > p.total / 4:
             os.truncate(folder / "model.safetensors", 5000)
 
     with pytest.raises(ModelFileChanged):

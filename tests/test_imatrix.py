@@ -267,10 +267,11 @@ def test_parts_add_up_to_the_whole(tmp_path: Path) -> None:
         assert (again.entries[name].counts == entry.counts).all()
 
 
+@pytest.mark.usefixtures("every_step")
 def test_measuring_can_be_stopped(tmp_path: Path) -> None:
     total = Imatrix()
     with pytest.raises(Cancelled):
-        collect(tiny(tmp_path), TEXT, chunk_size=32, into=total, progress=lambda s, done, n, u: done < 2)
+        collect(tiny(tmp_path), TEXT, chunk_size=32, into=total, progress=lambda p: p.done < 2)
     assert total.n_chunks == 2 and total.entries["blk.0.attn_q.weight"].counts == 64
 
 

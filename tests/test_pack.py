@@ -193,18 +193,20 @@ def test_what_cannot_be_packed(source: Path, packed: Path, tmp_path: Path) -> No
     assert sorted(p.name for p in tmp_path.iterdir()) == ["f32.gguf"]
 
 
+@pytest.mark.usefixtures("every_step")
 def test_progress_and_cancel(source: Path, packed: Path, tmp_path: Path) -> None:
     for work, path, stage in ((pack, source, "packing"), (unpack, packed, "unpacking")):
-        seen: list[tuple[str, int, int, str]] = []
-        work(path, tmp_path / "done.gguf", lambda *args, seen=seen: seen.append(args))
-        assert {(s, unit) for s, _, _, unit in seen} == {(stage, "bytes")}
-        counts = [done for _, done, _, _ in seen]
-        assert counts == sorted(counts) and counts[0] == 0 and counts[-1] == seen[0][2]
+        seen: list[edgellm.Progress] = []
+        work(path, tmp_path / "done.gguf", seen.append)
+        assert {(p.stage, p.unit) for p in seen} == {(stage, "bytes")}
+        counts = [p.done for p in seen]
+        assert counts == sorted(counts) and counts[0] == 0 and counts[-1] == seen[0].total
         with pytest.raises(Cancelled):
-            work(path, tmp_path / "stopped.gguf", lambda stage, done, total, unit: done < total / 2)
+            work(path, tmp_path / "stopped.gguf", lambda p: p.done < p.total / 2)
     assert [p.name for p in tmp_path.iterdir()] == ["done.gguf"]
 
 
+@pytest.mark.usefixtures("every_step")
 def test_loading_tells_how_far_it_is(source: Path, tmp_path: Path) -> None:
     seen: list[edgellm.Progress] = []
     edgellm.load(source, n_ctx=64, progress=seen.append).close()
@@ -222,6 +224,7 @@ def test_loading_tells_how_far_it_is(source: Path, tmp_path: Path) -> None:
     assert 2 < calls < len(seen)
 
 
+@pytest.mark.usefixtures("every_step")
 @pytest.mark.parametrize("huge_pages", [False, True])
 def test_loading_a_packed_file_tells_how_far_it_is(packed: Path, huge_pages: bool) -> None:
     seen: list[edgellm.Progress] = []

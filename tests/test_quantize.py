@@ -14,6 +14,7 @@ from edgellm.gguf import GGUFWriter, open_gguf
 from edgellm.quantize import quantize
 from edgellm.quants import dequantize
 from edgellm.quants import quantize as quantize_rows
+from edgellm.results import Progress
 
 TYPES = ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"]
 FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32, "Q4_0": 2, "Q4_1": 3, "Q5_0": 8, "Q5_1": 9, "Q8_0": 7}
@@ -114,17 +115,18 @@ def test_large_tensors_go_in_stretches(tmp_path: Path, monkeypatch: pytest.Monke
     assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
 
 
+@pytest.mark.usefixtures("every_step")
 def test_progress_counts_up_to_the_end_and_can_stop(tmp_path: Path) -> None:
     src = tiny_llama_gguf(tmp_path / "s.gguf")
-    calls: list[tuple[str, int, int, str]] = []
-    quantize(src, tmp_path / "o.gguf", "Q8_0", lambda *args: calls.append(args))
-    done = [call[1] for call in calls]
+    calls: list[Progress] = []
+    quantize(src, tmp_path / "o.gguf", "Q8_0", calls.append)
+    done = [call.done for call in calls]
     assert done == sorted(done)
-    assert (done[0], done[-1]) == (0, calls[0][2])
-    assert {(stage, unit) for stage, _, _, unit in calls} == {("quantising", "bytes")}
+    assert (done[0], done[-1]) == (0, calls[0].total)
+    assert {(call.stage, call.unit) for call in calls} == {("quantising", "bytes")}
     old = (tmp_path / "o.gguf").read_bytes()
     with pytest.raises(Cancelled):
-        quantize(src, tmp_path / "o.gguf", "Q4_0", lambda stage, done, total, unit: done < total / 2)
+        quantize(src, tmp_path / "o.gguf", "Q4_0", lambda p: p.done < p.total / 2)
     assert (tmp_path / "o.gguf").read_bytes() == old
     assert sorted(p.name for p in tmp_path.iterdir()) == ["o.gguf", "s.gguf"]
 

@@ -349,18 +349,6 @@ def _plain(value: Any) -> Any:
     return str(value)
 
 
-class stage_bar(progress_bar):  # noqa: N801
-    """A progress bar for callbacks of the form `progress(stage, done, total, unit)`."""
-
-    def __enter__(self) -> Callable[..., None] | None:
-        report = super().__enter__()
-        if report is None:
-            return None
-        from edgellm.results import Progress
-
-        return lambda stage, done, total, unit: report(Progress(stage, done, total, unit))
-
-
 def print_report(report: Any) -> None:
     """What a converter or quantiser wrote, for people; all of it goes to stderr, the data is the file."""
     import os

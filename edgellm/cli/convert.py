@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from edgellm.cli.common import print_json, print_report, quantize_options, stage_bar
+from edgellm.cli.common import print_json, print_report, progress_bar, quantize_options
 
 
 @click.command("convert")
@@ -40,7 +40,7 @@ def command(
     if out is None:
         stem, extension = os.path.splitext(os.path.normpath(source))
         out = f"{stem if extension == '.bin' else stem + extension}-{outtype.lower()}.gguf"
-    with stage_bar() as report:
+    with progress_bar() as report:
         done = convert(source, out, outtype.lower(), tokenizer, report, not no_overwrite, lora, **options)
     if as_json:
         from dataclasses import asdict

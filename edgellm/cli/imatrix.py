@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from edgellm.cli.common import model_path, stage_bar
+from edgellm.cli.common import model_path, progress_bar
 
 
 @click.command("imatrix")
@@ -43,7 +43,7 @@ def command(
         if save_every > 0 and imatrix.n_chunks % save_every == 0:
             imatrix.write(out)
 
-    with stage_bar() as progress:
+    with progress_bar() as progress:
         collect(
             path, text, into=total, dataset=os.path.basename(text_file), progress=progress, on_chunk=save,
             threads=threads or "auto", **options,

@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import click
 
-from edgellm.cli.common import model_path, print_json, print_report, stage_bar
+from edgellm.cli.common import model_path, print_json, print_report, progress_bar
 
 
 @click.command("pack")
@@ -30,7 +30,7 @@ def command(source: str, out: str | None, unpack: bool, check: bool, no_overwrit
     if path != source and out is None and not check:
         raise click.UsageError(f"{source} lies in a folder of models; say where to write, as OUT")
     source = path
-    with stage_bar() as progress:
+    with progress_bar() as progress:
         if check:
             n_bytes = pack.verify(source, progress)
         else:

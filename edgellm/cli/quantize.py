@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from edgellm.cli.common import model_path, print_json, print_report, quantize_options, stage_bar
+from edgellm.cli.common import model_path, print_json, print_report, progress_bar, quantize_options
 
 
 @click.command("quantize")
@@ -30,7 +30,7 @@ def command(
     from edgellm.quantize import quantize
 
     path = model_path(source)
-    with stage_bar() as progress:
+    with progress_bar() as progress:
         done = quantize(
             path, out, type_name, progress=progress, overwrite=not no_overwrite, measure=measure, **options
         )

@@ -11,10 +11,11 @@ from collections.abc import Sequence
 
 from ..errors import ConvertError, InvalidArgumentError, ModelFileNotFoundError
 from ..imatrix import Imatrix
+from ..progress import ProgressCallback
 from .choice import parse_wish
-from .pipeline import ConvertReport, ProgressCallback, check_output, write_model
+from .pipeline import ConvertReport, check_output, write_model
 
-__all__ = ["ConvertReport", "ProgressCallback", "convert"]
+__all__ = ["ConvertReport", "convert"]
 
 
 def convert(

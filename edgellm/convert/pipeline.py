@@ -12,14 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import Cancelled, InvalidArgumentError, OutputError
+from ..errors import InvalidArgumentError, OutputError
 from ..gguf import GGUFWriter
+from ..progress import Meter, ProgressCallback
 from .choice import NUMBERS, Choice, Wish, choose, imatrix_keys
 from .mixes import QUANTIZATION_VERSION
 from .pack import check_range, pack
-
-# progress(stage, done, total, unit); returning False stops the work with `Cancelled`
-ProgressCallback = Callable[[str, int, int, str], "bool | None"]
 
 CHUNK = 1 << 22  # weights that are worked on at once: 16 MB as float32
 
@@ -69,19 +67,6 @@ class ConvertReport:
     seconds: float
 
 
-class Meter:
-    """Counts written bytes and tells a callback; raises Cancelled when that returns False."""
-
-    def __init__(self, progress: ProgressCallback | None, stage: str, total: int) -> None:
-        self._progress, self._stage, self._total, self._done = progress, stage, total, 0
-        self.advance(0)
-
-    def advance(self, n: int) -> None:
-        self._done += n
-        if self._progress is not None and self._progress(self._stage, self._done, self._total, "bytes") is False:
-            raise Cancelled(f"{self._stage} was cancelled; nothing was written")
-
-
 def check_output(out: str | os.PathLike[str], sources: Sequence[str], overwrite: bool = True) -> str:
     """The output path as str. Refuses a source as output, and an existing file unless `overwrite`."""
     path = os.fspath(out)
@@ -119,7 +104,7 @@ def write_model(
     with GGUFWriter(path, conversion.arch) as writer:
         _add_metadata(writer, conversion, wish)
         total = sum(writer.add_tensor_info(name, shape, choices[name].type) for name, shape in shapes.items())
-        meter = Meter(progress, "converting", total)
+        meter = Meter(progress, "converting", total, left="nothing was written")
         for weight in conversion.weights:
             writer.write_tensor(weight.name, packed_rows(weight, choices[weight.name], meter))
     n_params = sum(prod(w.shape) for w in conversion.weights)

@@ -54,8 +54,8 @@ class LogprobRecorder:
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """float64 (n,): logits[i] - log(sum(exp(logits)))."""
-    x = logits.astype(np.float64)
-    x -= x.max()
-    rows: np.ndarray = x - np.log(np.exp(x).sum())
-    return rows
+    """Natural logarithms of the probabilities, float64, of logits (..., n_vocab): x - log(sum(exp(x)))."""
+    shifted = logits.astype(np.float64)
+    shifted -= shifted.max(axis=-1, keepdims=True)
+    shifted -= np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return shifted
