@@ -251,13 +251,13 @@ class NotEnoughMemoryError(EdgeLLMError):
 
 
 class ContextOverflowError(EdgeLLMError):
-    """The prompt has more tokens than the context window."""
+    """The prompt (or `what` it was) has more tokens than the context window."""
 
-    def __init__(self, n_prompt: int, n_ctx: int) -> None:
+    def __init__(
+        self, n_prompt: int, n_ctx: int, what: str = "the prompt", advice: str = "shorten the prompt or raise n_ctx"
+    ) -> None:
         self.n_prompt, self.n_ctx = n_prompt, n_ctx
-        super().__init__(
-            f"the prompt has {n_prompt} tokens, the context window holds {n_ctx}; shorten the prompt or raise n_ctx"
-        )
+        super().__init__(f"{what} has {n_prompt} tokens, the context window holds {n_ctx}; {advice}")
 
 
 class NonFiniteError(EdgeLLMError):

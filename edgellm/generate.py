@@ -99,14 +99,16 @@ class Engine:
         self.tree.insert(seq)
 
     def forward(
-        self, seq: Sequence, tokens: SequenceOf[int], outputs: SequenceOf[int], cancel: np.ndarray | None
-    ) -> np.ndarray:
-        """One pass over `tokens` at the end of `seq`; logits (len(outputs), vocab). A failed pass changes nothing."""
+        self, seq: Sequence, tokens: SequenceOf[int], outputs: SequenceOf[int], cancel: np.ndarray | None,
+        hidden: bool = False,
+    ) -> np.ndarray:  # fmt: skip
+        """One pass over `tokens` at the end of `seq`; logits (len(outputs), vocab), with `hidden` the hidden states
+        (len(outputs), dim) before the output head. A failed pass changes nothing."""
         position, end = seq.length, seq.length + len(tokens)
         seq.ensure(end)
         try:
             logits = self.backend.forward(
-                np.asarray(tokens, np.int32), position, np.asarray(outputs, np.int32), seq, cancel
+                np.asarray(tokens, np.int32), position, np.asarray(outputs, np.int32), seq, cancel, hidden
             )
         except BaseException:
             seq.rewind(position)

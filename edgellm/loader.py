@@ -186,9 +186,10 @@ def fit(
 
     Raises InvalidArgumentError, or NotEnoughMemoryError with what would fit (`edgellm.estimate`).
     """
-    from edgellm.memory_estimate import Costs, check_n_ctx
+    from edgellm.memory_estimate import Costs, check_n_ctx, trained_context
 
     check_n_ctx(n_ctx)
+    trained = trained_context(plan, trained, n_ctx)
     found = Costs(plan, weights, backend, threads, **weight_options).estimate(n_ctx, trained, kv_type)
     found.check()
     if found.n_ctx > trained:

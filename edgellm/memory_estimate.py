@@ -97,7 +97,7 @@ def estimate(
         weights = Weights(file, plan)
         kv_type = resolve_kv_type(kv_type, weights.matrix_types)
         costs = Costs(plan, weights, backend, n_threads, pack=pack, huge_pages=huge_pages)
-        return costs.estimate(n_ctx, config.n_ctx_train, kv_type)
+        return costs.estimate(n_ctx, trained_context(plan, config.n_ctx_train, n_ctx), kv_type)
 
 
 class Costs:
@@ -199,6 +199,21 @@ def check_n_ctx(n_ctx: Any) -> None:
     """Raises InvalidArgumentError unless `n_ctx` is None or a number of tokens."""
     if n_ctx is not None and (isinstance(n_ctx, bool) or not isinstance(n_ctx, int) or not 1 <= n_ctx < 2**31):
         raise InvalidArgumentError(f"n_ctx is {n_ctx!r}; choose 1 to {2**31 - 1}, or None")
+
+
+def trained_context(plan: Plan, trained: int, n_ctx: int | None) -> int:
+    """The longest context that a plan is for: what it was trained for; the text of an encoder is one pass.
+
+    Raises InvalidArgumentError for an encoder that is asked for more.
+    """
+    from edgellm.generate import PREFILL_CHUNK
+
+    if plan.causal:
+        return trained
+    most = min(trained, PREFILL_CHUNK)
+    if n_ctx is not None and n_ctx > most:
+        raise InvalidArgumentError(f"n_ctx is {n_ctx}; this encoder takes texts of up to {most} tokens")
+    return most
 
 
 def _largest(fits: Callable[[int], bool], limit: int) -> int:

@@ -20,6 +20,7 @@ import numpy as np
 from edgellm.cache import Overflow
 from edgellm.callbacks import TappedJob
 from edgellm.calls import Call, Defaults, chosen_sampling, gather, submit
+from edgellm.embeddings import Embeds
 from edgellm.errors import InvalidArgumentError, ModelClosedError
 from edgellm.generate import Generation
 from edgellm.prompt import ChatPrompt, Message, Tool
@@ -102,7 +103,7 @@ def load(
     return Model(loaded)
 
 
-class Model:
+class Model(Embeds):
     """A loaded model. Made by `load`; use it as a context manager, or `close()` it.
 
     Attributes: `path`, `arch`, `name`, `n_ctx`, `n_vocab`, `tokenizer` (`edgellm.Tokenizer`), `chat_template` (text or
@@ -209,7 +210,8 @@ class Model:
         return AsyncStream(self, self._submit(call, lambda: self._turn(messages, call)))
 
     def _gather(self, options: Mapping[str, Any], chat: bool = True, lazy: bool = False) -> Call:
-        """The checked options of a call. Raises InvalidArgumentError, GrammarError."""
+        """The checked options of a call. Raises InvalidArgumentError (also for an encoder), GrammarError."""
+        self.plan.result()
         if not chat and ("tools" in options or "tool_choice" in options):
             raise InvalidArgumentError("tools go through the chat template: use chat(tools=...)")
         defaults = Defaults(self.sampling(), None, self.exact, self._loaded.overflow)
@@ -262,6 +264,7 @@ class Model:
         """
         from edgellm.session import Session
 
+        self.plan.result()
         return Session(self, system, overflow, max_tokens, sampling, stop, exact, tools, **samplers)
 
     def sampling(
@@ -306,6 +309,7 @@ class Model:
     def logits(self, ids: Sequence[int], first: int = 0, exact: bool | None = None) -> np.ndarray:
         """Logits float32 (n - first, n_vocab) of each position of `ids` from `first` on. Else as `generate`."""
         self._check_open()
+        self.plan.result()
         checked = _ids(ids)
         self._check_ids(checked, Overflow())
         engine, exact = self._loaded.engine, self.exact if exact is None else exact

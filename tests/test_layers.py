@@ -24,6 +24,7 @@ FLOORS = [
     {"calls"},
     {"memory_estimate"},
     {"loader", "session_state"},
+    {"embeddings"},
     {"session_store"},
     {"session"},
     {"calibrate", "model"},

@@ -23,6 +23,7 @@ COMMANDS = {
     "rm": ("remove", "Remove a model from this machine."),
     "alias": ("alias", "Give a model a short name."),
     "show": ("show", "Show what a model file holds."),
+    "embed": ("embed", "Print the embeddings of texts."),
     "tokenize": ("tokenize", "Show how a text is cut into tokens."),
     "bench": ("bench", "Measure speed: tests and flags as in llama-bench."),
     "convert": ("convert", "Turn a Hugging Face folder or llama2.c checkpoint into a GGUF file."),

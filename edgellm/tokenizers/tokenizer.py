@@ -97,6 +97,11 @@ class Tokenizer:
         """The tokenizer of an open GGUF file (an object with `metadata` and perhaps `path`)."""
         return cls(read_vocab(file.metadata, getattr(file, "path", None)))
 
+    @property
+    def closing_ids(self) -> list[int]:
+        """The special tokens that `encode` puts behind a text: none, or one."""
+        return list(self._last)
+
     # ---- text to ids -------------------------------------------------------------------------------------------
 
     def encode(
