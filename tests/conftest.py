@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hub_place import hub  # noqa: F401  (a fixture)
 
 ROOT = Path(__file__).resolve().parent.parent
 

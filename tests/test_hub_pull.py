@@ -13,8 +13,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from gguf_bytes import Raw
-from hub_server import HubServer
+from hub_place import model_bytes
 
 import edgellm
 from edgellm.errors import (
@@ -30,29 +29,7 @@ from edgellm.hub import fetch, pull, resolve, transfer
 from edgellm.hub.cache import CachedRepo
 from edgellm.hub.choice import part_names
 
-pytest.importorskip("huggingface_hub")
 ROOT = Path(__file__).resolve().parent.parent
-
-
-def model_bytes(n: int = 0, seed: int = 1) -> bytes:
-    """A sound GGUF file with `n` random bytes behind its last tensor, which only earn a warning."""
-    return bytes(Raw()) + random.Random(seed).randbytes(n)
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """A server, and an environment in which it is the hub and everything is below `tmp_path`."""
-    monkeypatch.setattr(transfer, "WAITS", (0.01, 0.01, 0.02))
-    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HUGGINGFACE_HUB_CACHE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
-    with HubServer() as server:
-        monkeypatch.setenv("HF_ENDPOINT", server.url)
-        yield server
 
 
 @pytest.fixture

@@ -12,9 +12,13 @@ if TYPE_CHECKING:
     from edgellm.hub.catalog import LocalModel
 
 
+_PLACES = {"hub": "hub cache", "folder": "models folder", "builtin": "built in"}
+
+
 @click.command("list")
+@click.option("--paths", is_flag=True, help="Show the path of each file instead of the kind of place.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def command(as_json: bool) -> None:
+def command(paths: bool, as_json: bool) -> None:
     """List the models of this machine: those in Hugging Face's cache, in edgellm's own folder, and the built-in one.
 
     The first column is what to write as MODEL. Only headers of files are read.
@@ -29,7 +33,8 @@ def command(as_json: bool) -> None:
             "unfinished": [{"ref": ref, "bytes": size} for ref, size in parts],
         })  # fmt: skip
         return
-    rows = [("MODEL", "FAMILY", "PARAMS", "QUANT", "SIZE", "PATH"), *map(_row, models)]
+    rows = [("MODEL", "FAMILY", "PARAMS", "QUANT", "SIZE", "PATH" if paths else "WHERE")]
+    rows += [_row(model, paths) for model in models]
     widths = [max(len(row[i]) for row in rows) for i in range(5)]
     for row in rows:
         cells = [f"{cell:>{w}}" if i in (2, 4) else f"{cell:<{w}}" for i, (cell, w) in
@@ -43,11 +48,12 @@ def command(as_json: bool) -> None:
         click.echo(f"edgellm: note: {ref}: {text}", err=True)
 
 
-def _row(model: LocalModel) -> tuple[str, ...]:
+def _row(model: LocalModel, paths: bool) -> tuple[str, ...]:
     from edgellm.chat.terminal import count_text, size_text
     from edgellm.errors import one_line
 
     names = ", ".join([*model.aliases, model.ref])
     family = "broken" if model.problem is not None else one_line(model.architecture or "?", 20)
     params = "" if model.parameters is None else count_text(model.parameters)
-    return names, family, params, one_line(model.quant or "", 20), size_text(model.bytes), one_line(model.path, 1000)
+    where = one_line(model.path, 1000) if paths else _PLACES[model.where]
+    return names, family, params, one_line(model.quant or "", 20), size_text(model.bytes), where

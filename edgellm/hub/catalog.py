@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -47,12 +48,7 @@ class LocalModel:
 
 def local_models() -> list[LocalModel]:
     """All models of this machine. A file that cannot be read is in the list, with its `problem`."""
-    names = _names_of(read_aliases())
-    found = []
-    for model in (*_builtin(), *_in_folder(), *_in_hub()):
-        taken = {*names.pop(model.ref, ()), *names.pop(model.path, ())}
-        found.append(_with_header(replace(model, aliases=tuple(sorted(taken)))))
-    return found
+    return [_with_header(model) for model in _models()]
 
 
 def unfinished() -> list[tuple[str, int]]:
@@ -68,7 +64,7 @@ def find_models(ref: str) -> list[LocalModel]:
     Raises ModelReferenceError, ModelFileNotFoundError where there is none.
     """
     target = read_aliases().get(ref, ref)
-    models = [m for m in (*_builtin(), *_in_folder(), *_in_hub())]
+    models = _models()
     if is_reference(target):
         wanted = parse(target)
         whole = wanted.file is None and wanted.quant is None
@@ -85,7 +81,8 @@ def find_models(ref: str) -> list[LocalModel]:
         found = [m for m in models if m.ref == target or os.path.abspath(m.path) == path]
     if not found:
         if os.path.isfile(target):
-            raise ModelReferenceError(ref, "this file lies outside of the hub's cache and of edgellm's own folder")
+            tail = "" if target == ref else f"; `edgellm alias --remove {ref}` forgets the name"
+            raise ModelReferenceError(ref, f"this file is neither in the hub's cache nor in edgellm's folder{tail}")
         raise ModelFileNotFoundError(ref, "no such model is here; `edgellm list` shows those there are")
     return found
 
@@ -103,8 +100,7 @@ def remove_models(models: list[LocalModel]) -> int:
             freed += _remove_own(model)
         else:
             raise ModelReferenceError(model.ref, "the built-in model is a part of edgellm and cannot be removed")
-        names = _names_of(read_aliases())
-        for alias in (*names.get(model.ref, ()), *names.get(model.path, ())):
+        for alias in model.aliases:
             remove_alias(alias)
     return freed
 
@@ -124,6 +120,13 @@ def _remove_own(model: LocalModel) -> int:
 
 
 # ---- where models are
+
+
+def _models() -> list[LocalModel]:
+    """All models, with the names that stand for them; nothing of a file is read."""
+    names = _names_by_path()
+    models = (*_builtin(), *_in_folder(), *_in_hub())
+    return [replace(m, aliases=tuple(names.get(os.path.abspath(m.path), ()))) for m in models]
 
 
 def _builtin() -> Iterator[LocalModel]:
@@ -171,11 +174,16 @@ def _spelling(repo: CachedRepo, first: str, revision: str | None) -> str:
     return str(short if same else Reference(repo.repo, file=first, revision=revision))
 
 
-def _names_of(aliases: dict[str, str]) -> dict[str, list[str]]:
-    """What aliases stand for -> the aliases."""
+def _names_by_path() -> dict[str, list[str]]:
+    """Path of a model's first file -> the aliases that lead to it now."""
     names: dict[str, list[str]] = {}
-    for alias, target in aliases.items():
-        names.setdefault(target, []).append(alias)
+    for alias, target in read_aliases().items():
+        path = target
+        if is_reference(target):
+            with contextlib.suppress(ModelReferenceError):  # several files fit, or somebody wrote it by hand
+                ref = parse(target)
+                path = str((CachedRepo(ref.repo).find(ref) or [target])[0])
+        names.setdefault(os.path.abspath(path), []).append(alias)
     return names
 
 

@@ -69,6 +69,8 @@ class Client:
         self.ref = ref
         self._session, self._http_error = get_session(), HTTPError
         self._endpoint = (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
+        if not self._endpoint.startswith(("http://", "https://")):
+            raise self._error("HF_ENDPOINT is set to something that is no address; unset it")
         self._token = get_token()
 
     def listing(self) -> Listing:
