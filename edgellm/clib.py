@@ -271,24 +271,49 @@ class BpeHandle:
 
 
 class SampleCall:
-    """el_sample with parameters (`params`: the fields of el_sampling) and scratch memory, for one thread at a time."""
+    """el_sample with parameters and scratch memory, for one thread at a time.
 
-    def __init__(self, params: dict[str, float], n_vocab: int) -> None:
+    `params`: the fields of el_sampling, `samplers` as names; `tables`: an `edgellm.sampling.tables.TokenTables`.
+    """
+
+    def __init__(self, params: dict[str, Any], n_vocab: int, tables: Any) -> None:
         self._ffi, self._lib = library()
-        self._params = self._ffi.new("el_sampling *", params)
-        self._n_vocab = n_vocab
-        self._bytes = self._lib.el_sample_scratch_bytes(n_vocab)
-        if self._bytes < 0:
-            raise InvalidArgumentError(f"a vocabulary of {n_vocab} tokens cannot be sampled from")
-        self._scratch = self._ffi.from_buffer(np.empty(self._bytes // 8 + 1, dtype=np.float64))
+        self._n_vocab, self._held = n_vocab, [tables]  # what C points at must live as long
+        self._params = self._ffi.new("el_sampling *", self._fields(params))
+        self._tokens = self._ffi.new("el_sampling_tokens *", self._token_fields(tables))
+        self._mu = self._ffi.new("double *", 2.0 * params["mirostat_tau"])
         self._token = self._ffi.new("int32_t *")
+        self._reserve(0)
 
-    def __call__(self, logits: np.ndarray, recent: Sequence[int], seed: int, counter: int) -> int:
-        """The token for float32 logits (n_vocab,). Raises NonFiniteError, InvalidArgumentError."""
-        row = self._ffi.from_buffer("float[]", logits)
-        ids = self._ffi.new("int32_t[]", recent)
+    def _fields(self, params: dict[str, Any]) -> dict[str, Any]:
+        order = [getattr(self._lib, f"EL_SAMPLER_{name.upper()}") for name in params["samplers"]]
+        return params | {"samplers": order, "n_samplers": len(order)}
+
+    def _token_fields(self, tables: Any) -> dict[str, Any]:
+        int32, int64 = "int32_t", "int64_t"
+        kinds = {"bias_ids": int32, "biases": "double", "heads": int32, "tail_ends": int64, "tails": int32}
+        fields = {name: self._ffi.from_buffer(f"{kind}[]", getattr(tables, name)) for name, kind in kinds.items()}
+        self._held += fields.values()
+        return fields | {"n_biases": len(tables.biases), "n_breakers": len(tables.heads)}
+
+    def _reserve(self, n_recent: int) -> None:
+        """Scratch memory for up to `n_recent` recent ids."""
+        self._room, self._bytes = n_recent, self._lib.el_sample_scratch_bytes(self._n_vocab, n_recent)
+        if self._bytes < 0:
+            raise InvalidArgumentError(f"a vocabulary of {self._n_vocab} tokens cannot be sampled from")
+        self._scratch = self._ffi.from_buffer(np.empty(self._bytes // 8 + 1, dtype=np.float64))
+
+    def __call__(self, logits: np.ndarray, recent: np.ndarray, seed: int, counter: int) -> int:
+        """The token for float32 logits (n_vocab,) after the ids `recent`, int32 (n_recent,).
+
+        Raises NonFiniteError, InvalidArgumentError.
+        """
+        if len(recent) > self._room:
+            self._reserve(2 * len(recent))
+        row, ids = self._ffi.from_buffer("float[]", logits), self._ffi.from_buffer("int32_t[]", recent)
         rc = self._lib.el_sample(
-            self._params, row, self._n_vocab, ids, len(recent), seed, counter, self._scratch, self._bytes, self._token
+            self._params, self._tokens, row, self._n_vocab, ids, len(recent), seed, counter, self._mu, self._scratch,
+            self._bytes, self._token,
         )  # fmt: skip
         if rc == EL_E_NONFINITE:
             raise NonFiniteError("logits", "a logit is NaN or +infinity, or all are -infinity")

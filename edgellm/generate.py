@@ -190,7 +190,7 @@ class Generation:
         self.engine, self.request, self.job, self.seq, self.own = engine, request, job, seq, seq is None
         # A head may have more rows than there are pieces (padding): those can be no text and are never chosen.
         self.n_vocab = engine.tokenizer.n_vocab
-        self.sampler = Sampler(request.sampling, self.n_vocab)
+        self.sampler = Sampler(request.sampling, self.n_vocab, engine.tokenizer)
         self.decoder: StreamDecoder | None = None
         if engine.tokenizer.kind != "missing":  # ids go in and out of a model whose vocabulary cannot be read
             # After a prompt of nothing but special tokens a text begins, else the first token's space belongs to it.

@@ -221,31 +221,47 @@ def _check_vocabulary(file: GGUFFile, pieces: int, rows: int) -> None:
 
 
 # Keys in which a file may bring the sampling that suits it (llama.cpp writes them) -> field of Sampling.
-_SAMPLING_KEYS = {
+_SAMPLING_KEYS: dict[str, tuple[str, type]] = {
+    "sequence": ("samplers", str),
     "temp": ("temperature", float),
     "top_k": ("top_k", int),
     "top_p": ("top_p", float),
     "min_p": ("min_p", float),
+    "xtc_probability": ("xtc_probability", float),
+    "xtc_threshold": ("xtc_threshold", float),
     "penalty_last_n": ("repeat_last_n", int),
     "penalty_repeat": ("repeat_penalty", float),
+    "mirostat": ("mirostat", int),
+    "mirostat_tau": ("mirostat_tau", float),
+    "mirostat_eta": ("mirostat_eta", float),
 }
 
 
-def _sampling_defaults(file: GGUFFile) -> dict[str, float | int]:
+def _sampling_defaults(file: GGUFFile) -> dict[str, Any]:
     """Fields of Sampling that the file sets. Raises WrongKeyTypeError, ModelFormatError for a value out of range."""
     from edgellm.sampling import Sampling
 
-    found: dict[str, float | int] = {}
+    found: dict[str, Any] = {}
     for key, (field, kind) in _SAMPLING_KEYS.items():
         value = file.get(f"general.sampling.{key}", kind, None)
-        if value is None:
+        if value is None or (field == "mirostat" and value == 1):  # advice that cannot be followed does no harm
             continue
+        if field == "samplers":
+            value = _known_samplers(value)
         try:
             Sampling(**{field: value})
         except InvalidArgumentError as error:
             raise ModelFormatError(str(error), path=file.path, field=f"general.sampling.{key}", value=value) from None
         found[field] = value
     return found
+
+
+def _known_samplers(sequence: str) -> tuple[str, ...]:
+    """The samplers of a file's order that exist here, each once; llama.cpp also leaves out what it does not know."""
+    from edgellm.sampling.order import sampler_name
+
+    names = (sampler_name(name) for name in sequence.split(";"))
+    return tuple(dict.fromkeys(name for name in names if name is not None))
 
 
 def _own_template(file: GGUFFile) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -100,10 +101,28 @@ class SessionState:
             "cache": asdict(self.cache),
             "sequence": asdict(self.sequence),
             "overflow": asdict(self.overflow),
-            "options": asdict(self.options) | {"sampling": asdict(sampling) | {"stop": list(sampling.stop)}},
+            "options": asdict(self.options) | {"sampling": asdict(sampling) | _lists(sampling)},
             "turns": [[t.message, t.length, t.chars, list(t.waiting), t.start, t.start_chars] for t in self.turns],
             **{name: getattr(self, name) for name in _PLAIN},
         }
+
+
+_LISTS = ("dry_sequence_breakers", "logit_bias", "samplers")
+# Fields of Sampling that the first session files did not have: their defaults are what held then.
+_LATER = frozenset(
+    (
+        "top_n_sigma", "xtc_probability", "xtc_threshold", "dry_multiplier", "dry_base", "dry_allowed_length",
+        "dry_penalty_last_n", "dynatemp_range", "dynatemp_exponent", "mirostat", "mirostat_tau", "mirostat_eta",
+        *_LISTS,
+    )
+)  # fmt: skip
+
+
+def _lists(sampling: Sampling) -> dict[str, Any]:
+    """The fields that are no numbers, as JSON has them; it has no infinity, so what is banned has the bias false."""
+    biases = [[token, False if bias == -math.inf else bias] for token, bias in sampling.logit_bias]
+    plain = {name: list(getattr(sampling, name)) for name in ("stop", "dry_sequence_breakers", "samplers")}
+    return plain | {"logit_bias": biases}
 
 
 _PLAIN = ("system", "messages", "first", "gone", "text", "waiting", "seed", "n_sent")
@@ -238,11 +257,13 @@ def _options(fields: _Fields) -> Options:
     exact = fields.take("exact")
     if not isinstance(exact, bool):
         fields.fail("exact", exact, "true or false")
-    values = {name: sampling.take(name) for name in Sampling.__dataclass_fields__}
+    there = [name for name in Sampling.__dataclass_fields__ if name not in _LATER or name in sampling.left]
+    values = {name: sampling.take(name) for name in there}
     sampling.end()
     fields.end()
-    if not isinstance(values["stop"], list):
-        sampling.fail("stop", values["stop"], "a list")
+    for name in ("stop", *_LISTS):
+        if not isinstance(values.get(name, []), list):
+            sampling.fail(name, values[name], "a list")
     try:
         return Options(Sampling(**values), max_tokens, exact)
     except InvalidArgumentError as error:

@@ -292,22 +292,62 @@ int el_charsmap_apply(const el_charsmap *map, const uint8_t *text, int64_t n_byt
 
 int64_t el_text_steps(void); /* steps of the inner loops in this thread's last call above: tests see that they are linear */
 
-/* The sampler: penalties, top-k, typical, top-p, min-p, temperature, one draw. All sums are in double and in index order. */
+/* The sampler: logit biases, then the samplers in the order that `samplers` names, then one draw. All sums are in double
+ * and in index order. */
+enum el_sampler {
+    EL_SAMPLER_PENALTIES = 0,
+    EL_SAMPLER_DRY = 1,
+    EL_SAMPLER_TOP_N_SIGMA = 2,
+    EL_SAMPLER_TOP_K = 3,
+    EL_SAMPLER_TYPICAL_P = 4,
+    EL_SAMPLER_TOP_P = 5,
+    EL_SAMPLER_MIN_P = 6,
+    EL_SAMPLER_XTC = 7,
+    EL_SAMPLER_TEMPERATURE = 8
+};
 typedef struct {
-    double temperature;       /* 0: the largest logit, the lowest id of equals */
-    double top_p;             /* >= 1: off */
-    double min_p;             /* <= 0: off */
-    double typical_p;         /* >= 1: off */
-    double repeat_penalty;    /* 1: off */
-    double presence_penalty;  /* 0: off */
-    double frequency_penalty; /* 0: off */
-    int64_t top_k;            /* <= 0: off */
+    double temperature;         /* 0: the largest logit, the lowest id of equals */
+    double dynatemp_range;      /* <= 0: off */
+    double dynatemp_exponent;
+    double top_p;               /* >= 1: off */
+    double min_p;               /* <= 0: off */
+    double typical_p;           /* >= 1: off */
+    double top_n_sigma;         /* <= 0: off */
+    double xtc_probability;     /* <= 0: off */
+    double xtc_threshold;       /* > 0.5: off */
+    double repeat_penalty;      /* 1: off */
+    double presence_penalty;    /* 0: off */
+    double frequency_penalty;   /* 0: off */
+    double dry_multiplier;      /* 0: off */
+    double dry_base;
+    double mirostat_tau;
+    double mirostat_eta;
+    int64_t top_k;              /* <= 0: off */
+    int64_t repeat_last_n;      /* of the recent ids, so many from the end; < 0: all */
+    int64_t dry_penalty_last_n; /* the same, for DRY */
+    int64_t dry_allowed_length;
+    int32_t mirostat;           /* 2: Mirostat 2.0 draws; 0: off */
+    int32_t n_samplers;
+    int32_t samplers[9];        /* (n_samplers) el_sampler, none twice */
 } el_sampling;
-int64_t el_sample_scratch_bytes(int64_t n_vocab); /* -1: n_vocab is not in 1 .. 2^31 - 1 */
-/* recent (n_recent): the ids that the penalties look at. scratch: el_sample_scratch_bytes(n_vocab) bytes, 8-byte aligned.
+/* What the parameters mean in one vocabulary. Breaker b begins with token heads[b], the rest of it is
+ * tails[tail_ends[b - 1] .. tail_ends[b]) (from 0 for the first); heads ascend. */
+typedef struct {
+    const int32_t *bias_ids;  /* (n_biases) */
+    const double *biases;     /* (n_biases) added to the logits; -infinity bans */
+    int64_t n_biases;
+    const int32_t *heads;     /* (n_breakers) */
+    const int64_t *tail_ends; /* (n_breakers) ascending */
+    const int32_t *tails;
+    int64_t n_breakers;
+} el_sampling_tokens;
+int64_t el_sample_scratch_bytes(int64_t n_vocab, int64_t n_recent); /* -1: they are not in 1 .. and 0 .. 2^31 - 1 */
+/* recent (n_recent): ids so far, the last one at the end. scratch: el_sample_scratch_bytes(n_vocab, n_recent) bytes, 8-byte
+ * aligned. mu: Mirostat's state, begun with 2 tau and changed here; NULL without Mirostat.
  * EL_E_NONFINITE: a logit is NaN or +infinity, or all of them are -infinity. */
-int el_sample(const el_sampling *params, const float *logits, int64_t n_vocab, const int32_t *recent, int64_t n_recent,
-              uint64_t seed, uint64_t counter, void *scratch, int64_t scratch_bytes, int32_t *token);
+int el_sample(const el_sampling *params, const el_sampling_tokens *tokens, const float *logits, int64_t n_vocab,
+              const int32_t *recent, int64_t n_recent, uint64_t seed, uint64_t counter, double *mu, void *scratch,
+              int64_t scratch_bytes, int32_t *token);
 void el_philox(const uint32_t *counter, const uint32_t *key, uint32_t *out); /* Philox4x32-10: (4), (2) -> (4) */
 void el_exp_log_test(const double *x, double *exp_out, double *log_out, int64_t n); /* the sampler's own exp(x) and log(x) */
 /* [text end] */

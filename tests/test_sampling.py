@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from edgellm import clib
 from edgellm.errors import BackendError, InvalidArgumentError, NonFiniteError
 from edgellm.sampling import Sampler, Sampling, reference
+from edgellm.sampling.tables import TokenTables
 
 needs_native = pytest.mark.skipif(not clib.available(), reason="needs the compiled library")
 BOTH = [False, pytest.param(True, marks=needs_native)]
@@ -49,12 +50,12 @@ def test_philox_known_answers(counter: list[int], key: list[int], want: list[int
 
 
 def test_uniform_is_uniform_and_depends_on_seed_and_index() -> None:
-    draws = np.array([reference.uniform(7, i) for i in range(4000)])
+    draws = np.array([reference.uniforms(7, i)[0] for i in range(4000)])
     assert ((draws >= 0) & (draws < 1)).all()
     counts = np.histogram(draws, bins=20, range=(0, 1))[0]
     assert ((counts - 200) ** 2 / 200).sum() < 50  # chi-square, 19 degrees of freedom: p = 1e-4
-    assert reference.uniform(7, 3) == draws[3] != reference.uniform(8, 3)
-    assert reference.uniform(2**64 - 1, 2**64 - 1) != reference.uniform(2**64 - 1, 2**32 - 1)
+    assert reference.uniforms(7, 3)[0] == draws[3] != reference.uniforms(8, 3)[0]
+    assert reference.uniforms(2**64 - 1, 2**64 - 1) != reference.uniforms(2**64 - 1, 2**32 - 1)
 
 
 @needs_native
@@ -339,15 +340,27 @@ def test_native_and_twin_on_a_large_vocabulary() -> None:
 
 @needs_native
 def test_native_call_checks_its_arguments() -> None:
-    chain = Sampling(repeat_penalty=2.0).chain()
-    call = clib.SampleCall(chain, 4)
-    assert call(np.zeros(4, np.float32), [0, 3], 1, 0) in range(4)
+    chain, none = Sampling(repeat_penalty=2.0).chain(), TokenTables({})
+    row, nothing = np.zeros(4, np.float32), np.zeros(0, np.int32)
+    call = clib.SampleCall(chain, 4, none)
+    assert call(row, np.array([0, 3], np.int32), 1, 0) in range(4)
     for recent in ([4], [-1], [2**31 - 1]):
         with pytest.raises(BackendError, match="argument"):
-            call(np.zeros(4, np.float32), recent, 1, 0)
-    for name, value in (("temperature", -1.0), ("temperature", math.nan), ("top_p", math.nan), ("repeat_penalty", 0.0)):
+            call(row, np.array(recent, np.int32), 1, 0)
+    wrong = [("temperature", -1.0), ("temperature", math.nan), ("top_p", math.nan), ("repeat_penalty", 0.0)]
+    wrong += [("dry_base", 0.5), ("dry_allowed_length", -1), ("xtc_threshold", math.nan), ("dynatemp_range", math.inf)]
+    wrong += [("mirostat", 1), ("mirostat_tau", -1.0), ("samplers", ("top_k", "top_k")), ("samplers", ("top_k",) * 9)]
+    for name, value in wrong:
         with pytest.raises(BackendError, match="argument"):
-            clib.SampleCall({**chain, name: value}, 4)(np.zeros(4, np.float32), [], 1, 0)
+            clib.SampleCall({**chain, name: value}, 4, none)(row, nothing, 1, 0)
+    broken = [TokenTables({4: 1.0}), TokenTables({0: math.nan}), TokenTables({0: math.inf})]
+    backwards = TokenTables({}, [(1, (2, 3)), (2, (1,))])
+    backwards.tail_ends = backwards.tail_ends[::-1].copy()
+    unsorted = TokenTables({}, [(1, ()), (2, ())])
+    unsorted.heads = unsorted.heads[::-1].copy()
+    for tables in (*broken, backwards, unsorted):
+        with pytest.raises(BackendError, match="argument"):
+            clib.SampleCall(chain, 4, tables)(row, nothing, 1, 0)
     for n_vocab in (0, -1, 2**31):
         with pytest.raises(InvalidArgumentError, match="vocabulary"):
-            clib.SampleCall(chain, n_vocab)
+            clib.SampleCall(chain, n_vocab, none)

@@ -19,9 +19,8 @@ from edgellm.cli.common import (
     load_options,
     overflow_option,
     progress_bar,
-    sampling_options,
-    take_samplers,
 )
+from edgellm.cli.sampling import sampling_options, take_samplers
 
 if TYPE_CHECKING:
     from edgellm.model import Model

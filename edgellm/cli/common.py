@@ -32,7 +32,7 @@ class ThreadCount(click.ParamType):
         return number
 
 
-def _apply(options: list[_F], function: _F) -> _F:
+def apply_options(options: list[_F], function: _F) -> _F:
     for option in reversed(options):
         function = option(function)
     return function
@@ -49,7 +49,7 @@ def kv_type_options(function: _F) -> _F:
         return value if v_type == value else f"{value}:{v_type}"
 
     choices = click.Choice(["auto", "f32", "f16", "q8_0", "q4_0"])
-    return _apply(
+    return apply_options(
         [
             click.option("-ctk", "--kv-type", "--cache-type-k", "kv_type", type=choices, default="auto", callback=pair,
                          show_default=True, help="Number type of the KV cache."),
@@ -93,7 +93,7 @@ def thread_options(function: _F) -> _F:
 
 def load_options(function: _F) -> _F:
     """Options of commands that load a model; `load_model` takes them."""
-    return _apply(
+    return apply_options(
         [
             click.option("-c", "--ctx-size", "n_ctx", type=click.IntRange(1), metavar="N",
                          help="Context window in tokens [default: what the model was trained for, if it fits]."),
@@ -114,28 +114,9 @@ def load_options(function: _F) -> _F:
     )  # fmt: skip
 
 
-def sampling_options(function: _F) -> _F:
-    """How tokens are chosen; `take_samplers` takes them. Names are llama.cpp's."""
-    return _apply(
-        [
-            click.option("--temp", "temperature", type=float, help="Temperature; 0 always takes the likeliest token."),
-            click.option("--top-k", type=int, help="Only the K likeliest tokens; 0 turns it off."),
-            click.option("--top-p", type=float, help="Only the likeliest tokens that make up P together."),
-            click.option("--min-p", type=float, help="Only tokens with at least P times the best one's probability."),
-            click.option("--typical", "typical_p", type=float, help="Locally typical sampling; 1 turns it off."),
-            click.option("--repeat-penalty", type=float, help="Penalty for recent tokens; 1 turns it off."),
-            click.option("--repeat-last-n", type=int, help="How many tokens count as recent."),
-            click.option("--presence-penalty", type=float, help="Penalty for tokens that were used; 0 turns it off."),
-            click.option("--frequency-penalty", type=float, help="Penalty per use of a token; 0 turns it off."),
-            click.option("-s", "--seed", type=int, help="Seed of the random numbers [default: a random one]."),
-        ],
-        function,
-    )
-
-
 def generate_options(function: _F) -> _F:
     """Length and stop strings."""
-    return _apply(
+    return apply_options(
         [
             click.option("-n", "--predict", "max_tokens", type=click.IntRange(-1), metavar="N",
                          help="Most tokens to write; -1: as many as fit [default: -1]."),
@@ -164,7 +145,7 @@ def overflow_option(function: _F) -> _F:
 
 def quantize_options(function: _F) -> _F:
     """Which tensor gets which type; names of arguments of `edgellm.quantize.quantize` and `edgellm.convert.convert`."""
-    return _apply(
+    return apply_options(
         [
             click.option("--imatrix", metavar="FILE",
                          help="Importance matrix: errors in columns with large inputs count more."),
@@ -176,23 +157,6 @@ def quantize_options(function: _F) -> _F:
         ],
         function,
     )  # fmt: skip
-
-
-SAMPLING_NAMES = (
-    "temperature", "top_k", "top_p", "min_p", "typical_p", "repeat_penalty", "repeat_last_n", "presence_penalty",
-    "frequency_penalty", "seed",
-)  # fmt: skip
-
-
-def take_samplers(options: dict[str, Any]) -> dict[str, Any]:
-    """Take the sampling options that were given out of `options`, and check them before a model is loaded."""
-    from edgellm.sampling import Sampling
-
-    given = {name: value for name in SAMPLING_NAMES if (value := options.pop(name, None)) is not None}
-    if given.get("seed") == -1:  # llama.cpp's way to ask for a random one
-        del given["seed"]
-    Sampling(**given)
-    return given
 
 
 def limit_of(max_tokens: int | None) -> int | None:

@@ -17,9 +17,8 @@ from edgellm.cli.common import (
     print_json,
     progress_bar,
     read_text,
-    sampling_options,
-    take_samplers,
 )
+from edgellm.cli.sampling import sampling_options, take_samplers
 
 if TYPE_CHECKING:
     from edgellm.model import Model

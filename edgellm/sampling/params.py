@@ -3,37 +3,57 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from edgellm.errors import InvalidArgumentError, one_line
+from edgellm.sampling.order import SAMPLERS, parse_order
 
 MAX_SEED = 2**64 - 1
 MAX_STOPS = 256
+MAX_BREAKERS = 64
+MAX_BREAKER_BYTES = 40  # llama.cpp cuts longer ones
 
 # field -> (lowest, highest) value; both are allowed
 LIMITS: dict[str, tuple[float, float]] = {
     "temperature": (0.0, 1000.0),
+    "dynatemp_range": (0.0, 1000.0),
+    "dynatemp_exponent": (0.0, 1000.0),
     "top_k": (0, 2**31 - 1),
     "top_p": (0.0, 1.0),
     "min_p": (0.0, 1.0),
     "typical_p": (0.0, 1.0),
+    "top_n_sigma": (-1.0, 1000.0),
+    "xtc_probability": (0.0, 1.0),
+    "xtc_threshold": (0.0, 1.0),
     "repeat_penalty": (0.001, 1000.0),
     "repeat_last_n": (-1, 2**31 - 1),
     "presence_penalty": (-1000.0, 1000.0),
     "frequency_penalty": (-1000.0, 1000.0),
+    "dry_multiplier": (0.0, 1000.0),
+    "dry_base": (1.0, 1000.0),
+    "dry_allowed_length": (0, 2**31 - 1),
+    "dry_penalty_last_n": (-1, 2**31 - 1),
+    "mirostat": (0, 2),
+    "mirostat_tau": (0.0, 1000.0),
+    "mirostat_eta": (0.0, 1000.0),
     "seed": (0, MAX_SEED),
 }
-_INTEGERS = ("top_k", "repeat_last_n", "seed")
+INTEGERS = frozenset(
+    ("top_k", "repeat_last_n", "dry_allowed_length", "dry_penalty_last_n", "mirostat", "seed")
+)  # fmt: skip
+MAX_BIAS = 1e6
+
+Biases = tuple[tuple["int | str", float], ...]
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen: llama.cpp's parameters, meanings and order.
+    """How the next token is chosen: llama.cpp's parameters, meanings and order (docs/sampling.md explains each).
 
-    The chain is: penalties on the tokens of the last `repeat_last_n`, `top_k`, `typical_p`, `top_p`, `min_p`,
-    `temperature`, one draw. Raises InvalidArgumentError that names the field, the value and the limits.
+    `logit_bias` comes first, then the samplers in the order of `samplers`, then one draw. Raises InvalidArgumentError
+    that names the field, the value and the limits.
     """
 
     temperature: float = 0.8  # 0: always the most probable token (the lowest id of equals)
@@ -47,35 +67,77 @@ class Sampling:
     frequency_penalty: float = 0.0  # subtracted for each time that a token is among the recent ones
     seed: int | None = None  # None: a new random seed for each generation, which the result reports
     stop: tuple[str, ...] = ()  # strings that end the text; they are not shown
+    top_n_sigma: float = -1.0  # keep logits down to so many standard deviations below the best; 0 or less: off
+    xtc_probability: float = 0.0  # how often XTC works; 0: off
+    xtc_threshold: float = 0.1  # it drops all tokens this probable but the least probable of them; above 0.5: off
+    dry_multiplier: float = 0.0  # penalty of a token that would lengthen a repeated stretch; 0: off
+    dry_base: float = 1.75  # the penalty grows by this factor with each token of the stretch
+    dry_allowed_length: int = 2  # stretches may be repeated up to this length, in tokens
+    dry_penalty_last_n: int = 64  # how many recent tokens DRY looks at; 0: none, -1: all
+    dry_sequence_breakers: tuple[str, ...] = ("\n", ":", '"', "*")  # texts that no repeated stretch goes across
+    dynatemp_range: float = 0.0  # temperature follows the entropy, from this much below to this much above; 0: off
+    dynatemp_exponent: float = 1.0  # how the entropy, as a share of the highest possible one, becomes temperature
+    mirostat: int = 0  # 2: Mirostat 2.0 in place of all samplers but temperature; 0: off
+    mirostat_tau: float = 5.0  # the surprise, in bits, that Mirostat aims at
+    mirostat_eta: float = 0.1  # how fast it learns
+    logit_bias: Mapping[int | str, float] | Biases = ()  # added to logits, by id or text of a token; -inf or False bans
+    samplers: tuple[str, ...] = SAMPLERS  # which work, in this order; also "top_k;top_p;temperature"
 
     def __post_init__(self) -> None:
         for name in LIMITS:
             if not (name == "seed" and self.seed is None):
                 object.__setattr__(self, name, _number(name, getattr(self, name)))
-        object.__setattr__(self, "stop", _stop_strings(self.stop))
+        if self.mirostat == 1:
+            raise InvalidArgumentError("mirostat 1, the first version, is not supported; choose 2, or 0 for none")
+        object.__setattr__(self, "stop", _strings("stop", self.stop, MAX_STOPS))
+        breakers = _strings("dry_sequence_breakers", self.dry_sequence_breakers, MAX_BREAKERS)
+        if any(len(text.encode("utf-8", "replace")) > MAX_BREAKER_BYTES for text in breakers):
+            raise InvalidArgumentError(f"dry_sequence_breakers must be at most {MAX_BREAKER_BYTES} bytes long each")
+        object.__setattr__(self, "dry_sequence_breakers", breakers)
+        object.__setattr__(self, "logit_bias", _biases(self.logit_bias))
+        object.__setattr__(self, "samplers", parse_order(self.samplers))
 
     @property
     def greedy(self) -> bool:
         """True when the choice is not random."""
-        return self.temperature == 0.0
+        return self.temperature == 0.0 and "temperature" in self.order
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        """The samplers that work, in their order."""
+        return ("temperature",) if self.mirostat else self.samplers
 
     @property
     def has_penalties(self) -> bool:
-        """True when recent tokens matter."""
+        """True when the penalties look at recent tokens."""
         neutral = (self.repeat_penalty, self.presence_penalty, self.frequency_penalty) == (1.0, 0.0, 0.0)
-        return not neutral and self.repeat_last_n != 0
+        return not neutral and self.repeat_last_n != 0 and "penalties" in self.order
 
-    def chain(self) -> dict[str, float]:
-        """The fields that the native sampler takes (struct el_sampling), by name."""
-        skipped = ("repeat_last_n", "seed", "stop")
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in skipped}
+    @property
+    def has_dry(self) -> bool:
+        """True when DRY looks at recent tokens."""
+        return self.dry_multiplier != 0.0 and self.dry_penalty_last_n != 0 and "dry" in self.order
+
+    @property
+    def history(self) -> int | None:
+        """How many recent tokens matter; None: all."""
+        looks = ((self.has_penalties, self.repeat_last_n), (self.has_dry, self.dry_penalty_last_n))
+        counts = [n for used, n in looks if used]
+        return None if -1 in counts else max(counts, default=0)
+
+    def chain(self) -> dict[str, Any]:
+        """The fields that the native sampler takes (struct el_sampling), by name; `samplers` as names."""
+        values: dict[str, Any] = {name: getattr(self, name) for name in LIMITS if name != "seed"}
+        if "temperature" not in self.order:
+            values["temperature"], values["dynatemp_range"] = 1.0, 0.0
+        return values | {"samplers": self.order}
 
 
 def _number(name: str, value: Any) -> float | int:
     low, high = LIMITS[name]
-    kind = "an integer" if name in _INTEGERS else "a number"
+    kind = "an integer" if name in INTEGERS else "a number"
     try:
-        number: Any = value.__index__() if name in _INTEGERS else float(value)
+        number: Any = value.__index__() if name in INTEGERS else float(value)
     except (AttributeError, TypeError, ValueError):
         number = math.nan
     if isinstance(value, (bool, str, bytes)) or not low <= number <= high:
@@ -83,12 +145,43 @@ def _number(name: str, value: Any) -> float | int:
     return number
 
 
-def _stop_strings(value: Any) -> tuple[str, ...]:
-    stops = (value,) if isinstance(value, str) else value
-    stops = tuple(stops) if isinstance(stops, Iterable) else (stops,)
-    for stop in stops:
-        if not isinstance(stop, str) or not stop:
-            raise InvalidArgumentError(f"stop must be non-empty strings, not {one_line(stop) or 'an empty one'}")
-    if len(stops) > MAX_STOPS:
-        raise InvalidArgumentError(f"stop must be at most {MAX_STOPS} strings, not {len(stops)}")
-    return stops
+def _strings(name: str, value: Any, most: int) -> tuple[str, ...]:
+    strings = (value,) if isinstance(value, str) else value
+    strings = tuple(strings) if isinstance(strings, Iterable) else (strings,)
+    for text in strings:
+        if not isinstance(text, str) or not text:
+            raise InvalidArgumentError(f"{name} must be non-empty strings, not {one_line(text) or 'an empty one'}")
+    if len(strings) > most:
+        raise InvalidArgumentError(f"{name} must be at most {most} strings, not {len(strings)}")
+    return strings
+
+
+def _biases(value: Any) -> Biases:
+    """Pairs of token (id, or text) and bias. Ids may be written as text, as in JSON, whose keys are always text."""
+    pairs = value.items() if isinstance(value, Mapping) else value
+    try:
+        given = [(token, bias) for token, bias in pairs]
+    except (TypeError, ValueError):
+        raise InvalidArgumentError(f"logit_bias must map tokens to numbers, not be {one_line(value)}") from None
+    return tuple({_token(token): _bias(token, bias) for token, bias in given}.items())
+
+
+def _token(token: Any) -> int | str:
+    if isinstance(token, str) and token.isascii() and token.isdigit() and len(token) <= 10:
+        return int(token)
+    if isinstance(token, str) and token:
+        return token
+    if isinstance(token, bool) or not hasattr(token, "__index__") or token.__index__() < 0:
+        raise InvalidArgumentError(f"logit_bias names tokens by id or text, not by {one_line(token) or 'no text'}")
+    return int(token.__index__())
+
+
+def _bias(token: Any, bias: Any) -> float:
+    try:
+        number = -math.inf if bias is False else float(bias)
+    except (TypeError, ValueError):
+        number = math.nan
+    if isinstance(bias, (str, bytes)) or bias is True or not (abs(number) <= MAX_BIAS or number == -math.inf):
+        what = f"a number from {-MAX_BIAS:g} to {MAX_BIAS:g}, or -inf or False to ban it, not {one_line(bias)}"
+        raise InvalidArgumentError(f"logit_bias of token {one_line(token)} must be {what}")
+    return number
