@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgellm.cache import PASS_TOKENS, PrefixTree, Sequence
-from edgellm.errors import Cancelled
+from edgellm.errors import Cancelled, InvalidArgumentError, one_line
 from edgellm.results import Context, Event, FinishReason, Result, Stats, Usage
 
 if TYPE_CHECKING:
@@ -310,6 +310,7 @@ class Generation:
             logits = np.array(logits)  # the row belongs to the backend
         for process in processors:
             process([*prompt, *self.tokens], logits)
+            _check_processed(process, logits)
         if constraint is not None:
             logits[~constraint.mask()] = -np.inf
         token = self.sampler.sample(logits)
@@ -343,3 +344,13 @@ class Generation:
         if text:
             self.text.append(text)
             self.job.put(Event(text, token))
+
+
+def _check_processed(process: Processor, logits: np.ndarray) -> None:
+    """What a user's function leaves must be something to choose from. Raises InvalidArgumentError."""
+    if not (logits < np.inf).all() or not (logits > -np.inf).any():
+        name = getattr(process, "__qualname__", type(process).__qualname__)
+        raise InvalidArgumentError(
+            f"processor {one_line(name)} left a NaN or +infinity, or no finite logit; set those that may not come to "
+            "-infinity and leave at least one"
+        )

@@ -74,7 +74,7 @@ static void heat(candidates *c, double temperature)
     if (temperature < COLD) el_filter_best(c);
     else
         for (int64_t i = 0; i < c->n; i++) c->x[i] /= temperature;
-    c->has_e = 0;
+    changed(c);
 }
 
 /* Index of a candidate. `at` in [0, 1) says which. */
@@ -162,12 +162,17 @@ static int check_tokens(const el_sampling_tokens *t, int64_t n_vocab)
 /* The list of those that can be chosen at all, with their biases. */
 static int begin(candidates *c, const el_sampling_tokens *t, const float *logits, int64_t n_vocab)
 {
+    double top = -INFINITY;
     c->n = 0;
-    c->has_e = 0;
+    changed(c);
     for (int64_t i = 0; i < n_vocab; i++) {
         double x = (double)logits[i];
         if (!(x < INFINITY)) return EL_E_NONFINITE; /* NaN too */
         if (!(x > -INFINITY)) continue;
+        if (x > top) {
+            top = x;
+            c->best = c->n;
+        }
         c->x[c->n] = x;
         c->id[c->n++] = (int32_t)i;
     }
@@ -180,6 +185,7 @@ static int begin(candidates *c, const el_sampling_tokens *t, const float *logits
         for (int64_t i = 0; i < c->n; i++)
             if (c->x[i] > -INFINITY) keep(c, n++, i);
         c->n = n;
+        c->best = -1;
     }
     return c->n > 0 ? EL_OK : EL_E_NONFINITE;
 }
@@ -245,8 +251,7 @@ int el_sample(const el_sampling *params, const el_sampling_tokens *tokens, const
         apply(sampler, params, tokens, &c, &h, chance, last, &temperature);
     }
     if (greedy) {
-        el_filter_best(&c);
-        *token = c.id[0];
+        *token = c.id[c.best >= 0 ? c.best : best_of(&c)]; /* penalties have cut nothing */
     } else {
         *token = c.id[params->mirostat == 2 ? mirostat(params, &c, mu, at) : draw(&c, temperature, at)];
     }

@@ -16,6 +16,7 @@ typedef struct {
     int32_t *heap; /* (n) indices of candidates; also counts for each of them */
     int64_t n;
     int has_e;
+    int64_t best; /* index of the best one, until logits change or candidates are cut; -1: not known */
 } candidates;
 
 /* ---- exp and log: the same bits on every machine ------------------------------------------------------------- */
@@ -75,6 +76,15 @@ static inline double largest(const double *v, int64_t n)
     return best;
 }
 
+/* Index of the best one, the first of equals. */
+static inline int64_t best_of(const candidates *c)
+{
+    int64_t best = 0;
+    for (int64_t i = 1; i < c->n; i++)
+        if (c->x[i] > c->x[best]) best = i;
+    return best;
+}
+
 static inline double sum(const double *v, int64_t n)
 {
     double total = 0.0;
@@ -87,6 +97,13 @@ static inline void keep(candidates *c, int64_t to, int64_t from)
     c->x[to] = c->x[from];
     c->e[to] = c->e[from];
     c->id[to] = c->id[from];
+}
+
+/* Logits have changed. */
+static inline void changed(candidates *c)
+{
+    c->has_e = 0;
+    c->best = -1;
 }
 
 static inline void fresh_exponentials(candidates *c)

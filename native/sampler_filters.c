@@ -172,9 +172,6 @@ void el_filter_xtc(candidates *c, double probability, double threshold, double c
 
 void el_filter_best(candidates *c)
 {
-    int64_t best = 0;
-    for (int64_t i = 1; i < c->n; i++)
-        if (c->x[i] > c->x[best]) best = i;
-    keep(c, 0, best);
+    keep(c, 0, best_of(c));
     c->n = 1;
 }

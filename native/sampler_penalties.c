@@ -34,7 +34,7 @@ void el_penalise(const el_sampling *p, candidates *c, const int32_t *recent, int
         c->x[at] = x - ((double)count[at] * p->frequency_penalty + p->presence_penalty);
         count[at] = 0;
     }
-    c->has_e = 0;
+    changed(c);
 }
 
 /* ---- DRY ------------------------------------------------------------------------------------------------------- */
@@ -136,5 +136,5 @@ void el_dry(const el_sampling *p, const el_sampling_tokens *t, candidates *c, co
         if (breaker_here(t, token, NULL, 0) == 0) continue; /* a breaker by itself may come again */
         c->x[at] -= p->dry_multiplier * power(p->dry_base, exponent < most ? exponent : most);
     }
-    c->has_e = 0;
+    changed(c);
 }

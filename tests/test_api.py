@@ -187,6 +187,11 @@ def test_a_file_brings_its_sampling(tmp_path):
         assert (model.sampling().temperature, model.sampling().top_k) == (0.0, 7)
         assert model.sampling(temperature=1).temperature == 1
         assert model.sampling(edgellm.Sampling()).temperature == edgellm.Sampling().temperature
+    keys = {"general.sampling.sequence": "temp;adaptive_p;top-k", "general.sampling.mirostat": 1}
+    path = tiny_llama_gguf(tmp_path / "more.gguf", **keys, **{"general.sampling.xtc_probability": 0.25})
+    with edgellm.load(path, backend="reference") as model:
+        assert model.sampling().samplers == ("temperature", "top_k"), "what is not known is left out, as in llama.cpp"
+        assert (model.sampling().xtc_probability, model.sampling().mirostat) == (0.25, 0)
     bad = tiny_llama_gguf(tmp_path / "bad.gguf", **{"general.sampling.temp": -3.0})
     with pytest.raises(edgellm.ModelFormatError, match="general.sampling.temp"):
         edgellm.load(bad)

@@ -423,3 +423,24 @@ def test_a_constraint_and_processors_stand_before_the_choice(model):
     assert set(bound.token_ids) <= {7, 8} and len(bound.token_ids) == 3 and bound.finish_reason == "stop"
     assert constraint.seen == list(bound.token_ids)
     assert rows == [[1, 5, *bound.token_ids[:n]] for n in range(3)]
+
+
+@pytest.mark.parametrize("value", [-np.inf, np.nan, np.inf])
+def test_a_processor_that_leaves_nothing_is_named(model, value):
+    scripted(model, [300], then=None)
+
+    def spoil(ids, logits):
+        logits[:] = value
+
+    with pytest.raises(InvalidArgumentError, match="spoil"):
+        greedy(model, processors=[spoil], max_tokens=2)
+    assert greedy(model, max_tokens=1).token_ids == (300,), "the model stays usable"
+
+
+def test_biases_by_text_and_an_order_of_samplers(model):
+    scripted(model, [300], then=None)
+    hello, the = model.tokenize(" hello")[-1], model.tokenize(" the")[-1]
+    assert greedy(model, max_tokens=2, logit_bias={300: False, the: 500.0}).token_ids == (the,) * 2
+    with pytest.raises(InvalidArgumentError, match="outside the vocabulary"):
+        greedy(model, logit_bias={10**6: 1.0})
+    assert hello != the and greedy(model, max_tokens=1, samplers="top_k;temp").token_ids == (300,)

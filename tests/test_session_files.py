@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import signal
@@ -32,6 +33,7 @@ from edgellm.errors import (
 from edgellm.gguf import open_gguf
 from edgellm.identity import model_identity
 from edgellm.plan import KVShape
+from edgellm.session_state import _LATER
 from edgellm.sessionfile import SessionFile, header_digest, write_session
 
 POLICIES = ["error", "sink:4:60", "shift", "drop-turns"]
@@ -302,6 +304,11 @@ def put(*names_and_value):
         (put("overflow", "kind", "never"), "D5", "overflow"),
         (put("options", "sampling", "top_p", 7), "D5", "top_p"),
         (put("options", "sampling", "stop", "x"), "D5", "stop"),
+        (put("options", "sampling", "samplers", "top_k"), "D5", "samplers"),
+        (put("options", "sampling", "samplers", ["top_k", "top_k"]), "D5", "twice"),
+        (put("options", "sampling", "logit_bias", [[1, 2, 3]]), "D5", "logit_bias"),
+        (put("options", "sampling", "dry_base", None), "D5", "dry_base"),
+        (put("options", "sampling", "magic", 1), "D5", "magic"),
         (put("options", "exact", 1), "D5", "exact"),
         (put("options", "max_tokens", -1), "D5", "max_tokens"),
         (put("messages", [{"role": "user"}]), "D5", "messages[0]"),
@@ -481,3 +488,28 @@ def test_a_length_beyond_all_memory_is_refused_before_anything_is_made_of_it(blo
     with pytest.raises(SavedSequenceError, match="pages of layer 0"):
         restore(pool, saved)
     assert pool.n_free == 64
+
+
+def test_samplers_are_kept_and_files_from_before_them_load(model, tmp_path):
+    path = tmp_path / "s.edgesession"
+    chosen = {
+        "logit_bias": {7: False, 9: 1.5, "a": -1}, "samplers": "dry;temp", "dry_sequence_breakers": ("\n", "é"),
+        "xtc_probability": 0.5, "mirostat_tau": 3.0,
+    }  # fmt: skip
+    with model.session(**chosen) as session:
+        session.save(path)
+        want = session.options
+    with edgellm.Session.load(model, path) as session:
+        assert session.options == want and session.options.sampling.logit_bias[0] == (7, -math.inf)
+
+    def as_before(description):
+        sampling = description["options"]["sampling"]
+        for name in list(sampling)[:]:
+            if name in _LATER:
+                del sampling[name]
+        assert len(sampling) == 11
+
+    signed(path, as_before)
+    with edgellm.Session.load(model, path) as session:
+        usual = edgellm.Sampling(seed=want.sampling.seed, stop=want.sampling.stop)
+        assert session.options.sampling == usual

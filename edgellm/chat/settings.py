@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgellm.errors import InvalidArgumentError
 from edgellm.sampling import Sampling
+from edgellm.sampling.params import parse_bias
 
 if TYPE_CHECKING:
     from edgellm.model import Model
@@ -99,7 +100,7 @@ def _parse(name: str, value: str) -> Any:
     if name == "seed" and value.lower() in ("none", "random", "-1"):
         return None
     if isinstance(default, tuple):
-        return tuple(value.replace(",", " ").split())
+        return _several(name, value)
     if isinstance(default, str):
         return value
     if isinstance(default, bool):
@@ -107,6 +108,14 @@ def _parse(name: str, value: str) -> Any:
     if (isinstance(default, int) or name == "seed") and value.lstrip("+-").isdecimal():
         return int(value)  # not by way of a float, which holds 53 bits
     return _number(name, value)
+
+
+def _several(name: str, value: str) -> tuple[Any, ...]:
+    """Words, of which a list is made: `top_k temp`, `15043-inf 7+1`, `\\n : none`."""
+    words = [word for word in value.replace(";", " ").replace(",", " ").split() if word.lower() not in ("none", "off")]
+    if name == "logit_bias":
+        return tuple(map(parse_bias, words))
+    return tuple(map(_unescaped, words))
 
 
 def is_on(value: str) -> bool:

@@ -78,7 +78,7 @@ def thread_options(function: _F) -> _F:
         if value not in (None, "0", "auto"):
             raise click.BadParameter("there is no GPU backend yet; leave it out, or give 0 or auto", ctx, param)
 
-    return _apply(
+    return apply_options(
         [
             click.option("-t", "--threads", type=ThreadCount(), default="auto", show_default=True, callback=one_number,
                          help="Threads."),

@@ -126,15 +126,16 @@ def _print_stream(stream: Stream) -> Result:
     """Print the text as it comes. Ctrl-C ends the answer; what was printed stays."""
     from edgellm.chat.terminal import terminal_safe
 
-    show = terminal_safe if sys.stdout.isatty() else str
+    show, begun = terminal_safe if sys.stdout.isatty() else str, False
     try:
         for event in stream:
+            begun = True
             sys.stdout.write(show(event.text))
             sys.stdout.flush()
         result = stream.result
     except BaseException:
         stream.cancel()
-        sys.stdout.write("\n")
+        sys.stdout.write("\n" if begun else "")
         raise
     sys.stdout.write("\n")
     return result

@@ -46,23 +46,12 @@ def sampling_options(function: _F) -> _F:
                          help="Mirostat: the surprise that it aims at, in bits."),
             click.option("--mirostat-lr", "mirostat_eta", type=float, help="Mirostat: how fast it learns."),
             click.option("--samplers", metavar="NAMES", help="The samplers that work, in order: 'top_k;temperature'."),
-            click.option("-l", "--logit-bias", multiple=True, metavar="ID(+/-)BIAS", callback=_biases,
+            click.option("-l", "--logit-bias", multiple=True, metavar="ID(+/-)BIAS",
                          help="Make a token likelier or less likely: 15043+1, 15043-inf."),
             click.option("-s", "--seed", type=int, help="Seed of the random numbers [default: a random one]."),
         ],
         function,
     )
-
-
-def _biases(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> dict[int, float] | None:
-    """`15043+1` and `15043-inf`, as llama.cpp writes them."""
-    biases = {}
-    for text in value:
-        parts = re.fullmatch(r"\s*(\d+)\s*([+-])\s*(\d+(?:\.\d*)?|\.\d+|inf)\s*", text)
-        if parts is None:
-            raise click.BadParameter(f"'{text}' is not of the form ID+NUMBER or ID-NUMBER", ctx, param)
-        biases[int(parts[1])] = float(parts[2] + parts[3])
-    return biases or None
 
 
 SAMPLING_NAMES = (
@@ -76,6 +65,7 @@ SAMPLING_NAMES = (
 def take_samplers(options: dict[str, Any]) -> dict[str, Any]:
     """Take the sampling options that were given out of `options`, and check them before a model is loaded."""
     from edgellm.sampling import Sampling
+    from edgellm.sampling.params import parse_bias
 
     given = {name: value for name in SAMPLING_NAMES if (value := options.pop(name, None)) is not None}
     if given.get("seed") == -1:  # llama.cpp's way to ask for a random one
@@ -83,6 +73,9 @@ def take_samplers(options: dict[str, Any]) -> dict[str, Any]:
     breakers = given.pop("dry_sequence_breakers", ())
     if breakers:
         given["dry_sequence_breakers"] = tuple(unescaped(text) for text in breakers if text != "none")
+    biases = given.pop("logit_bias", ())
+    if biases:
+        given["logit_bias"] = dict(map(parse_bias, biases))
     Sampling(**given)
     return given
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -185,3 +186,12 @@ def _bias(token: Any, bias: Any) -> float:
         what = f"a number from {-MAX_BIAS:g} to {MAX_BIAS:g}, or -inf or False to ban it, not {one_line(bias)}"
         raise InvalidArgumentError(f"logit_bias of token {one_line(token)} must be {what}")
     return number
+
+
+def parse_bias(text: str) -> tuple[int, float]:
+    """Token id and bias from `15043+1`, `15043-0.5`, `15043-inf`, as llama.cpp writes them. Raises
+    InvalidArgumentError."""
+    parts = re.fullmatch(r"\s*(\d{1,10})\s*([+-])\s*(\d+(?:\.\d*)?|\.\d+|inf)\s*", text, re.ASCII)
+    if parts is None:
+        raise InvalidArgumentError(f"'{one_line(text)}' is not of the form ID+NUMBER or ID-NUMBER, such as 15043-inf")
+    return int(parts[1]), float(parts[2] + parts[3])
