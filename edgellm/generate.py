@@ -197,6 +197,8 @@ class Generation:
             before = [] if seq is None else seq.ids
             at_start = all(engine.tokenizer.is_control(token) for token in (*before, *request.ids))
             self.decoder = StreamDecoder(engine.tokenizer, skip_special=True, at_start=at_start)
+            if request.constraint is not None:
+                request.constraint.begin(at_start)
         self.matcher = StopMatcher(request.sampling.stop)
         self.text: list[str] = []
         self.tokens: list[int] = []
@@ -312,7 +314,7 @@ class Generation:
             process([*prompt, *self.tokens], logits)
             _check_processed(process, logits)
         if constraint is not None:
-            logits[~constraint.mask()] = -np.inf
+            np.copyto(logits, -np.inf, where=~constraint.mask())
         token = self.sampler.sample(logits)
         if constraint is not None:
             constraint.accept(token)

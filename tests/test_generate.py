@@ -387,6 +387,10 @@ class _Digits:
     def __init__(self, n_vocab: int, allowed: list[int]) -> None:
         self.left, self.allowed, self.n_vocab = 3, allowed, n_vocab
         self.seen: list[int] = []
+        self.begun: list[bool] = []
+
+    def begin(self, at_start: bool) -> None:
+        self.begun.append(at_start)
 
     def mask(self) -> np.ndarray:
         mask = np.zeros(self.n_vocab, bool)
@@ -421,7 +425,7 @@ def test_a_constraint_and_processors_stand_before_the_choice(model):
     constraint = _Digits(model.n_vocab, [7, 8])
     bound = model._worker.call(lambda job: run(job, constraint))
     assert set(bound.token_ids) <= {7, 8} and len(bound.token_ids) == 3 and bound.finish_reason == "stop"
-    assert constraint.seen == list(bound.token_ids)
+    assert constraint.seen == list(bound.token_ids) and constraint.begun == [False]
     assert rows == [[1, 5, *bound.token_ids[:n]] for n in range(3)]
 
 

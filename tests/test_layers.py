@@ -17,8 +17,8 @@ FLOORS = [
     {"machine", "results", "builtin", "clib", "folders", "ops", "parallel"},
     {"plan", "probe", "progress", "quants", "sampling", "strings", "template", "turns", "worker"},
     {"gguf"},
-    {"cache", "callbacks", "config", "grammar", "hub", "identity", "imatrix", "tokenizers", "weights"},
-    {"rope"},
+    {"cache", "callbacks", "config", "hub", "identity", "imatrix", "tokenizers", "weights"},
+    {"grammar", "rope"},
     {"backends", "convert", "models"},  # models never import backends, and the other way round
     {"async_stream", "generate", "pack", "prompt", "quantize", "sessionfile", "stream", "transcript"},
     {"calls"},
@@ -36,6 +36,7 @@ FLOORS = [
 ]
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}
 HEAVY = {"numba", "llvmlite", "jinja2", "rich", "click", "prompt_toolkit", "sentencepiece", "cffi", "torch"}
+HEAVY |= {"llguidance"}
 # Modules that are only loaded for what the heavy package does, so they may import it at their top.
 HEAVY_AT_TOP = ("backends/numba_", "backends/numba_kernels/", "cli/", "chat/", "template/", "__main__")
 GENERATED = {"edgellm/blocks.py", "native/blocks.h"}

@@ -17,6 +17,10 @@ class Constraint(Protocol):
     One object serves one answer, on the worker thread.
     """
 
+    def begin(self, at_start: bool) -> None:
+        """Called once, before all else. `at_start`: nothing but control tokens comes before the answer, so its text is
+        shown without the space that the tokenizer puts in front of a text."""
+
     def mask(self) -> np.ndarray:
         """bool (n_vocab,): the tokens that may come next, an end token among them where the text may end here."""
 
