@@ -59,7 +59,8 @@ def collect(
         left = "chunks that were done are in the statistics"
         meter = Meter(progress, "measuring", len(chunks), "chunks", left)
         for tokens in chunks:
-            collector.run(tokens)
+            with loaded.file.reading():
+                collector.run(tokens)
             out.n_chunks += 1
             meter.advance(1)
             if on_chunk is not None:

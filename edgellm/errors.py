@@ -297,6 +297,16 @@ class ModelClosedError(EdgeLLMError):
         super().__init__(message)
 
 
+class QueueFullError(EdgeLLMError):
+    """So many calls wait for the model already as `load(max_queue=)` allows. `n_waiting` and `limit` are numbers of calls."""
+
+    def __init__(self, n_waiting: int, limit: int) -> None:
+        self.n_waiting, self.limit = n_waiting, limit
+        super().__init__(
+            f"{n_waiting} calls wait for this model already, max_queue allows {limit}; try again when one has ended"
+        )
+
+
 class InvalidArgumentError(EdgeLLMError, ValueError):
     """An argument or option has a value that is not allowed."""
 

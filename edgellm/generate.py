@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as SequenceOf
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from edgellm.results import Context, Event, FinishReason, Result, Stats, Usage
 if TYPE_CHECKING:
     from edgellm.backends import Backend
     from edgellm.cache import Overflow, PagePool
+    from edgellm.gguf import GGUFFile
     from edgellm.sampling import Constraint, Processor, Sampling
     from edgellm.worker import Job
 
@@ -60,12 +62,15 @@ class Engine:
 
     def __init__(
         self, backend: Backend, pool: PagePool, tokenizer: Any, n_ctx: int, threads: int, isa: str,
-        exact: bool = False, overflow: Overflow | None = None,
+        exact: bool = False, overflow: Overflow | None = None, source: GGUFFile | None = None,
     ) -> None:  # fmt: skip
         self.backend, self.pool, self.tokenizer = backend, pool, tokenizer
+        self.source = source  # the mapped file, where passes read it
         self.n_ctx, self.threads, self.isa, self.overflow = n_ctx, threads, isa, overflow
         self.set_exact(exact)
         self.passes = 0
+        self.gate: AbstractContextManager[Any] = nullcontext()  # the worker's; open around what a fork may interrupt
+        self._undo: list[Callable[[], Any]] = []
         self.tree = PrefixTree(pool)
         self.abandoned: deque[Sequence] = deque()  # by owners that were forgotten; added to at any time
         self.backup: Sequence | None = None  # what a running call would go back to: given up before the call itself
@@ -98,6 +103,26 @@ class Engine:
         """What `seq` holds may be used again by later calls, also when it is closed."""
         self.tree.insert(seq)
 
+    @contextmanager
+    def undoing(self, undo: Callable[[], Any]) -> Iterator[None]:
+        """What is done inside is taken back by `undo()` in the child of a fork, where nobody goes on with it."""
+        self._undo.append(undo)
+        try:
+            yield
+        finally:
+            self._undo.pop()
+
+    def undo_all(self) -> None:
+        """Take back what the call has done that was running when the process forked."""
+        while self._undo:
+            self._undo.pop()()
+        self.backup = None
+
+    def check_file(self) -> None:
+        """Raises ModelFileChanged when passes read a file that is not what it was: before and after a call."""
+        if self.source is not None:
+            self.source.check_unchanged()
+
     def forward(
         self, seq: Sequence, tokens: SequenceOf[int], outputs: SequenceOf[int], cancel: np.ndarray | None,
         hidden: bool = False,
@@ -107,11 +132,16 @@ class Engine:
         position, end = seq.length, seq.length + len(tokens)
         seq.ensure(end)
         try:
-            logits = self.backend.forward(
-                np.asarray(tokens, np.int32), position, np.asarray(outputs, np.int32), seq, cancel, hidden
-            )
-        except BaseException:
+            with self.gate:
+                logits = self.backend.forward(
+                    np.asarray(tokens, np.int32), position, np.asarray(outputs, np.int32), seq, cancel, hidden
+                )
+            if self.source is not None:
+                self.source.check_faults()
+        except BaseException as error:
             seq.rewind(position)
+            if isinstance(error, Exception) and not isinstance(error, Cancelled):
+                self.check_file()  # what zeros in place of weights do to a pass says nothing
             raise
         seq.commit(end, tokens, exact=self.backend.exact or not self.backend.has_prefill)
         self.passes += 1
@@ -123,7 +153,8 @@ class Engine:
         """Run `ids` in chunks at the end of `seq`; logits (vocab,) after the last one."""
         logits = None
         if on_chunk is not None:
-            on_chunk(0, len(ids))
+            with self.gate:
+                on_chunk(0, len(ids))
         step = min(PREFILL_CHUNK, seq.overflow.pass_tokens(seq.n_ctx))
         for start in range(0, len(ids), step):
             chunk = ids[start : start + step]
@@ -132,18 +163,21 @@ class Engine:
                 raise Cancelled()
             logits = self.forward(seq, chunk, [len(chunk) - 1] if last else [], job.flag)
             if on_chunk is not None:
-                on_chunk(start + len(chunk), len(ids))
+                with self.gate:
+                    on_chunk(start + len(chunk), len(ids))
         assert logits is not None
         return logits[-1]
 
     def logits(self, ids: SequenceOf[int], job: Job, first: int = 0, exact: bool = False) -> np.ndarray:
         """Logits (n - first, vocab) float32 of every position from `first` on, computed anew."""
         self.set_exact(exact)
+        self.check_file()
         rows = []
-        with Sequence(self.pool, self.n_ctx) as seq:
+        with Sequence(self.pool, self.n_ctx) as seq, self.undoing(seq.close):
             for start in range(0, len(ids), PREFILL_CHUNK):
                 chunk = ids[start : start + PREFILL_CHUNK]
                 rows.append(np.array(self.forward(seq, chunk, range(max(0, first - start), len(chunk)), job.flag)))
+        self.check_file()
         return np.concatenate(rows)
 
     def close(self) -> None:
@@ -209,7 +243,10 @@ class Generation:
         self.engine.set_exact(self.request.exact)
         backup = self.engine.backup = None if self.seq is None else self.seq.fork()
         try:
-            result = self._run(self._begin())
+            with self.engine.undoing(lambda: self._undo(backup)):
+                self.engine.check_file()
+                result = self._run(self._begin())
+                self.engine.check_file()
         except BaseException:
             self._undo(backup)
             raise
@@ -332,7 +369,8 @@ class Generation:
     def _emit(self, token: int) -> bool:
         """Hand on the text of one token; True when a stop string is complete."""
         if self.decoder is None:
-            self.job.put(Event("", token))
+            with self.engine.gate:
+                self.job.put(Event("", token))
             return False
         self._put(self.matcher.push(self.decoder.push(token)), token)
         return self.matcher.stopped is not None
@@ -345,7 +383,8 @@ class Generation:
     def _put(self, text: str, token: int | None) -> None:
         if text:
             self.text.append(text)
-            self.job.put(Event(text, token))
+            with self.engine.gate:
+                self.job.put(Event(text, token))
 
 
 def _check_processed(process: Processor, logits: np.ndarray) -> None:

@@ -29,7 +29,11 @@ def model_identity(file: GGUFFile) -> str:
 
     Raises ModelFileChanged when the file was written to since it was opened.
     """
-    file.check_unchanged()
+    with file.reading():
+        return _digest(file)
+
+
+def _digest(file: GGUFFile) -> str:
     sha = hashlib.sha256()
 
     def add(data: bytes) -> None:

@@ -59,7 +59,8 @@ class Loaded:
         self.file = open_gguf(path)
         try:
             self.path, self.metadata = self.file.path, self.file.metadata
-            self._prepare(n_ctx, backend, kv_type, chat_template, progress, pack=pack, huge_pages=huge_pages)
+            with self.file.reading():
+                self._prepare(n_ctx, backend, kv_type, chat_template, progress, pack=pack, huge_pages=huge_pages)
         except BaseException:
             self.close()
             raise
@@ -113,8 +114,9 @@ class Loaded:
         self.isa = backend_isa(self.runner)
         self.pool = self._pool(found.available - MARGIN - found.total + found.cache)
         self.engine = Engine(
-            self.runner, self.pool, self.tokenizer, self.n_ctx, self.threads, self.isa, self.exact, self.overflow
-        )
+            self.runner, self.pool, self.tokenizer, self.n_ctx, self.threads, self.isa, self.exact, self.overflow,
+            source=self.file if self.runner.reads_file else None,
+        )  # fmt: skip
 
     def _within_budget(self, n_ctx: int, may_shrink: bool) -> int:
         """The context window whose pages `cache_bytes` holds. Raises InvalidArgumentError where that is not `n_ctx`."""

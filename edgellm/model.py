@@ -60,6 +60,7 @@ def load(
     overflow: Overflow | str | None = None,
     cache_bytes: int | None = None,
     offline: bool | None = None,
+    max_queue: int | None = None,
 ) -> Model:
     """Load a model: the path of a GGUF file, a model of Hugging Face's hub as `hf:owner/repo:Q4_K_M`, an alias, or None
     for the small built-in one.
@@ -87,6 +88,7 @@ def load(
       of `n_ctx` tokens, or what memory allows, one at least.
     - `offline`: True never touches the network, and neither does HF_HUB_OFFLINE=1. Else a model of the hub that is not
       on this machine yet is downloaded (`edgellm.pull`); for one that is, there is no request either.
+    - `max_queue`: how many calls may wait behind the one that runs; one more raises QueueFullError. None: any number.
 
     Raises ModelFileNotFoundError, ModelFormatError and its subclasses (a file that is damaged or not supported),
     NotEnoughMemoryError, BackendError, InvalidArgumentError, Cancelled, and for the hub the errors of `edgellm.pull`.
@@ -100,7 +102,7 @@ def load(
         chat_template=chat_template, seed=seed, exact=exact, progress=progress, pack=pack, huge_pages=huge_pages,
         overflow=overflow, cache_bytes=cache_bytes,
     )  # fmt: skip
-    return Model(loaded)
+    return Model(loaded, max_queue)
 
 
 class Model(Embeds):
@@ -110,14 +112,15 @@ class Model(Embeds):
     None), `metadata` (the file's keys), `plan`, `backend`, `isa`, `kv_type`, `threads` (with `thread_reason`), `exact`.
     """
 
-    def __init__(self, loaded: Any) -> None:
+    def __init__(self, loaded: Any, max_queue: int | None = None) -> None:
         self.path, self.metadata, self.arch, self.name = loaded.path, loaded.metadata, loaded.arch, loaded.name
         self.n_ctx, self.n_ctx_train, self.kv_type = loaded.n_ctx, loaded.n_ctx_train, loaded.kv_type
         self.tokenizer, self.chat_template, self.plan = loaded.tokenizer, loaded.chat_template, loaded.plan
         self.threads, self.thread_reason = loaded.threads, loaded.thread_reason
         self.load_seconds, self.seed, self.exact = loaded.load_seconds, loaded.seed, loaded.exact
         self._loaded, self._prompt = loaded, ChatPrompt(loaded.chat_template, loaded.tokenizer, loaded.path)
-        self._worker = Worker(f"edgellm-{loaded.name}")
+        self._worker = Worker(f"edgellm-{loaded.name}", max_queue)
+        self._worker.on_fork, loaded.engine.gate = loaded.engine.undo_all, self._worker.gate
         # The finalizer must not hold the model itself, or it would never be collected.
         self._close = weakref.finalize(self, _close, self._worker, loaded)
 

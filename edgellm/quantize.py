@@ -234,8 +234,8 @@ def _packed(file: GGUFFile, job: _Job, meter: Meter, errors: _Errors | None) -> 
 def _copied(file: GGUFFile, info: TensorInfo, meter: Meter) -> Iterator[np.ndarray]:
     data, step = file.data(info.name), 4 * CHUNK
     for start in range(0, info.n_bytes, step):
-        file.check_unchanged()
-        part = data[start : start + step]
+        with file.reading():
+            part = data[start : start + step].copy()
         yield part
         file.advise_dont_need(info.offset + start, part.size)
         meter.advance(part.size)
@@ -247,9 +247,9 @@ def _rows_of(file: GGUFFile, info: TensorInfo) -> Any:
     row_bytes = info.type.row_bytes(k)
 
     def rows(start: int, stop: int) -> np.ndarray:
-        file.check_unchanged()
         first, last = start * row_bytes, stop * row_bytes
-        x = quants.dequantize(data[first:last], info.type, (stop - start, k))
+        with file.reading():
+            x = quants.dequantize(data[first:last], info.type, (stop - start, k))
         file.advise_dont_need(info.offset + first, last - first)
         return x
 

@@ -145,7 +145,8 @@ class Session:
             request = call.request(
                 ids, model.tokenizer, job, sampling=sampling, dropped=max(0, prompt.gone - seq.dropped)
             )
-            result = Generation(engine, request, job, seq=seq).run()
+            with engine.undoing(lambda: self._give_up(seq, prompt.base)):
+                result = Generation(engine, request, job, seq=seq).run()
             result = call.finish(result, model.tokenizer, model.chat_template)
         except BaseException as error:
             self._give_up(seq, prompt.base)
@@ -350,7 +351,7 @@ class Session:
                 self._leave_cache()
 
         with contextlib.suppress(ModelClosedError):  # it was closed meanwhile, and all pages with it
-            self.model._worker.call(end)
+            self.model._worker.call(end, always=True)
 
     def _check_open(self) -> None:
         if self.closed:

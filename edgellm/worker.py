@@ -1,4 +1,4 @@
-"""One thread per model that does all of its work, one job after the other.
+"""One thread per model that does all of its work, one job after the other, in the order in which they came.
 
 The thread that calls waits on a queue and never inside the C library, so Ctrl-C, a GUI's stop button and a time limit
 work in the middle of a long prompt. A job carries the cancel flag: an int32 that the backend polls.
@@ -9,16 +9,22 @@ from __future__ import annotations
 import os
 import queue
 import threading
+import weakref
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import numpy as np
 
-from edgellm.errors import Cancelled, InvalidArgumentError, ModelClosedError
+from edgellm import clib
+from edgellm.errors import BackendError, Cancelled, EdgeLLMError, InvalidArgumentError, ModelClosedError, QueueFullError
 
 StopReason = Literal["cancelled", "timeout"]
 # A wait without a limit cannot be interrupted on Windows, so waits are cut into slices of this many seconds.
 _SLICE = 0.05
+# A fork waits so long for a worker that is changing the state of its model. It takes microseconds, unless a session of
+# gigabytes is being read.
+_FORK_WAIT = 10.0
 
 
 class Job:
@@ -35,9 +41,13 @@ class Job:
         self._heard: Callable[[], Any] | None = None
         self.outcome: Any = None
         self.error: BaseException | None = None
+        self._reason: EdgeLLMError | None = None
         self._run = run
         self._items: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._ended = False
+        # Taken once and never given back, by whoever ends the job. It is never waited for, so that the garbage
+        # collector may call `stop` anywhere.
+        self._claim = threading.Lock()
 
     @property
     def stopped(self) -> bool:
@@ -48,12 +58,29 @@ class Job:
         """Whether it has run, or was refused."""
         return self._ended
 
-    def stop(self, keep: bool = True, why: StopReason = "cancelled") -> None:
-        """Ask the job to end. Returns at once; a later `stop(keep=False)` still drops what was kept."""
+    @property
+    def waiting(self) -> bool:
+        """Whether its turn has not come yet."""
+        return not self._claim.locked()
+
+    def stop(self, keep: bool = True, why: StopReason = "cancelled", error: EdgeLLMError | None = None) -> None:
+        """Ask the job to end. Returns at once; a later `stop(keep=False)` still drops what was kept.
+
+        A job that waits for its turn and shall be dropped ends here. `error`: what the caller gets, if not `Cancelled`.
+        """
         self.keep = self.keep and keep
         if not self.stopped:
             self.why = why
+        self._reason = self._reason or error
         self.flag[0] = 1
+        if not self.keep:
+            self.refuse(error or Cancelled())
+
+    def refuse(self, error: BaseException) -> None:
+        """End a job that has not begun."""
+        if self._claim.acquire(blocking=False):
+            self.error = error
+            self._end()
 
     # ---- worker side
 
@@ -63,18 +90,23 @@ class Job:
             self._heard()
 
     def execute(self) -> None:
-        """Run it; whatever is raised reaches the caller."""
+        """Run it, unless it was refused; whatever is raised reaches the caller."""
+        if not self._claim.acquire(blocking=False):
+            return
         try:
-            if self.stopped and not self.keep:
-                raise Cancelled()
             self.outcome = self._run(self)
         except BaseException as error:
-            self.error = error
+            self.error = self._reason if self._reason is not None and isinstance(error, Cancelled) else error
         self._end()
 
-    def refuse(self, error: BaseException) -> None:
-        self.error = error
-        self._end()
+    def leave_to_parent(self) -> None:
+        """In the child of a fork: whatever becomes of the job, this process does not hear of it."""
+        self._claim = threading.Lock()
+        self._items = queue.SimpleQueue()  # its lock may be held by a thread that is not here
+        self._heard = None  # an event loop of the parent
+        self.flag[0], self.keep = 1, False
+        if not self._ended:
+            self.refuse(Cancelled("cancelled: the call goes on in the process that has forked, not in its child"))
 
     def _end(self) -> None:
         self._run = _nothing  # its closure may hold the engine
@@ -86,7 +118,7 @@ class Job:
     def listen(self, heard: Callable[[], Any]) -> None:
         """Have `heard` called whenever there may be something new: now, after each item and at the end.
 
-        It runs on the thread that works, so it must return at once and never raise.
+        It runs on the thread that works, or that stops the job, so it must return at once and never raise.
         """
         self._heard = heard
         heard()
@@ -142,49 +174,109 @@ def _nothing(job: Job) -> None:
     return None
 
 
-class Worker:
-    """The thread and its queue. The thread starts with the first job and is a daemon; `close()` ends it."""
+class Gate:
+    """Closed while a job changes the state of its model: a child that is forked then would inherit half of a change.
 
-    def __init__(self, name: str) -> None:
+    A worker closes it for each job; `with gate:` opens it inside, around a pass or a callback, where the state is whole.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    def close(self) -> None:
+        self._lock.acquire()
+
+    def open(self) -> None:
+        self._lock.release()
+
+    def hold(self, seconds: float) -> bool:
+        """Close it from another thread; False when it did not open in time."""
+        return self._lock.acquire(timeout=seconds)
+
+    def renew(self, closed: bool) -> None:
+        """In the child of a fork: whoever has closed it may not be here."""
+        self._lock = threading.Lock()
+        if closed:
+            self._lock.acquire()
+
+    def __enter__(self) -> None:
+        self._lock.release()
+
+    def __exit__(self, *exc: object) -> None:
+        self._lock.acquire()
+
+
+class Worker:
+    """The thread and its queue. The thread starts with the first job and is a daemon; `close()` ends it.
+
+    `max_queue`: how many jobs may wait behind the one that runs; None: any number. `on_fork` is called in the child of
+    a fork where a job was running in the parent, to take back what it has done so far.
+    """
+
+    def __init__(self, name: str, max_queue: int | None = None) -> None:
+        if max_queue is not None and (not isinstance(max_queue, int) or isinstance(max_queue, bool) or max_queue < 0):
+            raise InvalidArgumentError(f"max_queue is {max_queue!r}; choose 0 or more, or None for no limit")
+        self.gate, self.max_queue = Gate(), max_queue
+        self.on_fork: Callable[[], None] | None = None
         self._name = name
         self._closed = False
+        self._torn = False  # a fork did not wait until the state of the model was whole
         self._after: Callable[[], None] | None = None
         self._reset()
+        _forks.add(self)
 
     def _reset(self) -> None:
-        self._pid = os.getpid()
         self._lock = threading.Lock()
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._line: deque[Job] = deque()  # the jobs in the queue
         self._thread: threading.Thread | None = None
         self._current: Job | None = None
 
-    def submit(self, run: Callable[[Job], Any]) -> Job:
-        """Queue `run`. Raises ModelClosedError after `close()`."""
+    def submit(self, run: Callable[[Job], Any], always: bool = False) -> Job:
+        """Queue `run`. Raises ModelClosedError after `close()`, QueueFullError unless `always`."""
         job = Job(run)
-        if self._pid != os.getpid():
-            self._reset()  # after a fork the thread exists in the parent only
         with self._lock:
-            if self._closed:
-                raise ModelClosedError()
-            if self._thread is threading.current_thread():
-                raise InvalidArgumentError("a callback cannot call the same model: it would wait for itself")
+            self._check()
+            if not always and self.max_queue is not None:
+                self._check_room(self.max_queue)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._loop, args=(self._jobs,), name=self._name, daemon=True)
                 self._thread.start()
+            self._line.append(job)
             self._jobs.put(job)
         return job
 
-    def call(self, run: Callable[[Job], Any]) -> Any:
-        """Run on the worker thread and wait; see `Job.wait`."""
-        return self.submit(run).wait()
+    def _check(self) -> None:
+        if self._closed:
+            raise ModelClosedError()
+        if self._torn:
+            raise BackendError("this process was forked while the model was changing; load the model again")
+        if self._thread is threading.current_thread():
+            raise InvalidArgumentError("a callback cannot call the same model: it would wait for itself")
+
+    def _check_room(self, limit: int) -> None:
+        n_waiting, busy = sum(job.waiting for job in self._line), self._current is not None
+        if n_waiting + busy > limit:
+            raise QueueFullError(n_waiting, limit)
+
+    def call(self, run: Callable[[Job], Any], always: bool = False) -> Any:
+        """Run on the worker thread and wait; see `submit` and `Job.wait`."""
+        return self.submit(run, always).wait()
 
     def _loop(self, jobs: queue.SimpleQueue[Job | None]) -> None:
         while (job := jobs.get()) is not None:
-            self._current = job
-            if self._closed:
-                job.refuse(ModelClosedError())
-            else:
-                job.execute()
+            with self._lock:
+                self._line.popleft()
+                self._current = job
+            clib.arm_guard()
+            self.gate.close()
+            try:
+                if self._closed:
+                    job.refuse(ModelClosedError())
+                else:
+                    job.execute()
+            finally:
+                self.gate.open()
             self._current = job = None  # an idle thread must not keep results alive
         if self._after is not None:
             self._after()
@@ -195,8 +287,6 @@ class Worker:
         The garbage collector may call this on the worker's own thread, in the middle of a job: then `after`, which
         frees what the job works on, is called when the thread ends.
         """
-        if self._pid != os.getpid():
-            self._reset()
         with self._lock:
             if self._closed:
                 return
@@ -207,10 +297,67 @@ class Worker:
                 self._after = after
             self._jobs.put(None)
         if current is not None:
-            current.stop(keep=False)
+            current.stop(keep=False, error=ModelClosedError("the model was closed during the call"))
         if own:
             return
         if thread is not None:
             thread.join()
         if after is not None:
             after()
+
+    # ---- fork
+
+    def _hold(self) -> tuple[bool, bool]:
+        """Before a fork: (whether the gate is held, whether the state of the model is whole)."""
+        if self._thread is threading.current_thread():  # a callback forks: what it interrupts goes on in the child
+            return self.gate.hold(0), True
+        held = self.gate.hold(_FORK_WAIT)
+        return held, held
+
+    def _in_child(self, held: bool, whole: bool) -> None:
+        """The thread is gone, its jobs are the parent's."""
+        current = self._current
+        own = self._thread is not None and self._thread is threading.current_thread()
+        self.gate.renew(closed=own and not held)
+        if not whole:
+            self._torn = self._torn or current is not None
+        elif current is not None and self.on_fork is not None and not own:
+            self.on_fork()
+        jobs = [*self._line, *([current] if current is not None else [])]
+        self._reset()
+        for job in jobs:
+            job.leave_to_parent()
+
+
+class _Forks:
+    """What happens to all workers when the process forks."""
+
+    def __init__(self) -> None:
+        self._workers: weakref.WeakSet[Worker] = weakref.WeakSet()
+        self._lock = threading.Lock()  # for the set
+        self._held: dict[int, list[tuple[Worker, bool, bool]]] = {}  # by the thread that forks
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(before=self._before, after_in_parent=self._parent, after_in_child=self._child)
+
+    def add(self, worker: Worker) -> None:
+        with self._lock:
+            self._workers.add(worker)
+
+    def _before(self) -> None:
+        with self._lock:
+            workers = sorted(self._workers, key=id)  # one order: two threads that fork must not wait for each other
+        self._held[threading.get_ident()] = [(worker, *worker._hold()) for worker in workers]
+
+    def _parent(self) -> None:
+        for worker, held, _ in self._held.pop(threading.get_ident(), ()):
+            if held:
+                worker.gate.open()
+
+    def _child(self) -> None:
+        self._lock = threading.Lock()
+        for worker, held, whole in self._held.pop(threading.get_ident(), ()):
+            worker._in_child(held, whole)
+        self._held.clear()
+
+
+_forks = _Forks()

@@ -42,6 +42,15 @@ const char *el_prefill_kernel_level(int type, int layout); /* the same for passe
 void *el_arena_alloc(int64_t bytes);      /* zeroed, 64-byte aligned, on 2 MB pages where there are any; NULL on failure */
 void el_arena_free(void *p, int64_t bytes);
 
+/* Mapped files that may become shorter while they are read (native/guard.c). el_guard_add watches the range of a map: where
+ * its pages cannot be read any more, readers get zeros and *slot says so from then on. A range must be removed before it is
+ * unmapped. EL_E_UNSUPPORTED: not on this system; EL_E_SYSTEM: too many ranges. el_guard_arm takes SIGBUS again where the
+ * program has replaced the handler, and unblocks it in the calling thread; without a watched range it does nothing. */
+int el_guard_add(const void *start, int64_t bytes, int32_t *slot);
+void el_guard_remove(int32_t slot);
+int el_guard_faulted(int32_t slot);       /* 1: zeros were read in place of the file */
+int el_guard_arm(void);
+
 /* ---- weights: types, panels, conversion --------------------------------------------------------- */
 enum el_layout { EL_ROWS = 0, EL_PANELS = 1 };
 

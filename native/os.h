@@ -28,6 +28,14 @@ int64_t el_os_clock_read(int64_t clock);
 /* Calls child() in the child of every fork, where the system has fork. */
 void el_os_at_fork_child(void (*child)(void));
 
+/* Calls repair(address) when an instruction of this process reads a mapped page that cannot be read (SIGBUS): 1 says that it
+ * can be read now. All else goes to the handlers that the program had. Installs it anew where the program has replaced it.
+ * 0 on success, -1 where there is no such signal. repair runs in a signal handler. */
+int el_os_on_bus_error(int (*repair)(uintptr_t address));
+/* Zeros, to be read, in place of whatever is mapped at [start, end), whole pages; 0 on success. May be called by a signal handler. */
+int el_os_zero_pages(uintptr_t start, uintptr_t end);
+int64_t el_os_page_size(void);
+
 /* Asks the system to let this process use tile registers (Linux: 8 KB more of state per thread); 1: granted. */
 int el_os_request_tiles(void);
 

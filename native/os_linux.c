@@ -2,6 +2,8 @@
 #define _GNU_SOURCE
 #include "os.h"
 
+#include "os_bus.h"
+
 #include <linux/futex.h>
 #include <pthread.h>
 #include <sched.h>
@@ -58,10 +60,8 @@ int el_os_thread_start(void (*run)(void *), void *arg) {
     pthread_attr_t attr;
     pthread_attr_init(&attr);
     pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
-    /* signals belong to the host program's threads, never to ours */
-    sigset_t all, old;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &old);
+    sigset_t old;
+    block_foreign_signals(&old);
     pthread_t thread;
     int rc = pthread_create(&thread, &attr, trampoline, args);
     pthread_sigmask(SIG_SETMASK, &old, NULL);

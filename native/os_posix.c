@@ -3,6 +3,8 @@
 #define _DARWIN_C_SOURCE
 #include "os.h"
 
+#include "os_bus.h"
+
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
@@ -37,9 +39,8 @@ int el_os_thread_start(void (*run)(void *), void *arg) {
     start_args *args = malloc(sizeof *args);
     if (!args) return -1;
     *args = (start_args){run, arg};
-    sigset_t all, old;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &old);
+    sigset_t old;
+    block_foreign_signals(&old);
     pthread_t thread;
     int rc = pthread_create(&thread, NULL, trampoline, args);
     pthread_sigmask(SIG_SETMASK, &old, NULL);

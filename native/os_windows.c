@@ -70,6 +70,17 @@ int64_t el_os_clock_read(int64_t clock) {
     return -1;
 }
 
+/* Windows refuses to cut a mapped file short. */
+int el_os_on_bus_error(int (*repair)(uintptr_t address)) {
+    (void)repair;
+    return -1;
+}
+int el_os_zero_pages(uintptr_t start, uintptr_t end) {
+    (void)start, (void)end;
+    return -1;
+}
+int64_t el_os_page_size(void) { return -1; }
+
 int el_os_request_tiles(void) { return 0; }
 
 void el_os_at_fork_child(void (*child)(void)) { (void)child; /* there is no fork */ }

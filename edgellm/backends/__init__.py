@@ -45,6 +45,7 @@ class Backend(Protocol):
     name: str
     has_prefill: bool  # passes of many tokens may go through kernels that round otherwise (formats/arithmetic.md)
     exact: bool  # may be set: True keeps to kernels whose bits do not depend on how tokens are cut into passes
+    reads_file: bool  # passes read weights where the file is mapped; False: it is not needed any more
 
     def forward(
         self,

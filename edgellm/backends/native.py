@@ -60,6 +60,7 @@ class NativeBackend:
         self.exact = False
         self.calls = 0  # native calls for forward passes, for the tests
         self._table = _WeightTable(plan, weights, n_threads, pack, huge_pages, progress)
+        self.reads_file = self._table.reads_file
         self._fused = _NativePlan(plan, lower(plan), self._table, max_tokens)
         self.has_prefill = bool(self._lib.el_plan_has_prefill(self._fused.handle))
         self._single: _NativePlan | None = None  # one native step per plan step, made when somebody debugs
@@ -161,6 +162,7 @@ class _WeightTable:
         self._ffi, self._lib = clib.library()
         self.ids = {name: i for i, name in enumerate(plan.weights)}
         self._keep: list[np.ndarray] = []  # arrays that structs point into
+        self.reads_file = False  # some of these are the mapped file
         self.structs = self._ffi.new("el_weight[]", len(self.ids))
         self._arena, self._arena_bytes = self._ffi.NULL, 0
         wanted = panel_weights(plan, weights)
@@ -205,6 +207,7 @@ class _WeightTable:
             data, struct.type = np.ascontiguousarray(weights.float32(name)).view(np.uint8), blocks.F32.id
             struct.rows, struct.cols = 1, shape[0]
         else:
+            self.reads_file = True
             data, struct.type = weights.data(name), weights.type(name).id
             struct.rows, struct.cols = _matrix(shape)
         struct.layout = _ROWS
@@ -215,6 +218,7 @@ class _WeightTable:
         struct = self.structs[self.ids[name]]
         struct.type, struct.layout = weights.type(name).id, _PANELS
         struct.rows, struct.cols = _matrix(weights.shape(name))
+        self.reads_file = True
         self._point(struct, panels)
 
     def _point(self, struct: Any, data: np.ndarray) -> None:

@@ -37,6 +37,7 @@ class ReferenceBackend:
 
     name = "reference"
     has_prefill = False
+    reads_file = True  # at the first use of each weight
 
     def __init__(
         self, plan: Plan, weights: Weights, *, n_threads: int = 1, max_tokens: int = 512, pack: bool = True

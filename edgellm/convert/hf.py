@@ -168,7 +168,7 @@ def _text(path: str) -> str:
     try:
         if file.size > MAX_TEMPLATE:
             raise ModelFormatError("the chat template is too large", path=path, value=file.size, limit=MAX_TEMPLATE)
-        raw = bytes(file.buffer[:])
+        raw = file.read_all()
     finally:
         file.close()
     try:

@@ -76,8 +76,9 @@ class Checkpoint:
         self._file = MappedFile(path)
         self.path = self._file.path
         try:
-            self.header = self._read_header()
-            self._check_size()
+            with self._file.reading():
+                self.header = self._read_header()
+                self._check_size()
         except BaseException:
             self._file.close()
             raise
@@ -135,8 +136,8 @@ class Checkpoint:
 
         def rows(start: int, stop: int) -> np.ndarray:
             first, count = offset + 4 * start * k, (stop - start) * k
-            self._file.check_unchanged()
-            x = np.frombuffer(self._file.buffer, dtype="<f4", count=count, offset=first).astype(np.float32)
+            with self._file.reading():
+                x = np.frombuffer(self._file.buffer, dtype="<f4", count=count, offset=first).astype(np.float32)
             self._file.advise_dont_need(first, 4 * count)
             return x.reshape(stop - start, k)
 
@@ -156,7 +157,8 @@ def read_tokenizer(path: str | os.PathLike[str], n_vocab: int) -> list[tuple[byt
     """
     file = MappedFile(path)
     try:
-        return _read_pieces(file, n_vocab)
+        with file.reading():
+            return _read_pieces(file, n_vocab)
     finally:
         file.close()
 

@@ -114,7 +114,8 @@ class SafetensorsFile:
         self._file = MappedFile(path)
         self.path = self._file.path
         try:
-            self.entries, self.metadata, self.data_bytes = _Header(self._file).read()
+            with self._file.reading():
+                self.entries, self.metadata, self.data_bytes = _Header(self._file).read()
         except BaseException:
             self._file.close()
             raise
@@ -130,9 +131,9 @@ class SafetensorsFile:
         dtype = float_type(entry, self.path)
         k = entry.shape[-1] if entry.shape else 1
         first, count = entry.offset + start * k * dtype.itemsize, (stop - start) * k
-        self._file.check_unchanged()
-        raw = np.frombuffer(self._file.buffer, dtype=dtype, count=count, offset=first)  # (rows * k,), mapped
-        out = as_float32(raw, entry.dtype)
+        with self._file.reading():
+            raw = np.frombuffer(self._file.buffer, dtype=dtype, count=count, offset=first)  # (rows * k,), mapped
+            out = as_float32(raw, entry.dtype)
         del raw
         self._file.advise_dont_need(first, count * dtype.itemsize)
         return out.reshape(stop - start, k)

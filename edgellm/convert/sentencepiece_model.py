@@ -103,7 +103,7 @@ def read_model(path: str | os.PathLike[str]) -> SentencePieceModel:
             raise TokenizerError(
                 "too large for a sentencepiece model", path=file.path, field="size", value=file.size, limit=MAX_FILE
             )
-        data = bytes(file.buffer[:])
+        data = file.read_all()
     finally:
         file.close()
     return _parse(data, file.path)

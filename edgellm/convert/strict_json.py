@@ -98,7 +98,7 @@ def _read(path: str | os.PathLike[str], parser: Callable[[bytes], _T], rule: str
             raise ModelFormatError(
                 "the JSON file is too large", path=file.path, field="size", value=file.size, limit=MAX_JSON, rule=rule
             )
-        raw = bytes(file.buffer[:])
+        raw = file.read_all()
     finally:
         file.close()
     try:

@@ -48,8 +48,9 @@ class TorchFile:
         self.path = self._file.path
         self.metadata: dict[str, str] = {}
         try:
-            self._members = self._read_members()
-            self.entries = self._entries(self._read_table())
+            with self._file.reading():
+                self._members = self._read_members()
+                self.entries = self._entries(self._read_table())
         except BaseException:
             self._file.close()
             raise
@@ -120,19 +121,19 @@ class TorchFile:
         """
         e = self.entries[name]
         dtype = float_type(e, self.path)
-        self._file.check_unchanged()
         k = e.shape[-1] if e.shape else 1
         steps = tuple(s * dtype.itemsize if n > 1 else 0 for n, s in zip(e.shape, e.strides, strict=True))
         if prod(e.shape) == 0 or start == stop:
             return np.zeros((stop - start, k), dtype=np.float32)
-        x = np.ndarray(e.shape, dtype, self._file.buffer, e.offset, steps)  # mapped
-        if x.flags.c_contiguous or x.ndim < 2:
-            raw = x.reshape(-1, k)[start:stop]
-        elif x.ndim == 2:
-            raw = x[start:stop]
-        else:
-            raw = np.stack([x[np.unravel_index(i, e.shape[:-1])] for i in range(start, stop)])
-        out = as_float32(raw, e.dtype)
+        with self._file.reading():
+            x = np.ndarray(e.shape, dtype, self._file.buffer, e.offset, steps)  # mapped
+            if x.flags.c_contiguous or x.ndim < 2:
+                raw = x.reshape(-1, k)[start:stop]
+            elif x.ndim == 2:
+                raw = x[start:stop]
+            else:
+                raw = np.stack([x[np.unravel_index(i, e.shape[:-1])] for i in range(start, stop)])
+            out = as_float32(raw, e.dtype)
         del raw, x
         span = sum((n - 1) * s for n, s in zip(e.shape, steps, strict=True)) + dtype.itemsize
         first, size = e.offset, span

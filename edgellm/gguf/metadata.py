@@ -116,7 +116,9 @@ class Metadata(Mapping[str, Any]):
     def __getitem__(self, key: str) -> Any:
         value = self._values[key]
         if isinstance(value, _Lazy):
-            value = self._values[key] = self._decode(key, value)
+            with self._file.reading():
+                decoded = self._decode(key, value)
+            value = self._values[key] = decoded
         return value
 
     def __contains__(self, key: object) -> bool:
@@ -136,7 +138,8 @@ class Metadata(Mapping[str, Any]):
 
     def raw(self, key: str) -> bytes:
         """The bytes of a value as they are in the file, its type code first."""
-        return self._file.buffer[self.offsets[key] - 4 : self.ends[key]]
+        with self._file.reading():
+            return self._file.buffer[self.offsets[key] - 4 : self.ends[key]]
 
     def strings(self, key: str) -> StringTable:
         """An array of strings without a Python object for each; keeps nothing. Raises KeyError for any other value."""
@@ -144,7 +147,8 @@ class Metadata(Mapping[str, Any]):
         if kinds != (ValueType.ARRAY, ValueType.STRING):
             raise KeyError(f"{key} is no array of strings")
         if isinstance(value, _Lazy):
-            return StringTable.from_gguf(self._file.buffer[value.start : value.end], value.count)
+            with self._file.reading():
+                return StringTable.from_gguf(self._file.buffer[value.start : value.end], value.count)
         return StringTable.of(value)
 
     def length(self, key: str) -> int:

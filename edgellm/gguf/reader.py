@@ -24,7 +24,7 @@ from .constants import (
 )
 from .metadata import REQUIRED, Cursor, Metadata, read_counts
 from .packed import PackInfo, check_version, read_info
-from .source import MappedFile
+from .source import MappedFile, Reading
 from .tensors import TensorInfo, align_up, place, read_entries
 
 # what people open by mistake, by its first bytes
@@ -67,7 +67,8 @@ class GGUFFile:
     def __init__(self, path: str | os.PathLike[str], strict: bool = False) -> None:
         self._file = MappedFile(path)
         try:
-            self._parse(strict)
+            with self._file.reading():
+                self._parse(strict)
         except BaseException:
             self._file.close()
             raise
@@ -209,6 +210,15 @@ class GGUFFile:
         """Raises ModelFileChanged when the file was cut, grown or written to since it was opened."""
         self._file.check_unchanged()
 
+    def check_faults(self) -> None:
+        """Raises ModelFileChanged when a page could not be read, and zeros came in its place; costs no system call."""
+        self._file.check_faults()
+
+    def reading(self) -> Reading:
+        """`with file.reading():` around code that reads data: what it read is what the file holds, or ModelFileChanged
+        is raised at its end, also in place of other errors."""
+        return Reading(self.check_unchanged)
+
     @property
     def closed(self) -> bool:
         return self._file.closed
@@ -223,7 +233,13 @@ class GGUFFile:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        """Closes the file. Raises ModelFileChanged where pages could not be read, also in place of other errors."""
+        try:
+            if not self.closed:
+                check = self.check_faults if value is None else self.check_unchanged
+                Reading(check).__exit__(kind, value, trace)
+        finally:
+            self.close()
 
 
 def _read_version(cursor: Cursor) -> int:

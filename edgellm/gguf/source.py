@@ -1,4 +1,9 @@
-"""A checked, mapped, read-only file. All checks are made on the opened descriptor: nobody can swap the file between."""
+"""A checked, mapped, read-only file. All checks are made on the opened descriptor: nobody can swap the file between.
+
+A file that another program cuts short while it is mapped gives zeros from there on instead of a dead process
+(native/guard.c). So whoever reads a map does it inside `reading()`, or asks `check_faults` or `check_unchanged` before it
+believes what it has read.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +13,19 @@ import mmap
 import os
 import stat
 import sys
+from collections.abc import Callable
+from types import TracebackType
 
-from ..errors import InvalidArgumentError, ModelClosedError, ModelFileChanged, ModelFileNotFoundError, ModelFormatError
+from .. import clib
+from ..errors import (
+    BackendError,
+    Cancelled,
+    InvalidArgumentError,
+    ModelClosedError,
+    ModelFileChanged,
+    ModelFileNotFoundError,
+    ModelFormatError,
+)
 
 _KINDS = (
     (stat.S_ISDIR, "is a folder, not a file"),
@@ -49,6 +65,53 @@ def _open(path: str) -> int:
         raise ModelFormatError(f"cannot be opened: {error.strerror}", path=path, rule="F1") from None
 
 
+class _Map(mmap.mmap):
+    """A map that is watched for faults, as long as it is there: views may keep it alive."""
+
+    guard: clib.FaultGuard | None = None
+
+    def watch(self) -> None:
+        with contextlib.suppress(BackendError):  # not here: `check_unchanged` is what remains
+            self.guard = clib.FaultGuard(self)
+
+    def _leave(self) -> None:
+        guard, self.guard = self.guard, None
+        if guard is not None:
+            guard.close()
+
+    def close(self) -> None:
+        """Raises BufferError while there are views."""
+        self._leave()
+        try:
+            super().close()
+        except BufferError:
+            self.watch()
+            raise
+
+    def __del__(self) -> None:  # mmap has no other hook before it unmaps
+        self._leave()
+
+
+class Reading:
+    """A context manager: what is read inside is what the file holds, or ModelFileChanged is raised at its end.
+
+    `check` raises it. It also takes the place of an error inside: what zeros do to a parser says nothing.
+    """
+
+    def __init__(self, check: Callable[[], None]) -> None:
+        self._check = check
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if error is None or (isinstance(error, Exception) and not isinstance(error, _SAY_WHAT_IS)):
+            self._check()
+
+
+_SAY_WHAT_IS = (ModelFileChanged, ModelClosedError, Cancelled)
+
+
 class MappedFile:
     """A regular file mapped read-only. `buffer` is the map, `size` its bytes; `close()` ends the use of both."""
 
@@ -67,13 +130,14 @@ class MappedFile:
                 )  # fmt: skip
             self.size = info.st_size
             self._stamp = (info.st_size, info.st_mtime_ns)
-            self._map: mmap.mmap | None = mmap.mmap(self._fd, self.size, access=mmap.ACCESS_READ)
+            self._map: _Map | None = _Map(self._fd, self.size, access=mmap.ACCESS_READ)
         except (OSError, ValueError, OverflowError) as error:
             os.close(self._fd)
             raise ModelFormatError(f"cannot be mapped into memory: {error}", path=self.path, rule="F1") from None
         except BaseException:
             os.close(self._fd)
             raise
+        self._map.watch()
 
     @property
     def closed(self) -> bool:
@@ -90,11 +154,26 @@ class MappedFile:
 
         A file that was replaced by renaming another over it is no problem: the map still shows the old one.
         """
-        if self._map is None:
-            raise ModelClosedError(f"{self.path}: the file is closed; open it again")
+        self.check_faults()
         info = os.fstat(self._fd)
         if (info.st_size, info.st_mtime_ns) != self._stamp:
             raise ModelFileChanged(self.path)
+
+    def check_faults(self) -> None:
+        """Raises ModelFileChanged when a page of the map could not be read: a quick look, no call of the system."""
+        if self._map is None:
+            raise ModelClosedError(f"{self.path}: the file is closed; open it again")
+        if self._map.guard is not None and self._map.guard.faulted:
+            raise ModelFileChanged(self.path)
+
+    def read_all(self) -> bytes:
+        """The whole file, for small ones. Raises ModelFileChanged."""
+        with self.reading():
+            return self.buffer[:]
+
+    def reading(self) -> Reading:
+        """`with file.reading():` around code that reads the map; see `Reading`."""
+        return Reading(self.check_unchanged)
 
     def advise_dont_need(self, offset: int, n: int) -> None:
         """Give the mapped pages of `n` bytes from `offset` back to the system; they stay readable."""

@@ -168,6 +168,10 @@ class SplitGGUFFile(GGUFFile):
         for part in self._parts:
             part.check_unchanged()
 
+    def check_faults(self) -> None:
+        for part in self._parts:
+            part.check_faults()
+
     @property
     def closed(self) -> bool:
         return self._parts[0].closed

@@ -66,13 +66,14 @@ class _Helpers:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._queues: list[SimpleQueue[_Job]] = []
-        self._process = os.getpid()
+
+    def forget(self) -> None:
+        """In the child of a fork the threads are gone, and whoever has taken the lock."""
+        self._lock, self._queues = threading.Lock(), []
 
     def call(self, job: _Job, n: int) -> None:
         """Asks n helpers to join in."""
         with self._lock:
-            if self._process != os.getpid():  # after a fork the threads are gone
-                self._queues, self._process = [], os.getpid()
             while len(self._queues) < n:
                 queue: SimpleQueue[_Job] = SimpleQueue()
                 name = f"edgellm-numba-{len(self._queues) + 1}"
@@ -91,6 +92,8 @@ class _Helpers:
 
 
 _helpers = _Helpers()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_helpers.forget)
 
 
 def run(work: Callable[[int], None], n_chunks: int, n_threads: int) -> None:
