@@ -298,7 +298,7 @@ class ModelClosedError(EdgeLLMError):
 
 
 class QueueFullError(EdgeLLMError):
-    """So many calls wait for the model already as `load(max_queue=)` allows. `n_waiting` and `limit` are numbers of calls."""
+    """So many calls wait for the model already as `load(max_queue=)` allows; `n_waiting` and `limit` say how many."""
 
     def __init__(self, n_waiting: int, limit: int) -> None:
         self.n_waiting, self.limit = n_waiting, limit

@@ -177,7 +177,7 @@ def _nothing(job: Job) -> None:
 class Gate:
     """Closed while a job changes the state of its model: a child that is forked then would inherit half of a change.
 
-    A worker closes it for each job; `with gate:` opens it inside, around a pass or a callback, where the state is whole.
+    A worker closes it for each job; `with gate:` opens it inside, around a pass or a callback: there the state is whole
     """
 
     def __init__(self) -> None:

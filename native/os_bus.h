@@ -33,8 +33,19 @@ static int bus_is_fault(const siginfo_t *info) {
 #endif
 }
 
+/* Whether `above` has had this fault again and again and let it be: it was switched off since, and stood here only because
+ * this handler had gone before it. */
+static int bus_in_vain(const siginfo_t *info) {
+    static _Atomic uintptr_t last;
+    static _Atomic int times;
+    uintptr_t address = (uintptr_t)info->si_addr;
+    if (atomic_exchange(&last, address) != address) atomic_store(&times, 0);
+    return atomic_fetch_add(&times, 1) >= 1000;
+}
+
 static void bus_pass_on(int sig, siginfo_t *info, void *context) {
     int level = atomic_exchange(&bus_next, BUS_BELOW);
+    if (level == BUS_ABOVE && bus_is_fault(info) && bus_in_vain(info)) level = BUS_BELOW;
     struct sigaction next = bus_others[level];
     int plain = !(next.sa_flags & SA_SIGINFO), fault = bus_is_fault(info);
     if (plain && next.sa_handler == SIG_IGN && !fault) {

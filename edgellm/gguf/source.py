@@ -1,8 +1,8 @@
 """A checked, mapped, read-only file. All checks are made on the opened descriptor: nobody can swap the file between.
 
 A file that another program cuts short while it is mapped gives zeros from there on instead of a dead process
-(native/guard.c). So whoever reads a map does it inside `reading()`, or asks `check_faults` or `check_unchanged` before it
-believes what it has read.
+(native/guard.c). So whoever reads a map does it inside `reading()`, or asks `check_faults` or `check_unchanged` before
+it believes what it has read.
 """
 
 from __future__ import annotations
