@@ -32,6 +32,7 @@ EXAMPLES: dict[type[EdgeLLMError], EdgeLLMError] = {
         errors.OutputError("disk full", path="o.gguf", needed=10, free=5),
         errors.ConvertError("no config.json", path="folder"),
         errors.NotEnoughMemoryError(3 << 30, 1 << 30, ["--n-ctx 2048"]),
+        errors.QueueFullError(3, 3),
         errors.ContextOverflowError(300, 256),
         errors.NonFiniteError("blk.0.attn_q", "nan at row 3"),
         errors.BackendError("no kernel", 5),
