@@ -1,7 +1,8 @@
 /* avx512.c: AVX-512 with VNNI (Intel since Cascade Lake and Ice Lake, AMD since Zen 4).
  *
  * One vector is one line of a panel, so a kernel is little more than vpdpbusd with a broadcast quad of activations
- * (vnni_panels.h). Passes of 4 columns and more take two groups of rows past sets of four columns (avx512_wide.h).
+ * (vnni_panels.h). Passes of 16 columns and more keep a block's weights in eight registers and run 16 columns past
+ * them (avx512_wide.h).
  */
 #include "arith.h"
 
@@ -89,11 +90,11 @@ INLINE vfloat v_scaled_sub(vfloat acc, vfloat d, float dx, vint s) {
 #include "vnni_panels.h"
 #include "avx512_wide.h"
 
-#define WIDE_Q4_0(...) pair_rows(wide_q4_0, sets_q4_0, __VA_ARGS__)
-#define WIDE_Q8_0(...) pair_rows(wide_q8_0, sets_q8_0, __VA_ARGS__)
-#define WIDE_Q4_K(...) pair_rows(wide_q4_k, sets_q4_k, __VA_ARGS__)
-#define WIDE_Q5_K(...) pair_rows(wide_q5_k, NULL, __VA_ARGS__)
-#define WIDE_Q6_K(...) pair_rows(wide_q6_k, NULL, __VA_ARGS__)
+#define WIDE_Q4_0(...) wide_rows(wide_q4_0, __VA_ARGS__)
+#define WIDE_Q8_0(...) wide_rows(wide_q8_0, __VA_ARGS__)
+#define WIDE_Q4_K(...) wide_rows(wide_q4_k, __VA_ARGS__)
+#define WIDE_Q5_K(...) wide_rows(wide_q5_k, __VA_ARGS__)
+#define WIDE_Q6_K(...) wide_rows(wide_q6_k, __VA_ARGS__)
 VNNI_PANEL_FUNCTIONS
 
 #include "avx512_attention.h"

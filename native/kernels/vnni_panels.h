@@ -189,27 +189,24 @@ INLINE void panel_k(const enum k_kind kind, const int64_t bytes, const uint8_t *
 #define NARROW(PANEL, C) \
     case C: PANEL(C); break;
 
-/* WIDE takes two groups of rows past as many columns as it can and says how many that was (0: there is none). */
+/* WIDE takes what it can and says how many columns that was (0: there is none); the others go in steps. */
 #define PANEL_FN(NAME, GROUP_BYTES, PANEL, WIDE)                                                                 \
     static void NAME(const void *w, int64_t row0, int64_t row1, const el_act *x, int64_t n_cols, float *y,       \
                      int64_t ldy) {                                                                              \
         int64_t group_bytes = GROUP_BYTES;                                                                       \
-        for (int64_t p0 = row0; p0 < row1; p0 += 2 * EL_PANEL_ROWS) {                                            \
-            const uint8_t *group = (const uint8_t *)w + p0 / EL_PANEL_ROWS * group_bytes;                        \
-            int64_t p1 = min64(p0 + 2 * EL_PANEL_ROWS, row1);                                                    \
-            int64_t wide = WIDE(group, group_bytes, x, n_cols, p1 - p0, y + p0 - row0, ldy);                     \
-            for (int64_t r0 = p0; r0 < p1; r0 += EL_PANEL_ROWS, group += group_bytes) {                          \
-                int64_t n_rows = min64(EL_PANEL_ROWS, p1 - r0);                                                  \
-                float *out = y + r0 - row0;                                                                      \
-                for (int64_t m0 = wide, n = 0; m0 < n_cols; m0 += n) {                                           \
-                    n = min64(NARROW_COLUMNS, n_cols - m0);                                                      \
-                    switch (n) {                                                                                 \
-                        NARROW(PANEL, 1)                                                                         \
-                        NARROW(PANEL, 2)                                                                         \
-                        NARROW(PANEL, 3)                                                                         \
-                        NARROW(PANEL, 4)                                                                         \
-                        NARROW_MORE(PANEL)                                                                       \
-                    }                                                                                            \
+        int64_t wide = WIDE(w, row0, row1, x, n_cols, y, ldy, group_bytes);                                      \
+        for (int64_t r0 = row0; r0 < row1; r0 += EL_PANEL_ROWS) {                                                \
+            const uint8_t *group = (const uint8_t *)w + r0 / EL_PANEL_ROWS * group_bytes;                        \
+            int64_t n_rows = min64(EL_PANEL_ROWS, row1 - r0);                                                    \
+            float *out = y + r0 - row0;                                                                          \
+            for (int64_t m0 = wide, n = 0; m0 < n_cols; m0 += n) {                                               \
+                n = min64(NARROW_COLUMNS, n_cols - m0);                                                          \
+                switch (n) {                                                                                     \
+                    NARROW(PANEL, 1)                                                                             \
+                    NARROW(PANEL, 2)                                                                             \
+                    NARROW(PANEL, 3)                                                                             \
+                    NARROW(PANEL, 4)                                                                             \
+                    NARROW_MORE(PANEL)                                                                           \
                 }                                                                                                \
             }                                                                                                    \
         }                                                                                                        \
