@@ -352,7 +352,7 @@ class Slow:
     name, has_prefill = "slow", False
     def __init__(self, inner): self.inner = inner
     def close(self): self.inner.close()
-    def forward(self, tokens, position, outputs, seq, cancel):
+    def forward(self, tokens, position, outputs, seq, cancel, hidden=False):
         for _ in range(2000 if len(tokens) > 100 else 0):  # a long prompt takes 20 s, as on a slow machine
             if cancel[0]: raise Cancelled()
             time.sleep(0.01)

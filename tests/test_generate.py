@@ -32,7 +32,7 @@ class Scripted:
         self.entered = threading.Event()
         self.fail: Exception | None = None
 
-    def forward(self, tokens, position, outputs, seq, cancel=None):
+    def forward(self, tokens, position, outputs, seq, cancel=None, hidden=False):
         self.entered.set()
         end = time.monotonic() + self.pause
         while time.monotonic() < end:
