@@ -6,7 +6,7 @@ run one after the other, each from an empty cache, so a text's vector never depe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
 
 import numpy as np
@@ -21,7 +21,7 @@ from edgellm.errors import (
     one_line,
 )
 from edgellm.generate import PREFILL_CHUNK
-from edgellm.results import Progress
+from edgellm.progress import Meter, ProgressCallback
 
 if TYPE_CHECKING:
     import threading
@@ -43,7 +43,7 @@ class EmbedOptions(TypedDict, total=False):
     normalize: bool
     truncate: bool
     cancel: threading.Event | None
-    progress: Callable[[Progress], Any] | None
+    progress: ProgressCallback | None
 
 
 class Embeds:
@@ -76,8 +76,8 @@ class Embeds:
 
         - `normalize` (True): vectors of length 1, so that a dot product is the cosine.
         - `truncate` (False): cut off what does not fit the context window, instead of ContextOverflowError.
-        - `cancel`: a `threading.Event` that ends the call with `Cancelled`. `progress` gets a `Progress` before and
-          after each text, on the worker thread, and ends the call by returning False.
+        - `cancel`: a `threading.Event` that ends the call with `Cancelled`. `progress` gets a `Progress`, at most
+          ten times a second, on the worker thread, and ends the call by returning False.
 
         A text's vector does not depend on the texts beside it. Works with encoders (BERT), and with decoders too, whose
         tokens only know what is before them.
@@ -91,7 +91,7 @@ class Embeds:
 
 def embed_texts(
     loaded: Loaded, worker: Worker, texts: Any, pooling: str, *, normalize: bool = True, truncate: bool = False,
-    cancel: threading.Event | None = None, progress: Callable[[Progress], Any] | None = None,
+    cancel: threading.Event | None = None, progress: ProgressCallback | None = None,
 ) -> Any:  # fmt: skip
     """What `Model.embed` returns: an array, or with pooling "none" and several texts a list of arrays."""
     chosen = choose_pooling(pooling, loaded.config.pooling, loaded.path)
@@ -173,21 +173,20 @@ def _checked_ids(text: Any, index: int, n_vocab: int) -> list[int]:
 
 def embed(
     engine: Engine, lists: list[list[int]], pooling: str, normalize: bool, exact: bool, job: Job,
-    progress: Callable[[Progress], Any] | None = None,
+    progress: ProgressCallback | None = None,
 ) -> list[np.ndarray]:  # fmt: skip
     """One float32 (dim,) per list of ids, or with pooling "none" one (n_tokens, dim).
 
-    `normalize` gives every vector length 1 (one of zeros stays so). `progress` is told before and after each text, and
-    ends the call by returning False. Raises Cancelled, NonFiniteError, NotEnoughMemoryError.
+    `normalize` gives every vector length 1 (one of zeros stays so). Raises Cancelled, NonFiniteError,
+    NotEnoughMemoryError.
     """
     engine.set_exact(exact)
     found: list[np.ndarray] = []
-    for done in range(len(lists) + 1):
-        if progress is not None and progress(Progress("embedding", done, len(lists), "texts")) is False:
-            raise Cancelled("embedding was stopped by its progress callback")
-        if done < len(lists):
-            vector = pooled(_states(engine, lists[done], pooling, job), pooling)
-            found.append(normalized(vector) if normalize else vector)
+    meter = Meter(progress, "embedding", len(lists), "texts")
+    for ids in lists:
+        vector = pooled(_states(engine, ids, pooling, job), pooling)
+        found.append(normalized(vector) if normalize else vector)
+        meter.advance(1)
     return found
 
 

@@ -225,6 +225,7 @@ def test_a_closed_model(bert_path: Path) -> None:
 # ---- progress and cancelling -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("every_step")
 def test_progress_is_told_and_may_end_it(bert_path: Path) -> None:
     with edgellm.load(bert_path) as model:
         seen: list[Progress] = []
@@ -237,6 +238,7 @@ def test_progress_is_told_and_may_end_it(bert_path: Path) -> None:
         assert model.embed("a").shape == (32,)
 
 
+@pytest.mark.usefixtures("every_step")
 @pytest.mark.parametrize("backend", FAST)
 def test_cancel_in_the_middle(bert_path: Path, llama_path: Path, backend: str) -> None:
     """From another thread, between texts and within one; the next call has the bits of a fresh one."""
@@ -258,6 +260,7 @@ def test_cancel_in_the_middle(bert_path: Path, llama_path: Path, backend: str) -
                 model.embed(texts, cancel=stop)
 
 
+@pytest.mark.usefixtures("every_step")
 def test_pages_are_given_back(bert_path: Path) -> None:
     with edgellm.load(bert_path) as model:
         free = model._loaded.pool.n_free

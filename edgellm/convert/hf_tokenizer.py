@@ -148,6 +148,8 @@ def _special_ids(v: Vocabulary, c: HFConfig, folder: str, settings: dict[str, An
             found[role] = configured[0]  # the default ids of a config often name ordinary pieces
         elif role in v.special:
             found[role] = v.special[role]
+    if v.model == "bert" and "cls" in found:  # BERT begins a text with it; llama.cpp looks for no other name
+        found.setdefault("bos", found["cls"])
     ends = _generation_ends(folder, len(v.pieces))
     if ends and "eos" not in found:
         found["eos"] = ends[0]
