@@ -430,3 +430,16 @@ def test_aliases_are_pulled(hub, data):
     for bad in ("nothing", "hf:", "./x"):
         with pytest.raises(ModelReferenceError):
             pull(bad)
+
+
+def test_a_connection_that_stalls_is_taken_up_anew(hub, monkeypatch):
+    """Every answer stops after a piece; nobody ends the wait but the limit."""
+    from edgellm.hub import client
+
+    monkeypatch.setattr(client, "TIMEOUT", 0.2)
+    data = model_bytes(3 * 4096)
+    hub.add("o/slow", {"m.gguf": data})
+    hub.hold = threading.Event()
+    assert pull("hf:o/slow").read_bytes() == data
+    asked = [r.headers.get("range") for r in hub.requests if r.path.startswith("/storage/")]
+    assert asked == [None, "bytes=4096-", "bytes=8192-", "bytes=12288-"]

@@ -134,8 +134,8 @@ def _welcome(model: Model) -> None:
     if is_builtin(model.path):
         say(wrapped(
             f"This built-in model is a toy: {size} parameters, a thousandth of a useful model. It shows that all "
-            "works; do not trust what it says. For a real one, download a model as a GGUF file (1 to 8 billion "
-            "parameters, Q4_0 or Q8_0) and run: edgellm chat path/to/model.gguf"
+            "works; do not trust what it says. For a real one, take a GGUF file of 1 to 8 billion parameters "
+            "(edgellm chat path/to/model.gguf), or one of Hugging Face's hub (edgellm chat hf:owner/repo:Q4_K_M)."
         ))  # fmt: skip
     if model.chat_template is None:
         say(wrapped(

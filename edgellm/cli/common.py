@@ -105,6 +105,7 @@ def load_options(function: _F) -> _F:
                          help="Read the weights straight from the file: slower, in less memory."),
             click.option("--huge-pages", is_flag=True,
                          help="Copy a packed file into 2 MB pages: starts later, runs faster."),
+            click.option("--offline", is_flag=True, help="Never download a model; the same as HF_HUB_OFFLINE=1."),
             click.option("--exact", is_flag=True,
                          help="Logits that do not depend, to the bit, on how a prompt is cut into passes."),
             click.option("--chat-template-file", type=click.Path(), metavar="FILE",
@@ -167,7 +168,7 @@ def load_model(path: str | None, options: dict[str, Any]) -> Model:
     """Load with the load options, which are taken out of `options`; a bar appears when it takes over a second."""
     import edgellm
 
-    names = ("n_ctx", "threads", "backend", "kv_type", "exact")
+    names = ("n_ctx", "threads", "backend", "kv_type", "exact", "offline")
     chosen = {name: options.pop(name) for name in names if name in options}
     chosen["huge_pages"] = options.pop("huge_pages", False)
     chosen["pack"] = not options.pop("no_pack", False)

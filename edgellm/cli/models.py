@@ -48,7 +48,7 @@ def command(paths: bool, as_json: bool) -> None:
         click.echo(f"edgellm: note: {ref}: {text}", err=True)
 
 
-def _row(model: LocalModel, paths: bool) -> tuple[str, ...]:
+def _row(model: LocalModel, paths: bool) -> tuple[str, str, str, str, str, str]:
     from edgellm.chat.terminal import count_text, size_text
     from edgellm.errors import one_line
 

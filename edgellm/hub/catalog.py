@@ -182,7 +182,8 @@ def _names_by_path() -> dict[str, list[str]]:
         if is_reference(target):
             with contextlib.suppress(ModelReferenceError):  # several files fit, or somebody wrote it by hand
                 ref = parse(target)
-                path = str((CachedRepo(ref.repo).find(ref) or [target])[0])
+                found = CachedRepo(ref.repo).find(ref)
+                path = target if found is None else str(found[0])
         names.setdefault(os.path.abspath(path), []).append(alias)
     return names
 
