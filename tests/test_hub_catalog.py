@@ -236,6 +236,18 @@ def test_nothing_outside_is_removed(repo, tmp_path):
     assert os.listdir(tmp_path / "elsewhere") == ["x-Q8_0.gguf"] and builtin_model().is_file()
 
 
+def test_a_blob_that_is_shared_between_caches_stays(repo, tmp_path):
+    """Newer clients keep some blobs in a store for all caches and link to them."""
+    path = pull("hf:o/r")
+    [blob] = blobs("o/r")
+    store = tmp_path / "store" / ("e" * 64)
+    store.parent.mkdir()
+    os.replace(CachedRepo("o/r").blob(blob), store)
+    CachedRepo("o/r").blob(blob).symlink_to(store)
+    assert path.read_bytes() == model_bytes(10) and local_models()[1].ref == "hf:o/r:Q4_K_M"
+    assert remove_models(find_models("hf:o/r")) == 0 and store.is_file() and not CachedRepo("o/r").folder.exists()
+
+
 def test_own_models_are_removed(repo):
     path = own("mine.gguf", model_bytes())
     assert remove_models(find_models("mine")) == len(model_bytes()) and not path.exists()

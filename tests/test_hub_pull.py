@@ -117,8 +117,11 @@ def test_to_a_folder(hub, data, tmp_path):
         pull("hf:o/r", to=target)
     assert path.read_bytes() == b"something else"
     pull("hf:o/r")
-    sent = hub.bytes_sent
-    assert pull("hf:o/r", to=tmp_path / "other").read_bytes() == data and hub.bytes_sent == sent  # from the cache
+    seen = len(hub.requests)
+    assert pull("hf:o/r", to=tmp_path / "other", offline=True).read_bytes() == data  # from the cache
+    assert len(hub.requests) == seen
+    with pytest.raises(ModelFileNotFoundError):
+        pull("hf:o/r:Q8_0", to=tmp_path / "other", offline=True)
 
 
 def test_small_files_have_gits_checksum(hub, tmp_path):

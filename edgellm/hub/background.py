@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 _T = TypeVar("_T")
-_SLICE = 0.05  # seconds between looks
-_PATIENCE = 0.2  # seconds that a stopped piece of work has to end tidily; it may be waiting for the network
+_SLICE = 0.04  # seconds between looks
+_PATIENCE = 0.04  # seconds that a stopped piece of work has to end tidily; it may be waiting for the network
 
 
 class Background(Generic[_T]):

@@ -37,6 +37,11 @@ def is_digest(text: object) -> bool:
     return isinstance(text, str) and _DIGEST.fullmatch(text) is not None
 
 
+def linked_to(path: Path) -> Path | None:
+    """The blob that a file of a snapshot is a link to (which may be a link itself); None: the file is no link."""
+    return Path(os.path.normpath(path.parent / os.readlink(path))) if path.is_symlink() else None
+
+
 class CachedRepo:
     """One repository in the cache; it need not be there. `repo`: "owner/name"."""
 
@@ -187,9 +192,8 @@ class CachedRepo:
             raise ModelReferenceError(path, "this is not in the hub's cache; nothing was removed")
 
     def _remove_file(self, path: Path) -> int:
-        blob = Path(os.path.realpath(path))
-        size = blob.stat().st_size if blob.is_file() else 0
-        linked = path.is_symlink()
+        blob = linked_to(path)
+        size = path.stat().st_size if path.is_file() and not (blob or path).is_symlink() else 0
         path.unlink()
         for folder in path.parents:  # folders that are empty now, up to `snapshots`
             if folder.name == "snapshots":
@@ -198,10 +202,10 @@ class CachedRepo:
                 folder.rmdir()
             except OSError:
                 break
-        if not linked:
+        if blob is None:
             return size
-        ours = blob.parent == Path(os.path.realpath(self.folder / "blobs"))
-        if not ours or any(os.path.realpath(other) == str(blob) for other in self._links()):
+        ours = os.path.realpath(blob.parent) == os.path.realpath(self.folder / "blobs")
+        if not ours or any(linked_to(other) == blob for other in self._links()):
             return 0
         blob.unlink(missing_ok=True)
         return size

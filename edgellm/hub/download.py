@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -16,9 +17,9 @@ from ..gguf import open_gguf
 from ..results import Progress
 from .aliases import read_aliases
 from .background import Background
-from .cache import PART, CachedRepo
+from .cache import PART, CachedRepo, is_digest, linked_to
 from .choice import choose
-from .client import Client, Listing, RemoteFile
+from .client import Body, Client, Listing, RemoteFile
 from .reference import Reference, is_reference, parse
 from .transfer import Meter, Transfer, attempts, local_bytes
 
@@ -104,16 +105,18 @@ def fetch(
     """As `pull`, with all that is known of the files; `dry_run` asks the hub and downloads nothing."""
     wanted = read_reference(ref, quant, revision)
     repo = CachedRepo(wanted.repo)
-    if to is None and not update:
-        here = repo.find(wanted)
-        if here is not None:
-            return _report_here(wanted, repo, here)
-    if is_offline(offline):
+    here = None if update else repo.find(wanted)
+    if here is not None and to is None:
+        return _report_here(wanted, repo, here)
+    source = None if here is None else _Cached(repo, here)
+    if source is not None and not source.has_digests:
+        source = None
+    if source is None and is_offline(offline):
         raise ModelFileNotFoundError(
             wanted, f"this model is not on this machine, and the network is off; run `edgellm pull {wanted}` with it"
         )
     meter, look = Meter(), _Look(progress, cancel)
-    job = _Pull(wanted, repo, None if to is None else Path(to), meter)
+    job = _Pull(wanted, repo, None if to is None else Path(to), meter, source or Client(wanted))
     report = Background(partial(job.run, dry_run)).result(lambda: look.at(meter))
     if not dry_run:
         open_gguf(report.path).close()
@@ -132,15 +135,43 @@ def read_reference(text: str, quant: str | None = None, revision: str | None = N
 
 def _report_here(ref: Reference, repo: CachedRepo, paths: list[Path]) -> PullReport:
     """Nothing to do."""
-    start = repo.folder / "snapshots"
     files = []
     for path in paths:
-        _, _, name = path.relative_to(start).as_posix().partition("/")
-        digest, size = os.path.basename(os.path.realpath(path)), path.stat().st_size
+        _, name = _place_of(repo, path)
+        digest, size = _digest_of(path), path.stat().st_size
         files.append(PulledFile(name, str(path), size, digest if len(digest) == 64 else None, size))
-    return PullReport(
-        str(ref), repo.commit(ref.branch), str(paths[0]), tuple(files), sum(f.bytes for f in files), 0
-    )
+    return PullReport(str(ref), repo.commit(ref.branch), str(paths[0]), tuple(files), sum(f.bytes for f in files), 0)
+
+
+class _Cached:
+    """A model that is in the cache, shown as `Client` shows one of the hub."""
+
+    def __init__(self, repo: CachedRepo, paths: list[Path]) -> None:
+        files = {}
+        for path in paths:
+            commit, name = _place_of(repo, path)
+            files[name] = (path, RemoteFile(name, path.stat().st_size, _digest_of(path)))
+        self._paths = {name: path for name, (path, _) in files.items()}
+        self._listing = Listing(commit, {name: file for name, (_, file) in files.items()})
+        self.has_digests = all(file.digest for _, file in files.values())  # not where the system has no links
+
+    def listing(self) -> Listing:
+        return self._listing
+
+    def open(self, commit: str, file: RemoteFile, start: int) -> AbstractContextManager[Body]:
+        return local_bytes(self._paths[file.name], start)
+
+
+def _place_of(repo: CachedRepo, path: Path) -> tuple[str, str]:
+    """Commit and name of a file of the cache."""
+    commit, _, name = path.relative_to(repo.folder / "snapshots").as_posix().partition("/")
+    return commit, name
+
+
+def _digest_of(path: Path) -> str:
+    """The digest that a file of the cache is kept under, "" where it is no link."""
+    blob = linked_to(path)
+    return blob.name if blob is not None and is_digest(blob.name) else ""
 
 
 class _Look:
@@ -166,13 +197,14 @@ class _Look:
 class _Pull:
     """The work behind `fetch`, on a thread of its own."""
 
-    def __init__(self, ref: Reference, repo: CachedRepo, to: Path | None, meter: Meter) -> None:
-        self._ref, self._repo, self._to, self._meter = ref, repo, to, meter
-        self._client = Client(ref)
+    def __init__(
+        self, ref: Reference, repo: CachedRepo, to: Path | None, meter: Meter, source: Client | _Cached
+    ) -> None:
+        self._ref, self._repo, self._to, self._meter, self._source = ref, repo, to, meter, source
         self._fetched = 0
 
     def run(self, dry_run: bool, stop: threading.Event) -> PullReport:
-        listing = attempts(self._client.listing, stop)
+        listing = attempts(self._source.listing, stop)
         files = [listing.files[name] for name in choose(listing.files, self._ref)]
         planned = [self._look_at(listing, file) for file in files]
         self._meter.total = sum(file.size for file in files)
@@ -211,7 +243,7 @@ class _Pull:
             blob = self._repo.blob(file.digest)
             if self._to is None:
                 if not path.is_file() and not blob.is_file():
-                    self._transfer(partial(self._client.open, listing.commit, file), part, file, stop)
+                    self._transfer(partial(self._source.open, listing.commit, file), part, file, stop)
                     os.replace(part, blob)
                 self._repo.place(file.digest, listing.commit, file.name)
             elif path.exists():
@@ -219,7 +251,7 @@ class _Pull:
             else:
                 known = [self._repo.folder / "snapshots" / listing.commit / file.name, blob]
                 here = next((p for p in known if p.is_file()), None)
-                hub = partial(self._client.open, listing.commit, file)
+                hub = partial(self._source.open, listing.commit, file)
                 source = hub if here is None else partial(local_bytes, here)
                 self._transfer(source, part, file, stop, local=here is not None)
                 os.replace(part, path)

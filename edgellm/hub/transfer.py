@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import logging
 import os
 import shutil
 import threading
@@ -19,6 +20,7 @@ from .client import Body, Transient
 WAITS = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds before each new attempt; bytes that arrive begin the list anew
 MAX_WAIT = 60.0  # seconds that a hub may ask for
 _PIECE = 1 << 20
+_log = logging.getLogger("edgellm")
 _T = TypeVar("_T")
 
 
@@ -43,6 +45,8 @@ def attempts(run: Callable[[], _T], stop: threading.Event, progressed: Callable[
             if failed > len(WAITS):
                 raise problem.error from None
             wait = WAITS[failed - 1] if problem.wait is None else min(problem.wait, MAX_WAIT)
+            if wait >= 1:
+                _log.warning("%s; trying again in %.0f s", problem, wait)
             if stop.wait(wait):
                 raise Cancelled("the download was stopped") from None
 
