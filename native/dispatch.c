@@ -129,6 +129,22 @@ int el_level_usable(int level) {
     return usable[level];
 }
 
+uint32_t el_level_needs(int level) { return level >= 0 && level < N_LEVELS ? levels[level]->need : 0; }
+
+const char *el_compiler(void) {
+#if defined(__clang__)
+    return "Clang " __clang_version__;
+#elif defined(__GNUC__)
+    return "GCC " __VERSION__;
+#elif defined(_MSC_VER)
+#define EL_TEXT_(x) #x
+#define EL_TEXT(x) EL_TEXT_(x)
+    return "MSVC " EL_TEXT(_MSC_FULL_VER);
+#else
+    return "an unknown compiler";
+#endif
+}
+
 int el_set_isa(const char *name) {
     int level = name ? find_level(name) : -1;
     if (level < 0) return EL_E_ARGUMENT;

@@ -31,6 +31,14 @@ const char *el_isa(void);                 /* name of the highest level in use */
 int el_n_levels(void);                    /* levels compiled in, lowest first */
 const char *el_level_name(int level);
 int el_level_usable(int level);           /* 1 usable, 0 the CPU or the OS lacks it, -1 failed its self-test */
+/* Features of the CPU as bits: those that may be used, those that it announces (the system may not save their registers), and
+ * those that a level needs. The name of bit `number`; NULL: no feature has it. */
+uint32_t el_cpu_features(void);
+uint32_t el_cpu_announced(void);
+uint32_t el_level_needs(int level);
+const char *el_cpu_feature_name(int number);
+int64_t el_cpu_saved_state(void);         /* XCR0, the registers that the system saves; -1: this CPU does not tell */
+const char *el_compiler(void);            /* what built this library, in words */
 int el_set_isa(const char *name);         /* switch the tables (tests); no pass may be running */
 /* For tests: the self-test of a level runs again, with a fault in one of its functions, and the tables are made anew. */
 enum el_fault { EL_FAULT_NONE = 0, EL_FAULT_RESULT = 1, EL_FAULT_ILLEGAL = 2 };

@@ -127,7 +127,6 @@ enum el_cpu_bits {
     EL_CPU_AMX = 1 << 24,     /* AMX-TILE and AMX-BF16 */
     EL_CPU_EMULATED = 1 << 30 /* builds with emulated tiles have it */
 };
-uint32_t el_cpu_features(void); /* CPU bits that the operating system also saves and restores */
 
 extern const el_kernels el_kernels_portable;
 extern const el_kernels el_kernels_avx2; /* all NULL where it was not compiled */
