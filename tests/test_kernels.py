@@ -352,8 +352,10 @@ def test_a_level_that_fails_its_self_test_is_not_used_and_doctor_says_so(fault, 
         assert lib.el_break_level_test(level.encode(), fault) == lib.EL_OK
         assert clib.levels()[level] == "failed its self-test" and clib.isa() == level_names()[-1] != level
         assert lib.el_set_isa(level.encode()) == lib.EL_E_UNSUPPORTED
-        text = doctor.as_text(doctor.examine())
-        assert f"{level}: failed its self-test" in text and f"warning: {level} is not used" in text
+        facts = doctor.examine()
+        text = doctor.as_text(facts, 1000)
+        assert not facts["ok"] and doctor.exit_code(facts) == 1
+        assert f"{level}: failed its self-test" in text and f"FAIL             {level} is not used" in text
         assert linear("Q4_0", ROWS, w, 16, x).tobytes() == expected.tobytes()
     finally:
         assert lib.el_break_level_test(level.encode(), lib.EL_FAULT_NONE) == lib.EL_OK
