@@ -358,9 +358,9 @@ class Slow:
             time.sleep(0.01)
         return self.inner.forward(tokens, position, outputs, seq, cancel)
 
-def init(self, loaded):
+def init(self, loaded, *args, **options):
     loaded.engine.backend = Slow(loaded.engine.backend)
-    real(self, loaded)
+    real(self, loaded, *args, **options)
 
 edgellm.model.Model.__init__ = init
 from edgellm.cli import main

@@ -16,7 +16,7 @@ from helpers import tiny_llama_gguf
 import edgellm
 from edgellm import clib, doctor
 from edgellm.cli import execute
-from edgellm.doctor import install, machine, passes
+from edgellm.doctor import install, library, machine, passes
 from edgellm.doctor.text import HARD_TEXTS, template_facts, tokenizer_facts
 from edgellm.gguf import open_gguf
 from edgellm.pack import pack
@@ -77,18 +77,18 @@ def test_the_schema_is_as_it_was_promised(facts):
 
 @pytest.mark.skipif(not clib.available(), reason="there is no compiled library")
 def test_why_a_level_is_not_used(monkeypatch):
-    levels, needs = clib.levels(), clib.level_needs()
-    usable, announced = clib.cpu_features()
+    levels, needs = clib.levels(), library.level_needs()
+    usable, announced = library.cpu_features()
     assert set(usable) <= set(announced)
     assert all((set(needs[n]) <= set(usable)) == (state == "usable") for n, state in levels.items() if needs[n])
     ruled_out = machine.native()["ruled_out"]
     assert {n for n, state in levels.items() if state != "usable"} <= set(ruled_out)
     top = clib.level_names().index(clib.isa())
     lacking = {name: "usable" if i <= top else "not on this machine" for i, name in enumerate(levels)}
-    monkeypatch.setattr(clib, "cpu_features", lambda: ([], sorted({f for need in needs.values() for f in need})))
+    monkeypatch.setattr(library, "cpu_features", lambda: ([], sorted({f for need in needs.values() for f in need})))
     reasons = machine._ruled_out(lacking)
     assert all("does not save" in reasons[n] for n in levels if needs[n])
-    monkeypatch.setattr(clib, "cpu_features", lambda: ([], []))
+    monkeypatch.setattr(library, "cpu_features", lambda: ([], []))
     assert all("the CPU has no" in reason for n, reason in machine._ruled_out(lacking).items() if needs[n])
 
 

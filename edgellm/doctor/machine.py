@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 from edgellm import clib, machine
+from edgellm.doctor import library
 from edgellm.errors import EdgeLLMError
 
 # Intel SDM vol. 1, ch. 13: bit of XCR0 -> registers that the system saves
@@ -25,8 +26,8 @@ def cpu() -> dict[str, Any]:
         "saved": None,
     }
     if _available():
-        facts["usable"], facts["announced"] = clib.cpu_features()
-        state = clib.saved_state()
+        facts["usable"], facts["announced"] = library.cpu_features()
+        state = library.saved_state()
         facts["saved"] = None if state is None else [name for bit, name in _SAVED.items() if state >> bit & 1]
     return facts
 
@@ -56,7 +57,7 @@ def native() -> dict[str, Any]:
     return {
         "available": True,
         "path": clib.library_path(),
-        "compiler": clib.compiler(),
+        "compiler": library.compiler(),
         "isa": clib.isa(),
         "cap": os.environ.get("EDGELLM_ISA") or None,
         "levels": levels,
@@ -67,8 +68,8 @@ def native() -> dict[str, Any]:
 
 def _ruled_out(levels: dict[str, str]) -> dict[str, str]:
     """Each level that is not used, and why."""
-    usable, announced = map(set, clib.cpu_features())
-    names, needs, in_use = list(levels), clib.level_needs(), clib.isa()
+    usable, announced = map(set, library.cpu_features())
+    names, needs, in_use = list(levels), library.level_needs(), clib.isa()
     out = {}
     for name, state in levels.items():
         need = set(needs[name])
