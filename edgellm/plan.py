@@ -114,9 +114,12 @@ class Plan:
     def result(self, hidden: bool = False) -> int:
         """The buffer of a pass's result: logits, or hidden states. Raises InvalidArgumentError where there is none."""
         buffer = self.hidden if hidden else self.logits
+        if buffer is None and hidden:
+            raise InvalidArgumentError("this model's plan names no hidden states to end at")
         if buffer is None:
-            what = "hidden states to end at" if hidden else "output head: it makes embeddings (Model.embed), no text"
-            raise InvalidArgumentError(f"this model has no {what}")
+            raise InvalidArgumentError(
+                "this model is an encoder: it makes embeddings (Model.embed, `edgellm embed`) and writes no text"
+            )
         return buffer
 
     def last_step(self, buffer: int) -> int:
