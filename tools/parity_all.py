@@ -61,6 +61,11 @@ PARTS = (
         "Quantisation errors over llama.cpp's",
         lambda p: tool("quant_peer.py", "--peer-python", p.llama_python),
     ),
+    Part(
+        "embeddings",
+        "Embeddings against transformers",
+        lambda p: tool("parity_embed.py", "--peer-python", p.peer_python),
+    ),
     Part("templates", "Chat templates against transformers",
          lambda p: tool("template_parity.py", "--peer-python", p.peer_python)),
     Part("tokenizers", "Tokenizers against tokenizers and sentencepiece",
