@@ -4,13 +4,14 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PY     := $(BIN)/python
 
-.PHONY: tokenizer-parity help chat test native lint gen-check native-suite asan suite-arm64 suite-x86 mingw peer-check compare convert-memory kv-quality parity numba-ratio stream-forever site site-serve pictures clean
+.PHONY: types tokenizer-parity help chat test native lint gen-check native-suite asan suite-arm64 suite-x86 mingw peer-check compare convert-memory kv-quality parity numba-ratio stream-forever site site-serve pictures clean
 
 help:
 	@echo "make chat     install into $(VENV) and talk to the built-in model"
 	@echo "make test     install into $(VENV) and run the tests"
 	@echo "make native   compile native/ in place (development)"
 	@echo "make parity   compare with transformers and llama.cpp, into docs/parity.md"
+	@echo "make types    mypy --strict on the public modules"
 	@echo "make lint     ruff, and the generated files against formats/blocks.toml"
 
 SOURCES := pyproject.toml setup.py $(wildcard native/*.[ch] native/*.py native/kernels/*.[ch])
@@ -45,6 +46,10 @@ native:
 lint: $(VENV)/installed
 	$(PY) -m ruff check .
 	$(MAKE) gen-check PY=$(PY)
+
+# Strict on what programs use; [tool.mypy] of pyproject.toml lists what is not clean yet.
+types:
+	$(PY) -m mypy
 
 gen-check:
 	$(PY) tools/gen_blocks.py --check

@@ -13,47 +13,53 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from edgellm.async_stream import AsyncStream  # noqa: F401
-    from edgellm.cache import Overflow  # noqa: F401
-    from edgellm.errors import (  # noqa: F401
-        BackendError,
-        Cancelled,
-        ContextOverflowError,
-        ConvertError,
-        DownloadError,
-        EdgeLLMError,
-        GrammarError,
-        InvalidArgumentError,
-        MissingKeyError,
-        MissingPackageError,
-        MissingTensorError,
-        ModelClosedError,
-        ModelFileChanged,
-        ModelFileNotFoundError,
-        ModelFormatError,
-        ModelReferenceError,
-        NonFiniteError,
-        NotEnoughMemoryError,
-        OutputError,
-        QueueFullError,
-        SessionFileError,
-        TemplateError,
-        TokenizerError,
-        UnsupportedArchitectureError,
-        UnsupportedFeatureError,
-        UnsupportedQuantError,
-        WrongKeyTypeError,
-    )
-    from edgellm.hub import pull  # noqa: F401
-    from edgellm.memory_estimate import MemoryEstimate, estimate  # noqa: F401
-    from edgellm.model import Model, load  # noqa: F401
-    from edgellm.openai_shim import openai  # noqa: F401
-    from edgellm.results import Context, Event, Progress, Result, Stats, ToolCall, Usage  # noqa: F401
-    from edgellm.sampling import Sampling  # noqa: F401
-    from edgellm.session import Session  # noqa: F401
-    from edgellm.stream import Stream  # noqa: F401
-    from edgellm.tokenizers import Tokenizer  # noqa: F401
+if TYPE_CHECKING:  # "as" tells type checkers that the names are meant for users
+    from edgellm.async_stream import AsyncStream as AsyncStream
+    from edgellm.cache import Overflow as Overflow
+    from edgellm.errors import BackendError as BackendError
+    from edgellm.errors import Cancelled as Cancelled
+    from edgellm.errors import ContextOverflowError as ContextOverflowError
+    from edgellm.errors import ConvertError as ConvertError
+    from edgellm.errors import DownloadError as DownloadError
+    from edgellm.errors import EdgeLLMError as EdgeLLMError
+    from edgellm.errors import GrammarError as GrammarError
+    from edgellm.errors import InvalidArgumentError as InvalidArgumentError
+    from edgellm.errors import MissingKeyError as MissingKeyError
+    from edgellm.errors import MissingPackageError as MissingPackageError
+    from edgellm.errors import MissingTensorError as MissingTensorError
+    from edgellm.errors import ModelClosedError as ModelClosedError
+    from edgellm.errors import ModelFileChanged as ModelFileChanged
+    from edgellm.errors import ModelFileNotFoundError as ModelFileNotFoundError
+    from edgellm.errors import ModelFormatError as ModelFormatError
+    from edgellm.errors import ModelReferenceError as ModelReferenceError
+    from edgellm.errors import NonFiniteError as NonFiniteError
+    from edgellm.errors import NotEnoughMemoryError as NotEnoughMemoryError
+    from edgellm.errors import OutputError as OutputError
+    from edgellm.errors import QueueFullError as QueueFullError
+    from edgellm.errors import SessionFileError as SessionFileError
+    from edgellm.errors import TemplateError as TemplateError
+    from edgellm.errors import TokenizerError as TokenizerError
+    from edgellm.errors import UnsupportedArchitectureError as UnsupportedArchitectureError
+    from edgellm.errors import UnsupportedFeatureError as UnsupportedFeatureError
+    from edgellm.errors import UnsupportedQuantError as UnsupportedQuantError
+    from edgellm.errors import WrongKeyTypeError as WrongKeyTypeError
+    from edgellm.hub import pull as pull
+    from edgellm.memory_estimate import MemoryEstimate as MemoryEstimate
+    from edgellm.memory_estimate import estimate as estimate
+    from edgellm.model import Model as Model
+    from edgellm.model import load as load
+    from edgellm.openai_shim import openai as openai
+    from edgellm.results import Context as Context
+    from edgellm.results import Event as Event
+    from edgellm.results import Progress as Progress
+    from edgellm.results import Result as Result
+    from edgellm.results import Stats as Stats
+    from edgellm.results import ToolCall as ToolCall
+    from edgellm.results import Usage as Usage
+    from edgellm.sampling import Sampling as Sampling
+    from edgellm.session import Session as Session
+    from edgellm.stream import Stream as Stream
+    from edgellm.tokenizers import Tokenizer as Tokenizer
 
 __version__ = "0.1.0"
 

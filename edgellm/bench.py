@@ -240,9 +240,9 @@ def one_test(
         peak_rss=peak_rss(),
         madds=work.madds,
         attention_madds=work.attention_madds,
-        read_share=_share(0.0 if n_prompt else work.n_bytes * per_s, limits and limits.read),
-        int8_share=_share(madds, limits and limits.int8),
-        bf16_share=_share(madds, limits and limits.bf16),
+        read_share=_share(0.0 if n_prompt else work.n_bytes * per_s, None if limits is None else limits.read),
+        int8_share=_share(madds, None if limits is None else limits.int8),
+        bf16_share=_share(madds, None if limits is None else limits.bf16),
         busy=busy,
     )
 

@@ -216,7 +216,7 @@ def _checked_timeout(timeout: Any) -> float | None:
     return float(timeout)
 
 
-def _checked_event(cancel: Any) -> threading.Event | None:
+def _checked_event(cancel: Any) -> Any:
     if cancel is not None and not (hasattr(cancel, "is_set") and hasattr(cancel, "wait")):
         raise InvalidArgumentError(f"cancel must be a threading.Event, not {one_line(cancel)}")
     return cancel
@@ -267,7 +267,8 @@ def _checked_choice(choice: Any, tools: tuple[Tool, ...] | None) -> ToolChoice:
             raise InvalidArgumentError(f"tool_choice names '{one_line(name)}'; the tools are {known}")
     if tools is None and choice not in ("auto", "none"):
         raise InvalidArgumentError("tool_choice asks for a tool, but there are no tools")
-    return choice
+    found: ToolChoice = choice
+    return found
 
 
 def _constraint_maker(forms: Mapping[str, Any], tokenizer: Tokenizer, lazy: bool) -> Callable[[], Constraint] | None:

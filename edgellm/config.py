@@ -133,7 +133,7 @@ class _Reader:
     def number(self, rule: str, key: str, low: int, high: int, default: int | None = None) -> int:
         """An integer in [low, high]; without a default the key must be there."""
         name = f"{self.arch}.{key}"
-        value = self.file.get(name, int) if default is None else self.file.get(name, int, default)
+        value: int = self.file.get(name, int) if default is None else self.file.get(name, int, default)
         if not low <= value <= high:
             self.fail(rule, "a hyperparameter is out of range", key, value, f"{low} to {high}")
         return value
@@ -141,7 +141,7 @@ class _Reader:
     def real(self, rule: str, key: str, default: float | None, low: float = 0.0, high: float = 1e30) -> float:
         """A finite float in (low, high]; None as default: the key must be there."""
         name = f"{self.arch}.{key}"
-        value = self.file.get(name, float) if default is None else self.file.get(name, float, default)
+        value: float = self.file.get(name, float) if default is None else self.file.get(name, float, default)
         if not (math.isfinite(value) and low < value <= high):
             self.fail(rule, "a hyperparameter is out of range", key, value, f"above {low:g}, at most {high:g}")
         return value

@@ -18,12 +18,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgellm.cache import PASS_TOKENS, PrefixTree, Sequence
+from edgellm.clock import Clock
 from edgellm.errors import Cancelled, InvalidArgumentError, one_line
-from edgellm.results import Context, Event, FinishReason, Result, Stats, Usage
+from edgellm.results import Context, Event, FinishReason, Result, Usage
 
 if TYPE_CHECKING:
     from edgellm.backends import Backend
     from edgellm.cache import Overflow, PagePool
+    from edgellm.callbacks import TappedJob
     from edgellm.gguf import GGUFFile
     from edgellm.sampling import Constraint, Processor, Sampling
     from edgellm.worker import Job
@@ -148,7 +150,11 @@ class Engine:
         return logits
 
     def prefill(
-        self, seq: Sequence, ids: SequenceOf[int], job: Job, on_chunk: Callable[[int, int], Any] | None = None
+        self,
+        seq: Sequence,
+        ids: SequenceOf[int],
+        job: Job | TappedJob,
+        on_chunk: Callable[[int, int], Any] | None = None,
     ) -> np.ndarray:
         """Run `ids` in chunks at the end of `seq`; logits (vocab,) after the last one."""
         logits = None
@@ -166,7 +172,8 @@ class Engine:
                 with self.gate:
                     on_chunk(start + len(chunk), len(ids))
         assert logits is not None
-        return logits[-1]
+        last_row: np.ndarray = logits[-1]
+        return last_row
 
     def logits(self, ids: SequenceOf[int], job: Job, first: int = 0, exact: bool = False) -> np.ndarray:
         """Logits (n - first, vocab) float32 of every position from `first` on, computed anew."""
@@ -185,30 +192,6 @@ class Engine:
         self.tree.clear()
 
 
-class _Clock:
-    """Moments of one generation, for its statistics."""
-
-    def __init__(self) -> None:
-        self.start = time.perf_counter()
-        self.prompt_end = self.first = self.last = 0.0
-
-    def stats(self, engine: Engine, worked: int, n_tokens: int, passes: int) -> Stats:
-        now = time.perf_counter()
-        prompt = (self.prompt_end or now) - self.start
-        generation = (self.last or now) - self.first if self.first else 0.0
-        return Stats(
-            ttft=(self.first or now) - self.start,
-            prompt_seconds=prompt,
-            prompt_tps=worked / prompt if prompt > 0 and self.prompt_end else 0.0,
-            generation_seconds=generation,
-            generation_tps=(n_tokens - 1) / generation if n_tokens > 1 and generation > 0 else 0.0,
-            passes=passes,
-            threads=engine.threads,
-            backend=engine.backend.name,
-            isa=engine.isa,
-        )
-
-
 class Generation:
     """One run of the loop: prompt, then tokens until something ends it.
 
@@ -217,11 +200,11 @@ class Generation:
     before (or empty, where memory was too short to hold both).
     """
 
-    def __init__(self, engine: Engine, request: Request, job: Job, seq: Sequence | None = None) -> None:
+    def __init__(self, engine: Engine, request: Request, job: Job | TappedJob, seq: Sequence | None = None) -> None:
         from edgellm.sampling import Sampler
         from edgellm.tokenizers import StopMatcher, StreamDecoder
 
-        self.engine, self.request, self.job, self.seq, self.own = engine, request, job, seq, seq is None
+        self.engine, self.request, self.job, self._seq, self.own = engine, request, job, seq, seq is None
         # A head may have more rows than there are pieces (padding): those can be no text and are never chosen.
         self.n_vocab = engine.tokenizer.n_vocab
         self.sampler = Sampler(request.sampling, self.n_vocab, engine.tokenizer)
@@ -236,12 +219,12 @@ class Generation:
         self.matcher = StopMatcher(request.sampling.stop)
         self.text: list[str] = []
         self.tokens: list[int] = []
-        self.clock = _Clock()
+        self.clock = Clock()
 
     def run(self) -> Result:
         """The whole generation. Raises Cancelled when it was stopped without keeping the text."""
         self.engine.set_exact(self.request.exact)
-        backup = self.engine.backup = None if self.seq is None else self.seq.fork()
+        backup = self.engine.backup = None if self._seq is None else self._seq.fork()
         try:
             with self.engine.undoing(lambda: self._undo(backup)):
                 self.engine.check_file()
@@ -255,15 +238,21 @@ class Generation:
         if self.own:
             self.engine.keep(self.seq)
             self.seq.close()
-        else:
+        elif backup is not None:
             backup.close()
         return result
+
+    @property
+    def seq(self) -> Sequence:
+        """The sequence that the answer goes to."""
+        assert self._seq is not None  # made before anything asks
+        return self._seq
 
     def _begin(self) -> list[int]:
         """Makes the sequence ready; the ids that are to be run. Raises ContextOverflowError."""
         engine, request = self.engine, self.request
-        if self.seq is None:
-            self.seq = engine.new_sequence(request.overflow, request.ids[:-1])  # one is run: its logits are needed
+        if self._seq is None:
+            self._seq = engine.new_sequence(request.overflow, request.ids[:-1])  # one is run: its logits are needed
             ids = request.ids[self.seq.length :]
         else:
             ids = self._exactly()
@@ -272,7 +261,8 @@ class Generation:
 
     def _exactly(self) -> list[int]:
         """The ids to run at the end of the caller's sequence. What an exact call cannot use again is run once more."""
-        seq, again = self.seq, []
+        seq = self.seq
+        again: list[int] = []
         if self.engine.backend.exact and seq.exact < seq.length and not seq.dropped:
             again = seq.ids[seq.exact :]
             if seq.can_rewind(seq.exact):
@@ -300,7 +290,10 @@ class Generation:
             token_ids=tuple(self.tokens),
             finish_reason=reason,
             usage=Usage(len(history), len(self.tokens)),
-            stats=self.clock.stats(engine, len(ids), len(self.tokens), engine.passes - passes),
+            stats=self.clock.stats(
+                len(ids), len(self.tokens), engine.passes - passes, threads=engine.threads,
+                backend=engine.backend.name, isa=engine.isa,
+            ),
             context=Context(
                 used=seq.length - seq.dropped, n_ctx=engine.n_ctx, reused=reused,
                 dropped=seq.dropped + self.request.dropped, policy=seq.overflow.kind,
@@ -311,9 +304,9 @@ class Generation:
     def _undo(self, backup: Sequence | None) -> None:
         """The sequence goes back to where it was."""
         if self.own:
-            if self.seq is not None:
-                self.seq.close()
-        elif backup.closed:
+            if self._seq is not None:
+                self._seq.close()
+        elif backup is None or backup.closed:
             self.seq.rewind(0)
         else:
             self.seq.restore(backup)

@@ -76,7 +76,8 @@ class Imatrix:
                 f"({n_matrices}, {k}); it was made for another model"
             )
         counts = entry.counts[:, None]
-        return np.where(counts > 0, entry.sums / np.maximum(counts, 1), 1.0)
+        means: np.ndarray = np.where(counts > 0, entry.sums / np.maximum(counts, 1), 1.0)
+        return means
 
     def merge(self, other: Imatrix) -> None:
         """Add what `other` has seen. Raises InvalidArgumentError when the two belong to different models."""
@@ -139,7 +140,8 @@ def _tensor(file: Any, name: str) -> np.ndarray:
     if info is None or info.type.name != "F32":
         what = "is missing" if info is None else f"is {info.type.name}, not F32"
         raise ModelFormatError(f"a tensor of the importance matrix {what}", path=file.path, field=one_line(name))
-    return file.data(name).view("<f4").reshape(-1, info.shape[-1]).astype(np.float64)
+    rows: np.ndarray = file.data(name).view("<f4").reshape(-1, info.shape[-1]).astype(np.float64)
+    return rows
 
 
 def _write_gguf(imatrix: Imatrix, path: str | os.PathLike[str]) -> None:
@@ -179,7 +181,7 @@ class _Reader:
         return self.data[self.at - n : self.at]
 
     def number(self, what: str, low: int, high: int) -> int:
-        value = struct.unpack("<i", self.take(4, what))[0]
+        value: int = struct.unpack("<i", self.take(4, what))[0]
         if not low <= value <= high:
             self.at -= 4
             raise self.fail("a number is out of range", what, value, f"{low} to {high}")
@@ -216,6 +218,7 @@ def _write_dat(imatrix: Imatrix, path: str | os.PathLike[str]) -> None:
     for name in sorted(imatrix.entries):
         entry = imatrix.entries[name]
         means = imatrix.importance(name, *entry.sums.shape)
+        assert means is not None  # there is an entry of this name and shape
         values = (means * calls).astype("<f4").reshape(-1)
         raw = name.encode("utf-8")
         parts += [struct.pack("<i", len(raw)), raw, struct.pack("<ii", calls, values.size), values.tobytes()]

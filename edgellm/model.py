@@ -36,8 +36,10 @@ if TYPE_CHECKING:
 
     from edgellm.async_stream import AsyncStream
     from edgellm.calls import CallOptions, SamplingOptions
+    from edgellm.loader import Loaded
     from edgellm.progress import ProgressCallback
     from edgellm.session import Session
+    from edgellm.tokenizers import Tokenizer
     from edgellm.worker import Job
 
 Prompt = str | Sequence[int]
@@ -112,10 +114,11 @@ class Model(Embeds):
     None), `metadata` (the file's keys), `plan`, `backend`, `isa`, `kv_type`, `threads` (with `thread_reason`), `exact`.
     """
 
-    def __init__(self, loaded: Any, max_queue: int | None = None) -> None:
+    def __init__(self, loaded: Loaded, max_queue: int | None = None) -> None:
         self.path, self.metadata, self.arch, self.name = loaded.path, loaded.metadata, loaded.arch, loaded.name
         self.n_ctx, self.n_ctx_train, self.kv_type = loaded.n_ctx, loaded.n_ctx_train, loaded.kv_type
-        self.tokenizer, self.chat_template, self.plan = loaded.tokenizer, loaded.chat_template, loaded.plan
+        self.tokenizer: Tokenizer = loaded.tokenizer
+        self.chat_template, self.plan = loaded.chat_template, loaded.plan
         self.threads, self.thread_reason = loaded.threads, loaded.thread_reason
         self.load_seconds, self.seed, self.exact = loaded.load_seconds, loaded.seed, loaded.exact
         self._loaded, self._prompt = loaded, ChatPrompt(loaded.chat_template, loaded.tokenizer, loaded.path)

@@ -175,7 +175,8 @@ class _SourceHash:
     """SHA-256 of files put together, on a thread of its own."""
 
     def __init__(self, paths: list[str]) -> None:
-        self._sha, self._stop, self._error = hashlib.sha256(), False, None
+        self._sha, self._stop = hashlib.sha256(), False
+        self._error: OSError | None = None
         self._thread = threading.Thread(target=self._run, args=(paths,), name="edgellm-hash", daemon=True)
         self._thread.start()
 
@@ -242,7 +243,7 @@ def _write_tensors(
 
 def _hashed(parts: Iterator[np.ndarray], sha: hashlib._Hash) -> Iterator[np.ndarray]:
     for part in parts:
-        sha.update(part)
+        sha.update(part.data)
         yield part
 
 
@@ -281,12 +282,13 @@ def _digest_of(file: GGUFFile, t: TensorInfo) -> str:
     sha, data = hashlib.sha256(), file.stored(t.name)
     for at in range(0, data.size, _STRETCH):
         part = data[at : at + _STRETCH]
-        sha.update(part)
+        sha.update(part.data)
         file.advise_dont_need(t.offset + at, part.size)
     return sha.hexdigest()
 
 
 def _check_digest(file: GGUFFile, t: TensorInfo, found: str) -> None:
+    assert file.packed is not None  # who asks has looked
     want = file.packed.sha256[t.name]
     if found != want:
         raise ModelFormatError(
@@ -305,7 +307,8 @@ def _checked_rows(file: GGUFFile, t: TensorInfo, meter: Meter) -> Iterator[np.nd
     def run(at: int) -> np.ndarray:
         part = data[at : at + step]
         if not t.panels:
-            return part.copy()
+            rows_as_they_are: np.ndarray = part.copy()
+            return rows_as_they_are
         first = at // group * ROWS
         return quants.unpack_panels(part, min(rows - first, part.size // group * ROWS), k, t.type)
 
@@ -313,7 +316,7 @@ def _checked_rows(file: GGUFFile, t: TensorInfo, meter: Meter) -> Iterator[np.nd
         for at, part in done:
             file.check_unchanged()
             stored = data[at : at + step]
-            sha.update(stored)
+            sha.update(stored.data)
             yield part
             file.advise_dont_need(t.offset + at, stored.size)
             meter.advance(stored.size)

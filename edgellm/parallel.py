@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -11,7 +11,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def parallel(tasks: Iterable[T], run: Callable[[T], R], n_threads: int) -> Iterator[tuple[T, R]]:
+def parallel(tasks: Iterable[T], run: Callable[[T], R], n_threads: int) -> Generator[tuple[T, R], None, None]:
     """(task, run(task)) for each task, in order; a few are under way or wait to be taken, so memory stays bounded.
 
     An error of a task is raised when its turn comes. When the iterator is closed, which an error does too, no other

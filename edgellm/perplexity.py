@@ -343,7 +343,8 @@ class LogitsFile:
             raise ModelFormatError("the file of logits is cut off", path=self.path)
         rows = np.frombuffer(data, "<u2").reshape(n, length)
         head = np.ascontiguousarray(rows[:, :4]).view("<f4").astype(np.float64)  # scale, lowest
-        return head[:, :1] * rows[:, 4 : 4 + self._n_vocab] + head[:, 1:]
+        log_p: np.ndarray = head[:, :1] * rows[:, 4 : 4 + self._n_vocab] + head[:, 1:]
+        return log_p
 
     def close(self) -> None:
         self._file.close()

@@ -98,7 +98,9 @@ class Plan:
         for step in self.steps:
             if step.op is Op.ATTENTION:
                 found.setdefault(step.params["window"], []).append(step.params["layer"])
-        return {w: slice(None) for w in found} if len(found) == 1 else found
+        if len(found) == 1:
+            return {w: slice(None) for w in found}
+        return {w: layers for w, layers in found.items()}
 
     @functools.cached_property
     def causal(self) -> bool:
@@ -176,7 +178,7 @@ def _groups(steps: tuple[Step, ...]) -> dict[str, tuple[int, list[Step]]]:
     return groups
 
 
-def _relative(plan: Plan, step: Step, group: str) -> tuple:
+def _relative(plan: Plan, step: Step, group: str) -> tuple[Any, ...]:
     """A step without its layer number: equal for layers that are built the same way."""
     names = tuple((w.removeprefix(group), plan.weights[w]) for w in step.weights)
     params = {k: v for k, v in step.params.items() if k != "layer"}
@@ -260,8 +262,9 @@ class PlanBuilder:
         `group` > 0: each `group` columns (a head) are normalised on their own, all with the same `weight` (group,).
         """
         b = self._buffers[x]
-        params = {"eps": float(eps), "group": group or b.cols}
-        return self._add(Op.RMSNORM, (x,), (out or b.name, b.cols, b.rows), {weight: (params["group"],)}, params)
+        group = group or b.cols
+        params = {"eps": float(eps), "group": group}
+        return self._add(Op.RMSNORM, (x,), (out or b.name, b.cols, b.rows), {weight: (group,)}, params)
 
     def linear(
         self, x: int, weight: str, n_out: int, *, bias: str | None = None, out: str, label: str | None = None
@@ -290,7 +293,8 @@ class PlanBuilder:
         `causal`: every token sees all of the pass.
         """
         head_dim, cols = self.kv.head_dim, self._buffers[q].cols
-        params = {"layer": layer, "n_heads": cols // head_dim, "n_kv_heads": self.kv.n_kv_heads, "head_dim": head_dim}
+        n_heads, n_kv_heads = cols // head_dim, self.kv.n_kv_heads
+        params: dict[str, Any] = {"layer": layer, "n_heads": n_heads, "n_kv_heads": n_kv_heads, "head_dim": head_dim}
         params |= {"scale": float(scale), "window": window, "softcap": float(softcap), "causal": causal}
         params |= {"rotary_dims": rotary_dims, "style": style, "table": table}
         return self._add(Op.ATTENTION, (q, k, v), (out, cols, "tokens"), {}, params, label)

@@ -175,7 +175,7 @@ def limits(n_threads: int, seconds: float = 0.2, n_bytes: int | None = None) -> 
     with pages_of(pages, size) as address:
         read = read_rate(address, size, pages, True, n_threads, seconds).bytes_per_s
     best = {kind: best_peak(found, kind) for kind in ("int8", "bf16")}
-    return Limits(read, **{kind: peak and peak.madds_per_s for kind, peak in best.items()})
+    return Limits(read, **{kind: None if peak is None else peak.madds_per_s for kind, peak in best.items()})
 
 
 def limits_apart(n_threads: int) -> Limits:

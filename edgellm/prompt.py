@@ -56,7 +56,7 @@ class ChatPrompt:
     def ids(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> list[int]:
         """The token ids, the beginning-of-text token included once. Raises as `render`."""
         rendered = self.render(messages, add_generation_prompt)
-        ids = self._tokenizer.encode_parts(rendered.parts)
+        ids: list[int] = self._tokenizer.encode_parts(rendered.parts)
         bos = self._tokenizer.bos_id
         if self._tokenizer.add_bos and bos is not None and ids[:1] != [bos]:
             ids.insert(0, bos)  # a template may write it itself, then it is not doubled

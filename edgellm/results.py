@@ -27,7 +27,8 @@ class Stats:
 
     `ttft` is the time from the start of the work to the first token. `prompt_tps` counts the prompt tokens that were
     worked on, without those that were still in the cache; `generation_tps` counts the tokens after the first. Both are
-    0.0 where there was nothing to measure.
+    0.0 where there was nothing to measure. `peak_rss` is the most memory that this process has ever had resident, in
+    bytes, mapped files included; 0 where the system does not say.
     """
 
     ttft: float
@@ -39,6 +40,7 @@ class Stats:
     threads: int
     backend: str
     isa: str
+    peak_rss: int = 0
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import weakref
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as SequenceOf
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from edgellm.cache import Overflow, Sequence
 from edgellm.callbacks import TappedJob
@@ -39,6 +39,9 @@ if TYPE_CHECKING:
     from edgellm.calls import AnswerOptions
     from edgellm.model import Model
     from edgellm.worker import Job
+
+
+T = TypeVar("T")
 
 
 class _Place:
@@ -76,7 +79,8 @@ class Session:
         self.options = Options(chosen, checked_limit(max_tokens), model.exact if exact is None else bool(exact))
         self.tools = tools
         self.seed, self.n_sent = int.from_bytes(os.urandom(4), "little"), 0
-        self._place, self._job = _Place(), None
+        self._place = _Place()
+        self._job: Job | None = None  # the latest answer
         self.context = Context(0, model.n_ctx, 0, 0, self.overflow.kind)
         self._end = weakref.finalize(self, _abandon, self._place, model._loaded.engine)
         self._end.atexit = False
@@ -136,14 +140,17 @@ class Session:
         self._render.tools = call.tools
         prompt = self._said.prompt(message, self._cached(), model.n_ctx, self._by_turns)
         model._check_ids(prompt.ids, Overflow("sink"))  # how much fits, the sequence knows
-        sampling = call.sampling
-        if sampling.seed is None:
-            base = self.options.sampling.seed
-            sampling = replace(sampling, seed=turn_seed(self.seed if base is None else base, self.n_sent))
+        seed, base = call.sampling.seed, self.options.sampling.seed
+        if seed is None:
+            seed = turn_seed(self.seed if base is None else base, self.n_sent)
         seq, ids = self._begin(prompt)
         try:
             request = call.request(
-                ids, model.tokenizer, job, sampling=sampling, dropped=max(0, prompt.gone - seq.dropped)
+                ids,
+                model.tokenizer,
+                job,
+                sampling=replace(call.sampling, seed=seed),
+                dropped=max(0, prompt.gone - seq.dropped),
             )
             with engine.undoing(lambda: self._give_up(seq, prompt.base)):
                 result = Generation(engine, request, job, seq=seq).run()
@@ -151,7 +158,7 @@ class Session:
         except BaseException as error:
             self._give_up(seq, prompt.base)
             if isinstance(error, Cancelled) and job.job.keep:  # stopped, but there is nothing to keep
-                return self._nothing(sampling.seed, job.why)
+                return self._nothing(seed, job.why)
             raise
         self._take_in(seq, prompt, result, request.stop_ids)
         return replace(result, context=self.context)
@@ -257,7 +264,8 @@ class Session:
         if not self._said.turns:
             return None
         question = self._said.messages[self._said.turns[-1].message]
-        turn, seq = self._said.undo(), self._place.seq
+        turn, seq = self._said.turns[-1], self._place.seq
+        self._said.undo()
         if turn.length > 0 and self._said.text is not None and seq is not None and seq.can_rewind(turn.length):
             seq.rewind(turn.length)
         elif self._said.messages:
@@ -324,10 +332,10 @@ class Session:
 
     # ---- its end
 
-    def _call(self, work: Callable[[Job], Any]) -> Any:
+    def _call(self, work: Callable[[Job], T]) -> T:
         """Do something on the worker thread, behind what it is doing."""
 
-        def run(job: Job) -> Any:
+        def run(job: Job) -> T:
             self._check_open()
             return work(job)
 

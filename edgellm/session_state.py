@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
@@ -120,7 +120,7 @@ _LATER = frozenset(
 
 def _lists(sampling: Sampling) -> dict[str, Any]:
     """The fields that are no numbers, as JSON has them; it has no infinity, so what is banned has the bias false."""
-    biases = [[token, False if bias == -math.inf else bias] for token, bias in sampling.logit_bias]
+    biases = [[token, False if bias == -math.inf else bias] for token, bias in sampling.biases]
     plain = {name: list(getattr(sampling, name)) for name in ("stop", "dry_sequence_breakers", "samplers")}
     return plain | {"logit_bias": biases}
 
@@ -147,9 +147,9 @@ class _Fields:
             self.fail("", type(value).__name__, "an object")
         self.left = dict(value)
 
-    def fail(self, name: str, value: Any, limit: Any) -> Any:
+    def fail(self, name: str, value: Any, limit: Any) -> NoReturn:
         message = "the description of the session does not say what it must"
-        return self.file.fail("D5", message, f"{self.where}{name}", one_line(value), limit, 96)
+        self.file.fail("D5", message, f"{self.where}{name}", one_line(value), limit, 96)
 
     def take(self, name: str) -> Any:
         if name not in self.left:
@@ -249,7 +249,7 @@ def _overflow(fields: _Fields) -> Overflow:
     try:
         return Overflow(**values)
     except InvalidArgumentError as error:
-        return fields.fail("", values, str(error))
+        fields.fail("", values, str(error))
 
 
 def _options(fields: _Fields) -> Options:
@@ -267,7 +267,7 @@ def _options(fields: _Fields) -> Options:
     try:
         return Options(Sampling(**values), max_tokens, exact)
     except InvalidArgumentError as error:
-        return fields.fail("sampling", "not allowed", str(error))
+        fields.fail("sampling", "not allowed", str(error))
 
 
 def _messages(fields: _Fields) -> list[dict[str, Any]]:

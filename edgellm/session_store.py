@@ -25,7 +25,9 @@ _EMPTY = SequenceMark(Overflow(), 0, 0, 0, 0, [])
 def save(session: Session, path: str | os.PathLike[str]) -> None:
     """Write `session`. Raises OutputError, InvalidArgumentError (messages that are too large)."""
     said, seq = session._said, session._place.seq
-    mark, ids, places, pages = _EMPTY, [], np.empty((0, 2)), []
+    mark, places = _EMPTY, np.empty((0, 2))
+    ids: list[int] = []
+    pages: list[np.ndarray] = []
     if seq is not None:
         saved, pages = save_sequence(seq)
         mark = SequenceMark(saved.overflow, saved.length, saved.exact, saved.first, saved.first_id, saved.turns)
@@ -72,13 +74,15 @@ def _load_sequence(file: SessionFile, state: SessionState, model: Model) -> Any:
     except (SavedSequenceError, InvalidArgumentError) as error:
         if model.n_ctx < state.cache.n_ctx:
             message = f"the session does not fit this context window; load the model with n_ctx={state.cache.n_ctx}"
-            return file.fail("D7", message, "cache.n_ctx", state.cache.n_ctx, model.n_ctx)
+            file.fail("D7", message, "cache.n_ctx", state.cache.n_ctx, model.n_ctx)
         field = getattr(error, "field", "sequence.overflow")
         value, limit = getattr(error, "value", str(mark.overflow)), getattr(error, "limit", str(error))
-        return file.fail("D8", "the parts of the session contradict each other", field, value, limit)
+        file.fail("D8", "the parts of the session contradict each other", field, value, limit)
+    arena = pool.arena
+    assert arena is not None  # the model is open
     try:
         for i, page in enumerate(pages):
-            file.read_page(i, pool.arena[page])
+            file.read_page(i, arena[page])
     except BaseException:
         seq.close()
         raise

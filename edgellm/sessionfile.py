@@ -11,7 +11,7 @@ import os
 import stat
 import struct
 from collections.abc import Iterable
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
 
@@ -72,7 +72,8 @@ def write_session(
     header[_TEXT_AT : _TEXT_AT + len(text)] = text
     header[at.ids : at.ids + id_bytes.nbytes] = id_bytes.tobytes()
     header[at.places : at.digests] = place_bytes.tobytes()
-    header[at.digests : at.digests + _DIGEST * len(pages)] = b"".join(hashlib.sha256(page).digest() for page in pages)
+    digests = b"".join(hashlib.sha256(page.data).digest() for page in pages)
+    header[at.digests : at.digests + len(digests)] = digests
     header[_FIXED.size : _TEXT_AT] = header_digest(header)
     out = AtomicFile(path)
     try:
@@ -153,9 +154,10 @@ class SessionFile:
 
     def _parse(self, text: bytes) -> dict[str, Any]:
         try:
-            return parse(text)
+            found: dict[str, Any] = parse(text)
+            return found
         except StrictJSONError as error:
-            return self.fail("D5", f"the description is not valid JSON: {error}", "description", at=_TEXT_AT)
+            self.fail("D5", f"the description is not valid JSON: {error}", "description", at=_TEXT_AT)
 
     def _bytes(self, n: int, field: str) -> bytes:
         data = self._file.read(n)
@@ -167,13 +169,13 @@ class SessionFile:
         """Read page `i` into uint8 (page_bytes,). Raises SessionFileError (rule D9); `into` then holds anything."""
         offset = self._start + i * self.page_bytes
         self._file.seek(offset)
-        n = self._file.readinto(memoryview(into))  # type: ignore[attr-defined]
-        if n != self.page_bytes or hashlib.sha256(into).digest() != self._digests[_DIGEST * i : _DIGEST * (i + 1)]:
+        n = self._file.readinto(into.data)  # type: ignore[attr-defined]
+        if n != self.page_bytes or hashlib.sha256(into.data).digest() != self._digests[_DIGEST * i : _DIGEST * (i + 1)]:
             self.fail("D9", "the session file is damaged: a page does not have its checksum", f"page {i}", at=offset)
 
     def fail(
         self, rule: str, message: str, field: str, value: Any = None, limit: Any = None, at: int | None = None
-    ) -> Any:
+    ) -> NoReturn:
         """Raise SessionFileError."""
         raise SessionFileError(message, path=self.path, offset=at, field=field, value=value, limit=limit, rule=rule)
 

@@ -33,6 +33,7 @@ class Stream:
         return self
 
     def __next__(self) -> Event:
+        event: Event
         for event in self._job.items():
             return event
         if self._job.error is not None and not isinstance(self._job.error, Cancelled):
@@ -42,7 +43,8 @@ class Stream:
     @property
     def result(self) -> Result:
         """The finished answer; waits for the end. Raises what stopped the call, `Cancelled` after `cancel()`."""
-        return self._job.wait()
+        result: Result = self._job.wait()
+        return result
 
     def stop(self) -> None:
         """End the answer and keep it."""

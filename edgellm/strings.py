@@ -148,7 +148,9 @@ class StringIndex(Mapping[str, int]):
 
     def find(self, data: bytes) -> int:
         """The number of the string of these bytes, or -1."""
-        return self._lib.el_strings_find(self.handle, self._ffi.from_buffer("uint8_t[]", data or b"\0"), len(data))
+        text = self._ffi.from_buffer("uint8_t[]", data or b"\0")
+        found: int = self._lib.el_strings_find(self.handle, text, len(data))
+        return found
 
     def __getitem__(self, text: str) -> int:
         found = -1

@@ -298,7 +298,8 @@ def plain_message(message: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of a message out of plain types, fit for JSON. Raises InvalidArgumentError."""
     if not isinstance(message, Mapping) or not isinstance(message.get("role"), str) or "content" not in message:
         raise InvalidArgumentError("a message must be a text, or a mapping with 'role' and 'content'")
-    return _plain_value(message, 0)
+    plain: dict[str, Any] = _plain_value(message, 0)
+    return plain
 
 
 def _plain_value(value: Any, depth: int) -> Any:

@@ -12,13 +12,14 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
 from edgellm import clib
 from edgellm.errors import BackendError, Cancelled, EdgeLLMError, InvalidArgumentError, ModelClosedError, QueueFullError
 
+T = TypeVar("T")
 StopReason = Literal["cancelled", "timeout"]
 # A wait without a limit cannot be interrupted on Windows, so waits are cut into slices of this many seconds.
 _SLICE = 0.05
@@ -259,9 +260,10 @@ class Worker:
         if n_waiting + busy > limit:
             raise QueueFullError(n_waiting, limit)
 
-    def call(self, run: Callable[[Job], Any], always: bool = False) -> Any:
+    def call(self, run: Callable[[Job], T], always: bool = False) -> T:
         """Run on the worker thread and wait; see `submit` and `Job.wait`."""
-        return self.submit(run, always).wait()
+        outcome: T = self.submit(run, always).wait()
+        return outcome
 
     def _loop(self, jobs: queue.SimpleQueue[Job | None]) -> None:
         while (job := jobs.get()) is not None:

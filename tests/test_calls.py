@@ -117,6 +117,15 @@ def test_no_time_at_all(ask):
     assert (result.finish_reason, result.text) == ("timeout", "")
 
 
+def test_what_an_answer_says_of_itself(ask, model):
+    result = ask(max_tokens=5, ignore_eos=True)
+    stats = result.stats
+    assert stats.ttft >= stats.prompt_seconds > 0 and stats.generation_tps > 0 and stats.passes >= 5
+    assert (stats.threads, stats.backend, stats.isa) == (model.threads, "reference", "numpy")
+    assert stats.peak_rss > 20 << 20  # NumPy alone takes that much
+    assert result.context.used == result.usage.prompt_tokens + 4 and result.context.n_ctx == model.n_ctx
+
+
 def test_callbacks_hear_everything_and_may_end_it(ask):
     events, prefill = [], []
     result = ask(on_token=events.append, on_prefill=prefill.append, max_tokens=8, ignore_eos=True, seed=1)

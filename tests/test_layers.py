@@ -15,7 +15,7 @@ PACKAGE = ROOT / "edgellm"
 FLOORS = [
     {"_native", "blocks", "errors"},
     {"machine", "results", "builtin", "clib", "folders", "ops", "parallel"},
-    {"plan", "probe", "progress", "quants", "sampling", "strings", "template", "turns", "worker"},
+    {"clock", "plan", "probe", "progress", "quants", "sampling", "strings", "template", "turns", "worker"},
     {"gguf"},
     {"cache", "callbacks", "config", "hub", "identity", "imatrix", "tokenizers", "weights"},
     {"grammar", "rope"},

@@ -149,6 +149,7 @@ class Half:
     def load(self, half: np.ndarray) -> np.ndarray:
         """float32 (64, head_dim)."""
         numbers = self.numbers(half)
+        y: np.ndarray
         if self.kv_type == "q4_0":
             byte, shift = self._nibbles
             y = ((numbers[byte] >> shift) & 15).astype(np.float32) - 8
@@ -156,7 +157,9 @@ class Half:
             y = numbers.reshape(self.head_dim, PAGE_TOKENS).T.astype(np.float32)
         else:
             y = numbers.reshape(PAGE_TOKENS, self.head_dim).astype(np.float32)
-        return y * self.scales(half).astype(np.float32)[:, None] if self.kv_type in SCALED_TYPES else y
+        if self.kv_type in SCALED_TYPES:
+            y = y * self.scales(half).astype(np.float32)[:, None]
+        return y
 
     @cached_property
     def _nibbles(self) -> tuple[np.ndarray, np.ndarray]:

@@ -127,7 +127,8 @@ class PagePool:
     def _page(self, page: int) -> np.ndarray:
         """uint8 (page_bytes,) of one page."""
         self._held(page)
-        return self._open()[page]
+        row: np.ndarray = self._open()[page]
+        return row
 
     def _held(self, page: int) -> None:
         if not 0 <= page < self.n_pages or self.refs[page] < 1:

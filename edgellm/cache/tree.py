@@ -162,7 +162,8 @@ class PrefixTree:
         """int32 (n,): the pages that the tree holds, one that it holds twice two times."""
         pages = [node.pages for node in self._nodes()]
         held = np.concatenate(pages) if pages else np.empty(0, np.int32)
-        return held[held != NO_PAGE]
+        there: np.ndarray = held[held != NO_PAGE]
+        return there
 
     def _nodes(self) -> Iterator[_Node]:
         stack = [self._root]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -45,7 +45,9 @@ class Cursor:
         self.path = file.path
         self.pos = 0
 
-    def fail(self, rule: str, message: str, field: str, value: Any = None, limit: Any = None, back: int = 0) -> Any:
+    def fail(
+        self, rule: str, message: str, field: str, value: Any = None, limit: Any = None, back: int = 0
+    ) -> NoReturn:
         """Raise ModelFormatError for the field that starts `back` bytes before the current position."""
         raise ModelFormatError(
             message, path=self.path, offset=self.pos - back, field=field, value=value, limit=limit, rule=rule
@@ -61,10 +63,10 @@ class Cursor:
         return value
 
     def u32(self, field: str) -> int:
-        return self.scalar(ValueType.UINT32, field)
+        return int(self.scalar(ValueType.UINT32, field))
 
     def u64(self, field: str) -> int:
-        return self.scalar(ValueType.UINT64, field)
+        return int(self.scalar(ValueType.UINT64, field))
 
     def name(self, rule: str, limit: int, field: str) -> str:
         """A key or tensor name: 1 to `limit` bytes of UTF-8 without NUL."""
@@ -184,6 +186,7 @@ class Metadata(Mapping[str, Any]):
             return self._text(key, buf[lazy.start : lazy.end])
         if lazy.item == ValueType.STRING:
             return list(StringTable.from_gguf(buf[lazy.start : lazy.end], lazy.count))
+        assert lazy.item is not None  # an array has items of some type
         array = np.frombuffer(buf[lazy.start : lazy.end], dtype=SCALARS[lazy.item])  # bytes: read-only, owns its copy
         return array.view(np.bool_) if lazy.item == ValueType.BOOL else array
 
@@ -264,7 +267,7 @@ def _value_type(cursor: Cursor, key: str) -> ValueType:
     try:
         return ValueType(code)
     except ValueError:
-        return cursor.fail("K4", "unknown type of a metadata value", key, code, "0 to 12", back=4)
+        cursor.fail("K4", "unknown type of a metadata value", key, code, "0 to 12", back=4)
 
 
 def _walk_strings(cursor: Cursor, key: str, count: int) -> None:

@@ -271,8 +271,7 @@ def _read_alignment(cursor: Cursor, metadata: Metadata) -> int:
         return DEFAULT_ALIGNMENT
     kind, _ = metadata.types[key]
     value = metadata[key] if kind == ValueType.UINT32 else f"a value of type {kind.name.lower()}"
-    good = isinstance(value, int) and MIN_ALIGNMENT <= value <= MAX_ALIGNMENT and value & (value - 1) == 0
-    if not good:
+    if not (isinstance(value, int) and MIN_ALIGNMENT <= value <= MAX_ALIGNMENT and value & (value - 1) == 0):
         raise ModelFormatError(
             "bad alignment", path=cursor.path, offset=metadata.offsets[key], field=key, value=value,
             limit=f"uint32, a power of two from {MIN_ALIGNMENT} to {MAX_ALIGNMENT}", rule="K9",

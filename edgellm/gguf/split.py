@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -26,7 +26,9 @@ KEYS = ("split.no", "split.count", "split.tensors.count")
 _NAME = re.compile(r"(?P<stem>.*)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})\.gguf", re.DOTALL)
 
 
-def _fail(path: str, message: str, field: str, value: Any = None, limit: Any = None, offset: int | None = None) -> Any:
+def _fail(
+    path: str, message: str, field: str, value: Any = None, limit: Any = None, offset: int | None = None
+) -> NoReturn:
     raise ModelFormatError(message, path=path, offset=offset, field=field, value=value, limit=limit, rule="K13")
 
 
@@ -42,7 +44,7 @@ def is_part(file: GGUFFile) -> bool:
         )  # fmt: skip
     if count > 1 and file.packed is not None:
         _fail(file.path, "a packed file cannot be a part of a model", "split.count", count, 1)
-    return count > 1
+    return bool(count > 1)
 
 
 def open_parts(first: GGUFFile, strict: bool = False) -> SplitGGUFFile:
@@ -81,7 +83,7 @@ def _open_part(path: str, strict: bool) -> GGUFFile:
     try:
         return GGUFFile(path, strict)
     except ModelFileNotFoundError:
-        return _fail(path, "a part of the model is missing; download it into the same folder", "file name",
+        _fail(path, "a part of the model is missing; download it into the same folder", "file name",
                      os.path.basename(path))  # fmt: skip
 
 

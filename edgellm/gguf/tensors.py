@@ -89,8 +89,10 @@ def _read_type(cursor: Cursor, name: str) -> tuple[BlockType, bool]:
     """(block type, whether the tensor is in panels)."""
     code = cursor.u32(f"type of {name}")
     kind, in_panels = BY_ID.get(code), panel_type_of(code)
-    if kind is not None or in_panels is not None:
-        return kind or in_panels, kind is None
+    if kind is not None:
+        return kind, False
+    if in_panels is not None:
+        return in_panels, True
     signed = code - (1 << 32) if code >= 1 << 31 else code
     if code in OTHER_TYPES:
         what = f"has type {OTHER_TYPES[code]}, which is not supported yet"

@@ -33,7 +33,7 @@ _HARMLESS = ("attn_rot_embd", "rope_freqs")  # parts of a layer in old files tha
 
 def check_architecture(file: GGUFFile) -> str:
     """The family of a file. Raises UnsupportedArchitectureError that names the supported ones, MissingKeyError."""
-    arch = file.get("general.architecture", str)
+    arch: str = file.get("general.architecture", str)
     if arch not in FAMILIES:
         raise UnsupportedArchitectureError(arch, FAMILIES, path=file.path)
     return arch

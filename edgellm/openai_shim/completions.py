@@ -95,7 +95,8 @@ class Completions:
         }
 
     def _token(self, token: int) -> str:
-        return self._model.tokenizer.token_bytes(token).decode("utf-8", "replace")
+        data: bytes = self._model.tokenizer.token_bytes(token)
+        return data.decode("utf-8", "replace")
 
 
 def _start(model: Model, prompt: str | list[int], options: dict[str, Any]) -> Any:

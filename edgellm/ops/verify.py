@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import PlanError
 from .shapes import ROTATION, Shapes
@@ -21,7 +21,7 @@ def verify(plan: Plan) -> None:
     """
     written: set[int] = set()
     layers: list[int] = []
-    turned: dict[int, tuple] = {}  # buffer -> the rotation of what is in it
+    turned: dict[int, tuple[Any, ...]] = {}  # buffer -> the rotation of what is in it
     for i, buffer in enumerate(plan.buffers):
         if buffer.id != i or buffer.cols < 1 or buffer.rows not in ("tokens", "outputs"):
             raise PlanError(f"buffer {i} is malformed: {buffer}")
@@ -77,11 +77,11 @@ def _verify_step(plan: Plan, step: Step, written: set[int]) -> None:
     spec.check(Shapes(inputs, outputs, tuple(plan.weights[w] for w in step.weights), step.params, plan))
 
 
-def _rotation(step: Step) -> tuple:
+def _rotation(step: Step) -> tuple[Any, ...]:
     return tuple(step.params[name] for name in ROTATION)
 
 
-def _verify_rotation(step: Step, turned: Mapping[int, tuple]) -> None:
+def _verify_rotation(step: Step, turned: Mapping[int, tuple[Any, ...]]) -> None:
     """Attention turns q once more where tokens were dropped: it must know how q and k were turned before."""
     if step.op is not Op.ATTENTION:
         return

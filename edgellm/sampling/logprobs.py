@@ -48,8 +48,8 @@ class LogprobRecorder:
 
     def _entry(self, token: int, row: np.ndarray) -> TokenLogprob:
         n = min(self._n_top, len(row))
-        best = np.argpartition(-row, n - 1)[:n] if 0 < n < len(row) else np.arange(len(row))[: n or 0]
-        best = sorted(best.tolist(), key=lambda i: (-row[i], i))
+        likely = np.argpartition(-row, n - 1)[:n] if 0 < n < len(row) else np.arange(n)
+        best: list[int] = sorted(likely.tolist(), key=lambda i: (-row[i], i))
         return TokenLogprob(token, float(row[token]), tuple((i, float(row[i])) for i in best))
 
 

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from edgellm.errors import InvalidArgumentError, one_line
 from edgellm.sampling.order import SAMPLERS, parse_order
@@ -104,6 +104,11 @@ class Sampling:
         return self.temperature == 0.0 and "temperature" in self.order
 
     @property
+    def biases(self) -> Biases:
+        """`logit_bias` as pairs of token and bias."""
+        return cast(Biases, self.logit_bias)  # what it was made of is pairs since __post_init__
+
+    @property
     def order(self) -> tuple[str, ...]:
         """The samplers that work, in their order."""
         return ("temperature",) if self.mirostat else self.samplers
@@ -138,7 +143,7 @@ def _number(name: str, value: Any) -> float | int:
     low, high = LIMITS[name]
     kind = "an integer" if name in INTEGERS else "a number"
     try:
-        number: Any = value.__index__() if name in INTEGERS else float(value)
+        number: float | int = value.__index__() if name in INTEGERS else float(value)
     except (AttributeError, TypeError, ValueError):
         number = math.nan
     if isinstance(value, (bool, str, bytes)) or not low <= number <= high:

@@ -36,7 +36,7 @@ def token_tables(sampling: Sampling, n_vocab: int, tokenizer: Any = None) -> Tok
     Raises InvalidArgumentError for a token that is not in the vocabulary, or a text that is not one token.
     """
     biases: dict[int, float] = {}
-    for token, bias in sampling.logit_bias:
+    for token, bias in sampling.biases:
         biases[_token_id(token, n_vocab, tokenizer)] = bias
     known = tokenizer is not None and tokenizer.kind != "missing"
     breakers = _breakers(sampling.dry_sequence_breakers, tokenizer) if sampling.has_dry and known else ()

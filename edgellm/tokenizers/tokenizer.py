@@ -76,7 +76,7 @@ class Tokenizer:
         sep_id = vocab.special.get("seperator")  # GGUF spells it so; BERT ends a text with it
         self._last = [sep_id] if vocab.flags.get("add_sep_token", False) and sep_id is not None else []
         if self.add_eos:
-            self._last = [self.eos_id]
+            self._last = [self.eos_id] if self.eos_id is not None else []
         self.add_space_prefix = vocab.flags.get("add_space_prefix", False)
         self._prefix_first_only = vocab.flags.get("prefix_first_only", False)
         self.eog_ids = _end_ids(vocab)
@@ -138,7 +138,7 @@ class Tokenizer:
         return self._encode("".join(texts), trusted, add_special, at_start)
 
     def _encode(self, text: str, trusted: Sequence[Span], add_special: bool, at_start: bool) -> list[int]:
-        ids: list[int] = [self.bos_id] if add_special and self.add_bos else []
+        ids = [self.bos_id] if add_special and self.add_bos and self.bos_id is not None else []
         known: dict[tuple[str, bool], list[int]] = {}  # short stretches between special pieces: they come again
         at, strip_after = 0, self._strip_after
         for start, end, token in self._special.cuts(text, trusted):
@@ -149,7 +149,7 @@ class Tokenizer:
             ids.append(token)
             at = end
             if token in strip_after:
-                at = _SPACES.match(text, end).end()
+                at = skipped.end() if (skipped := _SPACES.match(text, end)) else end
         if at < len(text):
             ids += self._stretch(text[at:], at == 0, at_start or at > 0, known)
         return ids + self._last if add_special else ids
@@ -160,7 +160,8 @@ class Tokenizer:
         """Ids of the text between two special pieces. `begins`: nothing but such a piece, or nothing, is before it."""
         prefix = self.add_space_prefix and begins and (first or not self._prefix_first_only)
         if len(text) > SHORT_STRETCH:
-            return self._model.encode(text, prefix)
+            long_ids: list[int] = self._model.encode(text, prefix)
+            return long_ids
         ids = known.get((text, prefix))
         if ids is None:
             if len(known) >= MAX_STRETCHES:
