@@ -34,4 +34,5 @@ def saved_state() -> int | None:
 def compiler() -> str:
     """What compiled the library, e.g. "GCC 14.2.0"."""
     ffi, lib = clib.library()
-    return ffi.string(lib.el_compiler()).decode()
+    name: bytes = ffi.string(lib.el_compiler())
+    return name.decode()
