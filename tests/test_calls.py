@@ -123,7 +123,8 @@ def test_what_an_answer_says_of_itself(ask, model):
     assert stats.ttft >= stats.prompt_seconds > 0 and stats.generation_tps > 0 and stats.passes >= 5
     assert (stats.threads, stats.backend, stats.isa) == (model.threads, "reference", "numpy")
     assert stats.peak_rss > 20 << 20  # NumPy alone takes that much
-    assert result.context.used == result.usage.prompt_tokens + 4 and result.context.n_ctx == model.n_ctx
+    assert result.usage.prompt_tokens <= result.context.used <= result.usage.prompt_tokens + 4  # half a character goes
+    assert result.context.n_ctx == model.n_ctx
 
 
 def test_callbacks_hear_everything_and_may_end_it(ask):
