@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PY     := $(BIN)/python
 
-.PHONY: types tokenizer-parity help chat test native lint gen-check native-suite asan suite-arm64 suite-x86 mingw peer-check compare convert-memory kv-quality parity numba-ratio stream-forever site site-serve pictures clean
+.PHONY: types qt-screenshot qt-gap tokenizer-parity help chat test native lint gen-check native-suite asan suite-arm64 suite-x86 mingw peer-check compare convert-memory kv-quality parity numba-ratio stream-forever site site-serve pictures clean
 
 help:
 	@echo "make chat     install into $(VENV) and talk to the built-in model"
@@ -145,6 +145,13 @@ site-serve:
 # The diagrams of docs/how-it-works.md.
 pictures:
 	$(PY) tools/draw_docs.py docs/pictures
+
+# The chat window of examples/: its picture in the docs, and how long its event loop stands still (offscreen, idle machine).
+qt-screenshot:
+	$(PY) tools/qt_window.py --picture docs/pictures/qt-chat.png
+
+qt-gap:
+	$(PY) tools/qt_window.py $(MODEL) --limit 50
 
 clean:
 	rm -rf build dist *.egg-info edgellm/*.so
