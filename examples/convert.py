@@ -12,8 +12,8 @@ source, out = sys.argv[1:3]
 outtype = sys.argv[3] if len(sys.argv) > 3 else "q8_0"
 
 
-def progress(stage: str, done: int, total: int, unit: str) -> None:
-    print(f"\r{stage}: {100 * done // max(total, 1)} %", end="", file=sys.stderr)
+def progress(now: edgellm.Progress) -> None:
+    print(f"\r{now.stage}: {100 * now.done // max(now.total, 1)} %", end="", file=sys.stderr)
 
 
 try:

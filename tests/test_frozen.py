@@ -19,9 +19,10 @@ SUFFIX = ".exe" if sys.platform == "win32" else ""
 COMMANDS = ("cli", "chat", "__main__", "_pyinstaller")  # only in programs that import edgellm.cli
 FOR_NUMBA = tuple(f"edgellm.backends.numba_{part}" for part in ("", "choice", "matrix", "kernels"))
 
-# One analysis, three programs: the example as one file, and in a folder with a script that looks around inside.
+# One analysis, three programs: the example as one file, and in a folder with a script that looks around inside. The
+# client of the hub, which brings half of a development environment along, is left out as docs/packaging.md says.
 SPEC = """
-analysis = Analysis({scripts!r}, pathex=[{root!r}], hookspath=[{hooks!r}])
+analysis = Analysis({scripts!r}, pathex=[{root!r}], hookspath=[{hooks!r}], excludes=["huggingface_hub"])
 pyz = PYZ(analysis.pure)
 def scripts(name):
     return [entry for entry in analysis.scripts if entry[0] == name or entry[0].startswith("pyi")]
@@ -49,7 +50,7 @@ with edgellm.load() as model:
 
 def modules() -> tuple[list[str], list[str]]:
     """The modules of edgellm that a frozen program has, and names that it should not have."""
-    wanted, unwanted = [], ["rich", "prompt_toolkit", "gguf", "sentencepiece", "safetensors", "tkinter"]
+    wanted, unwanted = [], ["click", "rich", "prompt_toolkit", "matplotlib", "gguf", "sentencepiece", "tkinter"]
     for path in sorted((ROOT / "edgellm").rglob("*.py")):
         parts = path.relative_to(ROOT).with_suffix("").parts
         if parts[1] in COMMANDS:

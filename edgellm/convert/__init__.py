@@ -40,7 +40,7 @@ def convert(
     its tokenizer file. `outtype`: the type of the matrices, or a mix of types: all names of `edgellm.quantize`, and its
     options `imatrix`, `tensor_types`, `output_tensor_type`, `token_embedding_type` and `pure`. The file has the bytes
     that quantising an F32 file would give; no such file is made. Vectors stay F32.
-    `progress(stage, done, total, unit)` is called after every stretch; it may return False to stop.
+    `progress(Progress)` is called after every stretch; it may return False to stop.
 
     Raises ModelFileNotFoundError, ModelFormatError, UnsupportedArchitectureError, TokenizerError, ConvertError,
     InvalidArgumentError, OutputError, Cancelled. The output is then not there (an old one stays as it was).
