@@ -55,6 +55,11 @@ class Embeds:
 
         def _check_open(self) -> None: ...
 
+    @property
+    def pooling(self) -> str:
+        """What "auto" stands for in `embed`: "mean", "cls" or "last". Raises UnsupportedFeatureError (it ranks)."""
+        return choose_pooling("auto", self._loaded.config.pooling, self._loaded.path)
+
     @overload
     def embed(self, texts: str, *, pooling: Pooling = ..., **options: Unpack[EmbedOptions]) -> np.ndarray: ...
     @overload

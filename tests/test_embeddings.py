@@ -147,6 +147,7 @@ def test_auto_is_what_the_file_says(tmp_path: Path) -> None:
     for number, name in ((None, "mean"), (0, "mean"), (1, "mean"), (2, "cls"), (3, "last")):
         path = tiny_bert_gguf(tmp_path / "b.gguf", pooling_type=number)
         with edgellm.load(path) as model:
+            assert model.pooling == name
             assert np.array_equal(model.embed(TEXTS), model.embed(TEXTS, pooling=name))
     with edgellm.load(tiny_bert_gguf(tmp_path / "rank.gguf", pooling_type=4)) as model:
         with pytest.raises(UnsupportedFeatureError, match="ranks"):
@@ -289,7 +290,7 @@ def test_command(bert_path: Path, tmp_path: Path, run: Any, monkeypatch: pytest.
         wanted, rows = model.embed(TEXTS), model.embed(TEXTS, pooling="none", normalize=False)
     code, out, _ = run(bert_path, *TEXTS)
     found = json.loads(out)
-    assert (code, found["pooling"], found["normalized"]) == (0, "auto", True)
+    assert (code, found["pooling"], found["normalized"]) == (0, "mean", True)
     assert [row["text"] for row in found["data"]] == TEXTS
     assert [row["tokens"] for row in found["data"]] == [len(r) for r in rows]
     assert np.array_equal(np.array([row["embedding"] for row in found["data"]], np.float32), wanted)

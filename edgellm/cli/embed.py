@@ -42,6 +42,7 @@ def command(
     with load_model(model, options) as loaded:
         with progress_bar() as report:
             vectors = loaded.embed(chosen, pooling=pooling, normalize=normalize, truncate=truncate, progress=report)
+        pooling = loaded.pooling if pooling == "auto" else pooling
         counts = [min(len(loaded.tokenizer.encode(text)), loaded.n_ctx) for text in chosen]
     if form == "npy":
         _write(_npy(vectors[0] if pooling == "none" else vectors), output)
