@@ -160,6 +160,32 @@ def test_spellings_of_ollama_and_llama_cpp(model, talk):
     assert talk(model, "/set quiet", "/system x", "/system none", "/set stop é\\n")[2].session.system is None
 
 
+def test_the_form_of_answers(model, talk, tmp_path, monkeypatch):
+    file = tmp_path / "schema.json"
+    file.write_text('{"type": "object", "properties": {"a": {"type": "integer"}}}')
+    (tmp_path / "bad.json").write_text("{")
+    asked = []
+    real = type(model.session()).send
+
+    def send(self, message, **options):
+        asked.append(options.pop("response_format", None))
+        return real(self, message, **options)
+
+    monkeypatch.setattr("edgellm.session.Session.send", send)
+    _, err, _ = talk(model, "hello", "/set format json", "hello", f"/set format '{file}'", "/show params", "/regen n=2",
+                     f"/set format {tmp_path}/bad.json", f"/set format {tmp_path}/none.json", "/set noformat",
+                     "hello")  # fmt: skip
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    assert asked == [None, {"type": "json_object"}, schema, None]
+    assert "answers are JSON objects" in err and "'integer'" in err and err.count("error: ") == 2
+
+
+def test_answers_really_are_json(model, talk):
+    pytest.importorskip("llguidance")
+    out, _, _ = talk(model, "/set format json", "hello", max_tokens=60, temperature=1.0, seed=3)
+    assert out.startswith("{")
+
+
 def test_a_pasted_text_is_no_command(model, talk):
     _, _, repl = talk(model, '"""/bye', 'and more"""', '"""/system one', 'two"""')
     assert repl.session.messages[0]["content"] == "/bye\nand more" and repl.session.system == "one\ntwo"

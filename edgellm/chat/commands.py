@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgellm.chat import files, show
@@ -106,12 +107,30 @@ def _set_stats(repl: Repl, value: str) -> None:
     say(f"stats are {'on' if repl.stats else 'off'}")
 
 
+def _set_format(repl: Repl, value: str) -> None:
+    """`json`, a file with a JSON Schema, or none."""
+    if value in ("", "none", "off", "text"):
+        repl.form = None
+        say("answers may have any form")
+    elif value in ("json", "json_object"):
+        repl.form = {"type": "json_object"}
+        say("answers are JSON objects")
+    else:
+        from edgellm.grammar.forms import parse_schema
+
+        path = files.path_in(value)
+        repl.form = parse_schema(files.text_of(Path(path)))
+        say(f"answers are JSON of the schema in {path}")
+
+
 # what /set takes beside the settings of `edgellm.chat.settings`; some are Ollama's
 _SWITCHES: dict[str, Callable[[Any, str], None]] = {
     "system": _set_system,
     "stats": _set_stats,
     "verbose": _set_stats,
     "quiet": lambda repl, value: _set_stats(repl, "off"),
+    "format": _set_format,
+    "noformat": lambda repl, value: _set_format(repl, "none"),
 }
 
 
@@ -160,6 +179,8 @@ def completions(text: str) -> tuple[list[str] | str, int]:
         typed = rest.lstrip()
         return words, len(typed)
     first, _, more = rest.partition(" ")
+    if name == "/set" and first == "format" and rest != first:
+        return "path", len(more)
     if name == "/set" and first in ("stats", "verbose") and rest != first:
         words, rest = ("on", "off"), more
     elif name == "/set" and first == "parameter" and rest != first:

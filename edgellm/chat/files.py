@@ -30,7 +30,7 @@ def read(repl: Repl, rest: str) -> None:
     if not rest:
         raise InvalidArgumentError("/read FILE: give the path of a text file, or a pattern such as src/*.py")
     for path in _matching(path_in(rest)):
-        text = _text_of(path)
+        text = text_of(path)
         repl.attached.append(text)
         say(f"{path}: {counted(len(text), 'character')}{_tokens(repl, text)}; they go with your next message")
 
@@ -45,7 +45,8 @@ def _matching(path: str) -> list[Path]:
     return found
 
 
-def _text_of(path: Path) -> str:
+def text_of(path: Path) -> str:
+    """A UTF-8 text file. Raises EdgeLLMError."""
     try:
         if not path.is_file() and path.exists():
             raise EdgeLLMError(f"{path}: cannot be read: it is no ordinary file")

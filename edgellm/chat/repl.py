@@ -38,6 +38,7 @@ class Repl:
     ) -> None:  # fmt: skip
         self.session, self.bar, self.stats, self.session_file = session, bar, stats, session_file
         self.last: Result | None = None  # the last answer
+        self.form: Any = None  # `response_format` of answers
         self.attached: list[str] = []  # texts of /read that go with the next message
         self._pressed = False  # Ctrl-C, and nothing was typed since
         self._read = reader or make_reader(use_history, completions, lambda: status_line(self.session, self.last))
@@ -90,9 +91,9 @@ class Repl:
         session, dropped = self.session, self.session.context.dropped
         if not session.is_chat and session.messages and isinstance(message, str):
             message = "\n" + message  # texts follow each other as lines, as they do on the screen
-        once: dict[str, Any] = {}
+        once: dict[str, Any] = {} if self.form is None else {"response_format": self.form}
         if options is not None:
-            once = {"sampling": options.sampling, "max_tokens": options.max_tokens}
+            once |= {"sampling": options.sampling, "max_tokens": options.max_tokens}
         try:
             with self.bar() as report, no_echo():
                 result = self._show(session.send(message, stream=True, on_prefill=report, **once))

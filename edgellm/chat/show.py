@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 from edgellm.chat.lines import context_line, stats_line
@@ -13,6 +14,7 @@ from edgellm.errors import InvalidArgumentError, one_line
 if TYPE_CHECKING:
     from edgellm.chat.repl import Repl
 
+_COLUMN = 40  # of /show params, which has two
 MAX_PIECES = 400  # of a text that /tokens lists
 
 
@@ -46,9 +48,16 @@ def params(repl: Repl) -> None:
     if sampling.seed is None:
         values["seed"] = f"random ({session.seed})"
     values |= {"max_tokens": shown("max_tokens", limit), "overflow": str(session.overflow),
-               "stats": "on" if repl.stats else "off", "system": session.system or "none"}  # fmt: skip
-    for name, value in values.items():
-        say(f"  {name:<18} {value}")
+               "stats": "on" if repl.stats else "off", "format": "any" if repl.form is None else one_line(repl.form),
+               "system": session.system or "none"}  # fmt: skip
+    cells = [f"  {name:<21} {value}" for name, value in values.items()]
+    short = [cell for cell in cells if len(cell) < _COLUMN and "\n" not in cell]
+    half = -(-len(short) // 2)
+    for left, right in zip_longest(short[:half], short[half:], fillvalue=""):
+        say(f"{left:<{_COLUMN}}{right}".rstrip())
+    for cell in cells:
+        if cell not in short:
+            say(cell)
 
 
 def _template(repl: Repl) -> None:
