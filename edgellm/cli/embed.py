@@ -14,6 +14,8 @@ from edgellm.cli.common import load_model, load_options, print_json, progress_ba
 if TYPE_CHECKING:
     import numpy as np
 
+    from edgellm.embeddings import Pooling
+
 
 @click.command("embed")
 @click.argument("model")
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 @click.option("-o", "--output", type=click.Path(dir_okay=False), metavar="FILE", help="Write there, not to stdout.")
 @load_options
 def command(
-    model: str, texts: tuple[str, ...], pooling: str, normalize: bool, truncate: bool, form: str, output: str | None,
+    model: str, texts: tuple[str, ...], pooling: Pooling, normalize: bool, truncate: bool, form: str, output: str | None,
     **options: Any,
 ) -> None:  # fmt: skip
     """Print the embedding of each TEXT; with - (or with none), of each line of stdin.
@@ -42,7 +44,7 @@ def command(
     with load_model(model, options) as loaded:
         with progress_bar() as report:
             vectors = loaded.embed(chosen, pooling=pooling, normalize=normalize, truncate=truncate, progress=report)
-        pooling = loaded.pooling if pooling == "auto" else pooling
+        used = loaded.pooling if pooling == "auto" else pooling
         counts = [min(len(loaded.tokenizer.encode(text)), loaded.n_ctx) for text in chosen]
     if form == "npy":
         _write(_npy(vectors[0] if pooling == "none" else vectors), output)
@@ -53,7 +55,7 @@ def command(
             {"text": text, "tokens": n, "embedding": _plain(v)}
             for text, n, v in zip(chosen, counts, vectors, strict=True)
         ]
-        _write_json({"model": str(loaded.path), "pooling": pooling, "normalized": normalize, "data": rows}, output)
+        _write_json({"model": str(loaded.path), "pooling": used, "normalized": normalize, "data": rows}, output)
 
 
 def _texts(texts: tuple[str, ...]) -> list[str]:
@@ -73,6 +75,7 @@ def _plain(vectors: np.ndarray) -> list[Any]:
 
 def _npy(vectors: np.ndarray) -> bytes:
     import numpy as np
+
 
     out = io.BytesIO()
     np.save(out, vectors)
