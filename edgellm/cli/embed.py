@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 @click.option("-o", "--output", type=click.Path(dir_okay=False), metavar="FILE", help="Write there, not to stdout.")
 @load_options
 def command(
-    model: str, texts: tuple[str, ...], pooling: Pooling, normalize: bool, truncate: bool, form: str, output: str | None,
-    **options: Any,
+    model: str, texts: tuple[str, ...], pooling: Pooling, normalize: bool, truncate: bool, form: str,
+    output: str | None, **options: Any,
 ) -> None:  # fmt: skip
     """Print the embedding of each TEXT; with - (or with none), of each line of stdin.
 
