@@ -51,6 +51,7 @@ with edgellm.load() as model:
 def modules() -> tuple[list[str], list[str]]:
     """The modules of edgellm that a frozen program has, and names that it should not have."""
     wanted, unwanted = [], ["click", "rich", "prompt_toolkit", "matplotlib", "gguf", "sentencepiece", "tkinter"]
+    unwanted += ["huggingface_hub", "filelock"]
     for path in sorted((ROOT / "edgellm").rglob("*.py")):
         parts = path.relative_to(ROOT).with_suffix("").parts
         if parts[1] in COMMANDS:

@@ -16,7 +16,8 @@ def _wanted(name: str) -> bool:
 
 hiddenimports = collect_submodules("edgellm", filter=_wanted)
 datas = collect_data_files("edgellm", includes=["data/*"])
-excludedimports = _LEFT_OUT.copy()
+# A program that downloads models says so (--hidden-import huggingface_hub): the package reaches for half of PyPI.
+excludedimports = [*_LEFT_OUT, "huggingface_hub", "filelock"]
 if _NATIVE:
     hiddenimports += ["_cffi_backend"]  # imported by the compiled library, where PyInstaller does not look
     excludedimports += ["numba", "llvmlite"]
