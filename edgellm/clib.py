@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from .blocks import BlockType
-from .errors import BackendError, Cancelled, InvalidArgumentError, NonFiniteError, NotEnoughMemoryError
+from .errors import BackendError, Cancelled, InvalidArgumentError, NonFiniteError, NotEnoughMemoryError, one_line
 
 EL_OK, EL_E_ARGUMENT, EL_E_NOMEM, EL_E_CANCELLED, EL_E_NONFINITE, EL_E_UNSUPPORTED, EL_E_SYSTEM = range(7)
+MAX_POLL = 100_000  # microseconds
 _MEANING = {
     EL_E_ARGUMENT: "an argument breaks the rules of the call",
     EL_E_UNSUPPORTED: "there is no kernel for this",
@@ -46,7 +47,19 @@ def _module() -> Any:
         known = ", ".join(level_names(_native))
         raise InvalidArgumentError(f"EDGELLM_ISA is '{cap}'; choose one of: {known}")
     check(rc, "starting the kernels")
+    poll = os.environ.get("EDGELLM_POLL")
+    if poll:
+        _native.lib.el_pool_spin(1000 * _microseconds(poll))
     return _native
+
+
+def _microseconds(poll: str) -> int:
+    """The value of EDGELLM_POLL."""
+    if not (poll.isascii() and poll.isdigit()) or int(poll) > MAX_POLL:
+        raise InvalidArgumentError(
+            f"EDGELLM_POLL is '{one_line(poll)}'; choose 0 to {MAX_POLL} microseconds that idle threads wait awake"
+        )
+    return int(poll)
 
 
 def available() -> bool:
@@ -114,6 +127,12 @@ def prefill_level(block: BlockType, panels: bool) -> str | None:
     ffi, lib = library()
     name = lib.el_prefill_kernel_level(block.id, int(panels))
     return None if name == ffi.NULL else ffi.string(name).decode()
+
+
+def pool_poll() -> int:
+    """Microseconds for which idle threads of the pool look for work before they sleep (EDGELLM_POLL)."""
+    _, lib = library()
+    return lib.el_pool_spin(-1) // 1000
 
 
 def pool_chunks() -> list[int]:

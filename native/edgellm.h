@@ -207,6 +207,7 @@ int el_forward(el_plan *plan, el_pass *pass);
 
 /* ---- threads --------------------------------------------------------------------------------------------- */
 int el_pool_chunks(int64_t *chunks, int n);    /* chunks run so far by worker 0 (the caller), 1, ...; returns how many workers exist */
+int64_t el_pool_spin(int64_t ns);              /* sets (ns >= 0) and tells how long idle helpers look for work before they sleep */
 void el_pool_shutdown(void);                   /* ends the helper threads (they come back when needed) */
 
 /* ---- measuring the machine (native/probe.c) ---------------------------------------------------------------- */

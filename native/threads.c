@@ -21,7 +21,8 @@
 #include "edgellm.h"
 #include "os.h"
 
-enum { CHUNK_BITS = 20, SPIN_NS = 60000, YIELD_NS = 20000 };
+enum { CHUNK_BITS = 20, YIELD_NS = 20000 };
+static _Atomic int64_t spin_ns = 60000; /* how long an idle helper looks for work before it sleeps */
 enum { MEMORY_NS = 50000000, PAUSE_MIN_NS = 100000000, PAUSE_MAX_NS = 1600000000 };
 static const double LOST_SHARE = 0.15; /* of wall time, summed over workers: above it a worker is put aside */
 #define CHUNK_MASK (((uint64_t)1 << CHUNK_BITS) - 1)
@@ -113,7 +114,7 @@ static void helper(void *arg) {
         }
         int64_t now = el_os_now();
         if (!idle_since) idle_since = now;
-        if (worker >= atomic_load(&pool.active) || now - idle_since > SPIN_NS) {
+        if (worker >= atomic_load(&pool.active) || now - idle_since > atomic_load_explicit(&spin_ns, memory_order_relaxed)) {
             sleep_until_woken(worker);
             idle_since = 0;
         } else {
@@ -252,6 +253,11 @@ void el_pool_run(el_chunk_fn fn, void *ctx, int64_t n_chunks, const int32_t *can
 void el_pool_end(void) {
     watch_end(atomic_load(&pool.active));
     el_os_unlock(pool.lock);
+}
+
+int64_t el_pool_spin(int64_t ns) {
+    if (ns >= 0) atomic_store(&spin_ns, ns);
+    return atomic_load(&spin_ns);
 }
 
 int el_pool_chunks(int64_t *chunks, int n) {
