@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PY     := $(BIN)/python
 
-.PHONY: types qt-screenshot qt-gap tokenizer-parity help chat test native lint gen-check native-suite asan suite-arm64 suite-x86 mingw peer-check compare convert-memory kv-quality parity numba-ratio stream-forever site site-serve pictures clean
+.PHONY: types qt-screenshot qt-gap tokenizer-parity help chat test native lint gen-check native-suite asan suite-arm64 suite-x86 mingw peer-check compare convert-memory kv-quality grammar-check parity numba-ratio stream-forever site site-serve pictures clean
 
 help:
 	@echo "make chat     install into $(VENV) and talk to the built-in model"
@@ -152,6 +152,10 @@ qt-screenshot:
 
 qt-gap:
 	$(PY) tools/qt_window.py $(MODEL) --limit 50
+
+# 1,000 random answers under each of thirty schemas, into docs/structured_output.md; GRAMMAR: options, as --vocab FILE.
+grammar-check:
+	$(PY) tools/grammar_check.py --write docs/structured_output.md $(GRAMMAR)
 
 clean:
 	rm -rf build dist *.egg-info edgellm/*.so

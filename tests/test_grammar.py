@@ -24,6 +24,7 @@ from grammar_walk import byte_tokenizer, closing_bias, complete, parsed, walk  #
 from tokenizer_helpers import small  # noqa: E402
 
 import edgellm  # noqa: E402
+from edgellm import cli  # noqa: E402
 from edgellm.errors import GrammarError, InvalidArgumentError  # noqa: E402
 from edgellm.grammar import compile_constraint  # noqa: E402
 from edgellm.grammar.forms import schema_of  # noqa: E402
@@ -418,3 +419,48 @@ def test_ctrl_c_in_the_middle_leaves_the_session_usable(model):
             chat.send("hi", response_format=essay, on_token=interrupt, seed=1)
         assert chat.messages == []
         ask_and_compare(chat, fresh)
+
+
+# ---- the command
+
+
+@pytest.fixture
+def run(capsys):
+    """`edgellm run` with the built-in model: (exit code, stdout, stderr)."""
+
+    def run(*args):
+        code = cli.execute(["run", *map(str, args), "-p", "Who are you?", "-s", "1"])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def test_run_with_a_schema_a_grammar_and_an_expression(run, tmp_path):
+    text = json.dumps(PERSON)
+    (tmp_path / "person.json").write_text(text)
+    (tmp_path / "answer.gbnf").write_text('root ::= "yes" | "no"')
+    given = (("-j", text), ("-j", tmp_path / "person.json"), ("-jf", tmp_path / "person.json"))
+    answers = {run(*args)[1] for args in given}
+    assert len(answers) == 1
+    check(PERSON, answers.pop())
+    assert run("--grammar-file", tmp_path / "answer.gbnf")[1] in ("yes\n", "no\n")
+    assert run("--grammar", 'root ::= "yes"')[1] == run("--regex", "yes")[1] == "yes\n"
+    code, out, err = run("--format", "json", "-n", 3)
+    assert code == 0 and out.startswith("{") and "cut off" in err
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("-j", '{"uniqueItems": true}'), "uniqueItems"),
+        (("-j", '{"type":'), "not JSON"),
+        (("-j", "missing.json"), "no such file"),
+        (("--regex", "("), "cannot be held to"),
+        (("--grammar", "x"), "neither GBNF"),
+        (("--regex", "a", "--format", "json"), "give one form"),
+    ],
+)
+def test_run_refuses_a_form_before_it_loads_a_model(run, monkeypatch, args, message):
+    monkeypatch.setattr(edgellm, "load", None)
+    code, out, err = run(*args)
+    assert code == 2 and message in err and not out

@@ -18,6 +18,7 @@ from edgellm.cli.common import (
     progress_bar,
     read_text,
 )
+from edgellm.cli.forms import form_options, take_form
 from edgellm.cli.sampling import sampling_options, take_samplers
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 @click.option("-f", "--file", "prompt_file", type=click.Path(), metavar="FILE", help="Read the prompt from a file.")
 @generate_options
 @sampling_options
+@form_options
 @load_options
 @overflow_option
 @click.option("--raw", is_flag=True, help="Continue the prompt as it is, without the model's chat template.")
@@ -49,6 +51,7 @@ def command(model: str | None, text: str | None, **options: Any) -> int:
     edgellm run model.gguf "Why is the sky blue?"
     edgellm run model.gguf -p "Once upon a time" --raw -n 100 --temp 0
     git diff | edgellm run model.gguf -sys "Write a commit message." -
+    edgellm run model.gguf -jf person.schema.json "Who wrote Faust?"
 
     Only the text, and a newline at its end, goes to stdout.
     """
@@ -56,6 +59,7 @@ def command(model: str | None, text: str | None, **options: Any) -> int:
         model, text = None, model
     prompt = _prompt(text, options.pop("prompt"), options.pop("prompt_file"))
     samplers = take_samplers(options)
+    options["form"] = take_form(options)
     with load_model(model, options) as loaded:
         return _run(loaded, prompt, samplers, options)
 
@@ -96,6 +100,8 @@ def _run(model: Model, prompt: str, samplers: dict[str, Any], options: dict[str,
         print_json(_as_json(model, result))
     elif not show:
         click.echo(result.text)
+    if options["form"] and result.finish_reason == "length":
+        click.echo("note: the answer was cut off before it was complete; raise -n or the context window", err=True)
     if options["verbose"]:
         click.echo(speed_line(result), err=True)
     return 0
@@ -111,6 +117,7 @@ def _start(
         "on_prefill": report,
         "overflow": options["overflow"],
         **samplers,
+        **options["form"],
     }
     system = options["system"]
     if model.chat_template is None or options["raw"]:

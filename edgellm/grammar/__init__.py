@@ -5,6 +5,6 @@ each answer. The masks come from the package `llguidance`; what goes into it is 
 form is let through that would be held to in part only (docs/structured_output.md lists what is refused).
 """
 
-from edgellm.grammar.compile import compile_constraint
+from edgellm.grammar.compile import check_form, compile_constraint
 
-__all__ = ["compile_constraint"]
+__all__ = ["check_form", "compile_constraint"]

@@ -38,17 +38,24 @@ def compile_constraint(
     Everything is checked here. Raises GrammarError: not installed, not understood, or not to be held to exactly;
     InvalidArgumentError where more than one is given.
     """
-    if sum(form is not None for form in (response_format, grammar, regex)) > 1:
-        raise InvalidArgumentError("give one of response_format, grammar and regex, not several")
-    text = _grammar_text(response_format, grammar, regex)
+    text = check_form(response_format=response_format, grammar=grammar, regex=regex)
     if text is None:
         return None
     if tokenizer.kind == "missing":
         raise GrammarError("this model's vocabulary cannot be read, so its answers cannot be held to a form")
-    problem = llguidance().LLMatcher.validate_grammar(text, None, limits=limits())
-    if problem and not problem.startswith("WARNING"):
-        raise GrammarError(f"this form cannot be held to: {reason(problem)}")
     return CompiledGrammar(tokenizer, text)
+
+
+def check_form(*, response_format: Any = None, grammar: str | None = None, regex: str | None = None) -> str | None:
+    """The form in llguidance's notation, checked; None where none is given. Errors as in `compile_constraint`."""
+    if sum(form is not None for form in (response_format, grammar, regex)) > 1:
+        raise InvalidArgumentError("give one of response_format, grammar and regex, not several")
+    text = _grammar_text(response_format, grammar, regex)
+    if text is not None:
+        problem = llguidance().LLMatcher.validate_grammar(text, None, limits=limits())
+        if problem and not problem.startswith("WARNING"):
+            raise GrammarError(f"this form cannot be held to: {reason(problem)}")
+    return text
 
 
 def _grammar_text(response_format: Any, grammar: str | None, regex: str | None) -> str | None:
