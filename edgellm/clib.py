@@ -26,8 +26,8 @@ _MEANING = {
 
 
 @functools.cache
-def _compiled() -> Any:
-    """The compiled module as it is, or None."""
+def compiled() -> Any:
+    """The compiled module as it is, not started, or None."""
     try:
         from . import _native
     except ImportError:
@@ -38,7 +38,7 @@ def _compiled() -> Any:
 @functools.cache
 def _module() -> Any:
     """The compiled module after its one-time start (CPU check, kernel tables, self-tests), or None."""
-    _native = _compiled()
+    _native = compiled()
     if _native is None:
         return None
     cap = os.environ.get("EDGELLM_ISA")
@@ -180,40 +180,6 @@ def arena(n_bytes: int) -> tuple[int, Any]:
     if memory == ffi.NULL:
         raise NotEnoughMemoryError(n_bytes, 0, [], what="a buffer")
     return int(ffi.cast("uintptr_t", memory)), lambda: lib.el_arena_free(memory, n_bytes)
-
-
-class FaultGuard:
-    """Watches the range of a mapped file: where its pages cannot be read any more, readers get zeros (native/guard.c).
-
-    Raises BackendError where that is not possible: not compiled, Windows, too many files.
-    """
-
-    def __init__(self, buffer: Any) -> None:
-        module = _compiled()
-        if module is None:
-            raise BackendError("the compiled library was not built")
-        self._lib, slot = module.lib, module.ffi.new("int32_t *")
-        with module.ffi.from_buffer(buffer) as start:  # gives the buffer free again: nothing of it is kept
-            rc = self._lib.el_guard_add(start, len(start), slot)
-        check(rc, "watching a mapped file")
-        self._slot = slot[0]
-
-    @property
-    def faulted(self) -> bool:
-        """Whether zeros were read in place of the file."""
-        return self._slot >= 0 and bool(self._lib.el_guard_faulted(self._slot))
-
-    def close(self) -> None:
-        """Watch no longer, which must happen before the range is unmapped. Calling it again does nothing."""
-        slot, self._slot = self._slot, -1
-        self._lib.el_guard_remove(slot)
-
-
-def arm_guard() -> None:
-    """Faults of mapped files are looked after on this thread, also where the program has changed its signals."""
-    module = _compiled()
-    if module is not None:
-        module.lib.el_guard_arm()
 
 
 # ---- weights ---------------------------------------------------------------------------------------------------------

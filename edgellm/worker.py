@@ -16,8 +16,8 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from edgellm import clib
 from edgellm.errors import BackendError, Cancelled, EdgeLLMError, InvalidArgumentError, ModelClosedError, QueueFullError
+from edgellm.faults import arm_guard
 
 T = TypeVar("T")
 StopReason = Literal["cancelled", "timeout"]
@@ -270,7 +270,7 @@ class Worker:
             with self._lock:
                 self._line.popleft()
                 self._current = job
-            clib.arm_guard()
+            arm_guard()
             self.gate.close()
             try:
                 if self._closed:

@@ -15,6 +15,7 @@ PACKAGE = ROOT / "edgellm"
 FLOORS = [
     {"_native", "blocks", "errors"},
     {"machine", "results", "builtin", "clib", "folders", "ops", "parallel"},
+    {"faults"},
     {"clock", "plan", "probe", "progress", "quants", "sampling", "strings", "template", "turns", "worker"},
     {"gguf"},
     {"cache", "callbacks", "config", "hub", "identity", "imatrix", "tokenizers", "weights"},

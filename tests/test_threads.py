@@ -44,7 +44,7 @@ def other(tmp_path_factory):
     return tiny_llama_gguf(tmp_path_factory.mktemp("threads") / "other.gguf", type="F16", n_ctx=512, seed=1)
 
 
-# ---- the queue ---------------------------------------------------------------------------------------------------------
+# ---- the queue ----------------------------------------------------------------------------------------------------
 
 
 class Held:
@@ -236,7 +236,8 @@ def calls(model):
             seen.append(event.token)
             if len(seen) == 3:
                 stream.stop()
-        return [token for token in seen if token is not None][:3], stream.result.finish_reason in ("cancelled", "length")
+        reason = stream.result.finish_reason
+        return [token for token in seen if token is not None][:3], reason in ("cancelled", "length")
 
     def cancelled():
         stream = model.generate("once upon", stream=True, max_tokens=200, **GREEDY)
@@ -292,7 +293,7 @@ def test_after_a_stop_the_next_call_is_as_the_first(path, when, how):
             np.testing.assert_array_equal(model.logits(LONG[:70]), rows)
 
 
-# ---- closing, and what callbacks raise ---------------------------------------------------------------------------------
+# ---- closing, and what callbacks raise ------------------------------------------------------------------------------
 
 
 def test_a_closed_model_says_so_everywhere(path):

@@ -16,7 +16,6 @@ import sys
 from collections.abc import Callable
 from types import TracebackType
 
-from .. import clib
 from ..errors import (
     BackendError,
     Cancelled,
@@ -26,6 +25,7 @@ from ..errors import (
     ModelFileNotFoundError,
     ModelFormatError,
 )
+from ..faults import FaultGuard
 
 _KINDS = (
     (stat.S_ISDIR, "is a folder, not a file"),
@@ -68,11 +68,11 @@ def _open(path: str) -> int:
 class _Map(mmap.mmap):
     """A map that is watched for faults, as long as it is there: views may keep it alive."""
 
-    guard: clib.FaultGuard | None = None
+    guard: FaultGuard | None = None
 
     def watch(self) -> None:
         with contextlib.suppress(BackendError):  # not here: `check_unchanged` is what remains
-            self.guard = clib.FaultGuard(self)
+            self.guard = FaultGuard(self)
 
     def _leave(self) -> None:
         guard, self.guard = self.guard, None
