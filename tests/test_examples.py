@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import quote, urlsplit
 
 import pytest
 from helpers import tiny_llama_gguf
@@ -40,7 +44,10 @@ def test_examples_are_short():
         assert len(example.read_text(encoding="utf-8").splitlines()) < 180, example
 
 
-@pytest.mark.parametrize("example", [e for e in EXAMPLES if e.stem != "convert"], ids=lambda e: e.stem)
+OWN_TESTS = ("convert", "asyncio_service", "json_extract")
+
+
+@pytest.mark.parametrize("example", [e for e in EXAMPLES if e.stem not in OWN_TESTS], ids=lambda e: e.stem)
 def test_example(example, model):
     done = run(example, model)
     assert done.returncode == 0, done.stderr
@@ -55,6 +62,65 @@ def test_convert_example(tmp_path, shared_data):
     assert out.is_file() and done.stdout.strip()
     done = run(example, tmp_path / "nothing", tmp_path / "x.gguf")
     assert done.returncode == 1 and "Traceback" not in done.stderr and not (tmp_path / "x.gguf").exists()
+
+
+def test_json_extract_with_the_builtin_model():
+    done = run(ROOT / "examples" / "json_extract.py")
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout)
+    assert set(facts) == {"order", "customer", "items", "currency"}
+    assert 1 <= len(facts["items"]) <= 3 and facts["currency"] in ("EUR", "USD", "GBP")
+
+
+def test_json_extract_tells_of_an_answer_that_was_cut(model):
+    done = run(ROOT / "examples" / "json_extract.py", model)  # its context window is too small
+    assert done.returncode == 1 and "not whole" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.fixture
+def service():
+    """The asyncio service in a process of its own, on a free port: (host, port)."""
+    script = str(ROOT / "examples" / "asyncio_service.py")
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, script, "", "0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env
+    )
+    address = urlsplit(process.stdout.readline())
+    yield address.hostname, address.port
+    process.send_signal(signal.SIGINT if os.name == "posix" else signal.SIGTERM)
+    _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (0, "") or os.name != "posix"
+
+
+async def ask(address: tuple[str, int], target: str, n_bytes: int = -1) -> str:
+    """What comes back for `GET target`, all of it or `n_bytes`; then the connection is closed."""
+    reader, writer = await asyncio.open_connection(*address)
+    writer.write(f"GET {target} HTTP/1.1\r\nHost: test\r\n\r\n".encode())
+    got = await asyncio.wait_for(reader.read(n_bytes), timeout=60)
+    writer.close()
+    return got.decode()
+
+
+def events(response: str) -> list[dict[str, str]]:
+    return [json.loads(line[6:]) for line in response.splitlines() if line.startswith("data: ")]
+
+
+def test_the_service_answers_many_and_forgets_who_hangs_up(service):
+    question = f"/?q={quote('What is the capital of France?')}"
+
+    async def clients() -> list[str]:
+        left = [ask(service, "/?q=Tell+me+a+story", 40) for _ in range(5)]
+        stayed = [ask(service, question) for _ in range(10)]
+        return (await asyncio.gather(*left, *stayed))[5:]
+
+    for response in asyncio.run(clients()):
+        *pieces, end = events(response)
+        assert response.startswith("HTTP/1.1 200 OK\r\n") and end == {"finish_reason": "stop"}
+        assert "Paris" in "".join(piece["text"] for piece in pieces)
+    for target in ("/", "/?p=1", "no"):
+        assert asyncio.run(ask(service, target)).startswith("HTTP/1.1 400 ")
+    too_long = events(asyncio.run(ask(service, "/?q=" + "word+" * 2000)))
+    assert "context" in too_long[-1]["error"]
 
 
 def test_readme_program_runs(model):
