@@ -289,6 +289,12 @@ def test_without_a_template_texts_are_continued(paths, talk):
     assert [m["content"] for m in messages[::2]] == ["hello", "\nonce upon"] and "no system message" in err
 
 
+def test_a_fault_of_ours_does_not_end_the_conversation(model, talk, monkeypatch):
+    monkeypatch.setattr("edgellm.chat.show.stats_line", lambda result: 1 / 0)
+    _, err, repl = talk(model, "hello", "/stats", "the world")
+    assert "internal error" in err and "ZeroDivisionError" in err and len(repl.session.messages) == 4
+
+
 def test_interruption_keeps_what_was_said(model, monkeypatch, capsys):
     repl = Repl(model.session(temperature=0, max_tokens=50), progress_bar, use_history=False)
     real = sys.stdout.write

@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Protocol
+
+from edgellm.chat.terminal import say
 
 PROMPT = ">>> "
 CONTINUED = "... "
@@ -61,6 +64,10 @@ def _can_draw() -> bool:
 def plain_reader(prompt: str, continued: str) -> Reader:
     """Lines of stdin. Prompts go to stderr where stdout is not a terminal, because that holds the answers only."""
 
+    if prompt:
+        with suppress(ImportError):
+            import readline  # noqa: F401 (gives input() arrow keys and a history of this conversation)
+
     def line(prompt: str) -> str:
         if sys.stdout.isatty() or not prompt:
             return input(prompt)
@@ -68,12 +75,17 @@ def plain_reader(prompt: str, continued: str) -> Reader:
         return input()
 
     def read() -> str:
-        text = line(prompt)
-        while not is_complete(text):
-            try:
-                text += "\n" + line(continued)
-            except EOFError:
-                break
+        try:
+            text = line(prompt)
+            while not is_complete(text):
+                try:
+                    text += "\n" + line(continued)
+                except EOFError:
+                    break
+        except KeyboardInterrupt:
+            if prompt:
+                say("")  # what comes next begins a line
+            raise
         return message_of(text)
 
     return read

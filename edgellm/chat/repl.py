@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import traceback
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
@@ -70,6 +72,12 @@ class Repl:
                 say("")
             except EdgeLLMError as error:
                 say(f"error: {error}")
+            except BrokenPipeError:  # nobody reads the answers any more
+                raise
+            except Exception as error:  # a fault of ours must not take the conversation along
+                if os.environ.get("EDGELLM_DEBUG"):
+                    traceback.print_exception(error)
+                say(f"internal error, please report it: {type(error).__name__}: {error} (EDGELLM_DEBUG=1 shows more)")
 
     def handle(self, line: str) -> None:
         """Obey one line: a command, or a message. Raises Leave, EdgeLLMError."""
@@ -126,14 +134,14 @@ class Repl:
 
     def _show(self, stream: Stream) -> Result:
         """Print the answer as it comes; the result. An interruption stops the model and keeps what it said."""
-        begun, strip = False, self.session.is_chat  # white space before the first word is left out
+        last, strip = "", self.session.is_chat  # white space before the first word is left out
         painter = CodePainter(_write, window_size) if may_colour(sys.stdout) else None
         show = painter.feed if painter is not None else _write
         while True:
             try:
                 for event in stream:
-                    text = event.text if begun or not strip else event.text.lstrip()
-                    begun = begun or bool(text)
+                    text = event.text if last or not strip else event.text.lstrip()
+                    last = text[-1:] or last
                     show(terminal_safe(text))
                     sys.stdout.flush()
                 result = stream.result
@@ -143,10 +151,10 @@ class Repl:
                     painter.forget()
                 continue
             except BaseException:
-                if begun:
+                if last:
                     show("\n")
                 raise
-            if begun:
+            if last not in ("", "\n"):
                 show("\n")
                 sys.stdout.flush()
             return result

@@ -82,8 +82,12 @@ def shown(name: str, value: Any) -> str:
     """A value in words."""
     if name == "max_tokens" and value is None:
         return "no limit"
-    if name == "stop":
-        return ", ".join(map(repr, value)) or "none"
+    if name == "samplers":
+        return " ".join(value)
+    if name == "logit_bias":
+        return " ".join(f"{token}{bias:+g}" for token, bias in value) or "none"
+    if isinstance(value, tuple):
+        return " ".join(map(repr, value)) or "none"
     if isinstance(value, float):
         return f"{value:g}"
     return "none" if value is None else str(value)
