@@ -174,6 +174,8 @@ def test_ambiguous_quantisations_are_listed_by_file(repo):
     assert len({resolve(ref, offline=True) for ref in refs}) == 3
     with pytest.raises(ModelReferenceError, match="several files fit"):
         resolve("hf:o/two:Q4_0", offline=True)
+    repo.add("o/two", repo.repos["o/two", repo.branches["o/two", "main"]].files | {"d-Q4_K_M.gguf": model_bytes(4)})
+    assert resolve("hf:o/two").name == "d-Q4_K_M.gguf"  # the hub can tell
 
 
 # ---- taking away

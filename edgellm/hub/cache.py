@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ..errors import ModelReferenceError, OutputError
 from ..folders import hub_folder
-from .choice import choose, part_names
+from .choice import choose, fitting, part_names
 from .reference import Reference, is_safe_name, is_safe_revision, parse
 
 PART = ".incomplete"
@@ -85,12 +85,7 @@ class CachedRepo:
             paths = [self.folder / "snapshots" / commit / n for n in part_names(ref.file)]
             return paths if all(p.is_file() for p in paths) else None
         files = self.files(commit)
-        try:
-            return [files[name] for name in choose(files, ref)]
-        except ModelReferenceError as error:
-            if len(error.choices) > 1 and "several" in str(error):
-                raise
-            return None
+        return [files[name] for name in choose(files, ref)] if fitting(files, ref) else None
 
     def commits(self) -> list[str]:
         """Commits with a snapshot here."""

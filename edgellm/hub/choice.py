@@ -70,18 +70,27 @@ def choose(names: Iterable[str], ref: Reference) -> list[str]:
         if missing:
             raise ModelReferenceError(ref, f"the repository has no file {missing[0]}; GGUF files there", groups)
         return wanted
-    models = {first: parts for first, parts in groups.items() if not _ASIDE.search(first)}
+    models, found = _models(groups), fitting(names, ref)
     if not models:
         raise ModelReferenceError(
             ref, "the repository has no GGUF files; look for one whose name ends in -GGUF, or use `edgellm convert`",
             sorted(groups),
         )  # fmt: skip
-    found = _of_quant(models, ref.quant) if ref.quant is not None else _default(models)
     if not found:
         raise ModelReferenceError(ref, "no file has that quantisation; there are", _labels(models))
     if len(found) > 1:
         raise ModelReferenceError(ref, "several files fit; name one, as hf:owner/repo/file.gguf", found)
     return models[found[0]]
+
+
+def fitting(names: Iterable[str], ref: Reference) -> list[str]:
+    """First files of the models that a reference without a file may mean: one is what it takes."""
+    models = _models(group_parts(names))
+    return _of_quant(models, ref.quant) if ref.quant is not None else _default(models)
+
+
+def _models(groups: dict[str, list[str]]) -> dict[str, list[str]]:
+    return {first: parts for first, parts in groups.items() if not _ASIDE.search(first)}
 
 
 def _of_quant(models: dict[str, list[str]], quant: str) -> list[str]:

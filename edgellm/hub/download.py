@@ -105,7 +105,7 @@ def fetch(
     """As `pull`, with all that is known of the files; `dry_run` asks the hub and downloads nothing."""
     wanted = read_reference(ref, quant, revision)
     repo = CachedRepo(wanted.repo)
-    here = None if update else repo.find(wanted)
+    here = None if update else _find_here(repo, wanted, is_offline(offline))
     if here is not None and to is None:
         return _report_here(wanted, repo, here)
     source = None if here is None else _Cached(repo, here)
@@ -121,6 +121,16 @@ def fetch(
     if not dry_run:
         open_gguf(report.path).close()
     return report
+
+
+def _find_here(repo: CachedRepo, ref: Reference, offline: bool) -> list[Path] | None:
+    """The model in the cache. Where several there fit, the hub is asked which of its files is meant."""
+    try:
+        return repo.find(ref)
+    except ModelReferenceError:
+        if offline:
+            raise
+        return None
 
 
 def read_reference(text: str, quant: str | None = None, revision: str | None = None) -> Reference:
