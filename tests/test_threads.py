@@ -273,7 +273,7 @@ def test_after_a_stop_the_next_call_is_as_the_first(path, when, how):
     with edgellm.load(path) as model:
         for moment in range(6):
             reached = threading.Event()
-            options = {"on_prefill": lambda p: reached.set()} if when == "prefill" else {}
+            options = {"on_prefill": lambda p, reached=reached: reached.set()} if when == "prefill" else {}
             prompt = [*LONG[: 1400 - moment], 7 + moment]
             stream = model.generate(prompt, stream=True, **options, **GREEDY)
             if when == "prefill":
