@@ -244,6 +244,47 @@ def test_other_forms(tokenizer):
         compile_constraint(tokenizer, response_format="json", regex="a")
 
 
+NAMED = {"type": "object", "properties": {"a": {"type": "integer"}}}
+
+
+@pytest.mark.parametrize(
+    ("schema", "closed"),
+    [
+        (NAMED, True),
+        (NAMED | {"required": ["a"]}, True),
+        (NAMED | {"additionalProperties": True}, False),
+        (NAMED | {"patternProperties": {"^b": True}}, False),
+        (NAMED | {"required": ["b"]}, False),
+        (NAMED | {"minProperties": 2, "required": ["a"]}, False),
+        ({"type": "object"}, False),
+        ({"anyOf": [NAMED, {"type": "null"}]}, True),
+        ({"anyOf": [NAMED], "minProperties": 0}, False),
+        ({"allOf": [NAMED, {"properties": {"b": True}}]}, False),
+        ({"$defs": {"x": NAMED}, "$ref": "#/$defs/x"}, True),
+        ({"$defs": {"x": NAMED}, "$ref": "#/$defs/x", "properties": {"b": True}}, False),
+        ({"$defs": {"x": NAMED, "y": {"$ref": "#/$defs/x"}}, "allOf": [{"$ref": "#/$defs/y"}, {}]}, False),
+        ({"oneOf": [NAMED, {"type": "string"}]}, True),
+    ],
+)
+def test_objects_get_the_properties_that_they_name(tokenizer, schema, closed):
+    """Stricter than the schema, and only where no other schema may add properties."""
+    make = compile_constraint(tokenizer, response_format=schema)
+    assert follows(tokenizer, make, '{"a":1}') or "required" in schema
+    assert follows(tokenizer, make, '{"a":1,"b":2}') == (not closed)
+
+
+def follows(tokenizer, make, text):
+    """Whether the bytes of a text may be chosen one after the other."""
+    constraint = make()
+    constraint.begin(False)
+    for byte in text.encode():
+        token = tokenizer.id_of(f"<0x{byte:02X}>")
+        if constraint.finished or not constraint.mask()[token]:
+            return False
+        constraint.accept(token)
+    return True
+
+
 # ---- tokens
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # Between the parts of a JSON text: nothing, one space, or one line break and its indentation. Without a bound a model
 # may write white space for ever.
-WHITE_SPACE = r"[ \t]|\n[ \t]{0,40}"
+WHITE_SPACE = r"[ \t]|\n[ \t]{0,20}"
 # How strings are written: every character in one way only, so that "\u0061" cannot stand for a key "a" that is taken.
 ESCAPES = 'nrbtf\\"'
 MAX_SCHEMA = 1 << 20  # characters of a schema

@@ -11,11 +11,15 @@ from edgellm.errors import GrammarError
 
 MAX_FOLLOWED = 50  # references behind each other
 _LISTS = ("anyOf", "oneOf", "allOf")
+# Where schemas stand in a schema: in a list, alone, in a map by name.
+INNER_LISTS, INNER_ONES = (*_LISTS, "prefixItems"), ("items", "additionalProperties")
+INNER_MAPS = ("properties", "patternProperties")
 
 Definitions = dict[str, Any]
 
 
-def _name(schema: dict[str, Any]) -> str:
+def name_of(schema: dict[str, Any]) -> str:
+    """The definition that a schema's `$ref` names."""
     return str(schema["$ref"]).rsplit("/", 1)[-1]
 
 
@@ -49,7 +53,7 @@ def _direct(schema: Any) -> Iterator[str]:
     """References that stand for the very same value."""
     if isinstance(schema, dict):
         if "$ref" in schema:
-            yield _name(schema)
+            yield name_of(schema)
         for word in _LISTS:
             for each in schema.get(word, ()):
                 yield from _direct(each)
@@ -59,7 +63,7 @@ def _ends(schema: Any, finite: set[str]) -> bool:
     """Whether the schema has a value with an end, as far as is known; `finite`: definitions that have one."""
     if isinstance(schema, bool):
         return schema
-    if "$ref" in schema and _name(schema) not in finite:
+    if "$ref" in schema and name_of(schema) not in finite:
         return False
     if not all(_ends(each, finite) for each in schema.get("allOf", ())):
         return False
@@ -112,19 +116,22 @@ def prove_one_of(schema: Any, defs: Definitions) -> None:
             options = inner.get("oneOf")
             if options is not None and _exclusive([_followed(option, defs) for option in options], defs):
                 del inner["oneOf"]
-                inner["allOf"] = [*inner.get("allOf", []), {"anyOf": options}]
+                if "anyOf" in inner:
+                    inner["allOf"] = [*inner.get("allOf", []), {"anyOf": options}]
+                else:
+                    inner["anyOf"] = options
 
 
 def _all_schemas(schema: Any) -> Iterator[dict[str, Any]]:
     if not isinstance(schema, dict):
         return
     yield schema
-    for word in (*_LISTS, "prefixItems"):
+    for word in INNER_LISTS:
         for each in schema.get(word, ()):
             yield from _all_schemas(each)
-    for word in ("items", "additionalProperties"):
+    for word in INNER_ONES:
         yield from _all_schemas(schema.get(word))
-    for word in ("properties", "patternProperties"):
+    for word in INNER_MAPS:
         for each in schema.get(word, {}).values():
             yield from _all_schemas(each)
 
@@ -132,7 +139,7 @@ def _all_schemas(schema: Any) -> Iterator[dict[str, Any]]:
 def _followed(schema: Any, defs: Definitions) -> dict[str, Any]:
     """What a bare reference names; loops were refused before."""
     while isinstance(schema, dict) and set(schema) == {"$ref"}:
-        schema = defs[_name(schema)]
+        schema = defs[name_of(schema)]
     return {} if isinstance(schema, bool) else schema
 
 

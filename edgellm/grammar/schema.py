@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from edgellm.errors import GrammarError, one_line
+from edgellm.grammar.closing import close_objects
 from edgellm.grammar.formats import FORMATS
 from edgellm.grammar.patterns import explicit_regex
 from edgellm.grammar.references import prove_one_of, refuse_endless
@@ -69,6 +70,7 @@ def check_schema(schema: Schema) -> dict[str, Any]:
     defs = writer.definitions()
     refuse_endless(root, defs)
     prove_one_of(root, defs)
+    close_objects(root, defs)
     return root | ({"$defs": defs} if defs else {})
 
 
