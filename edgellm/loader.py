@@ -9,7 +9,14 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from edgellm.errors import InvalidArgumentError, ModelFormatError, TokenizerError
+from edgellm.errors import (
+    BackendError,
+    InvalidArgumentError,
+    ModelFormatError,
+    NotEnoughMemoryError,
+    TokenizerError,
+    one_line,
+)
 from edgellm.progress import Meter, ProgressCallback, tell
 from edgellm.results import Progress
 
@@ -45,6 +52,8 @@ class Loaded:
         exact: bool = False,
         overflow: Overflow | str | None = None,
         cache_bytes: int | None = None,
+        mmap: bool = True,
+        mlock: bool = False,
     ) -> None:
         from edgellm.cache import Overflow
         from edgellm.gguf import open_gguf
@@ -53,6 +62,7 @@ class Loaded:
         start = time.perf_counter()
         self.seed, self.exact = seed, exact
         self.identity: str | None = None  # of the file (edgellm.identity), once somebody asked
+        self._mmap = bool(mmap)
         self.overflow, self._cache_bytes = Overflow.parse(overflow), cache_bytes
         choice = resolve_threads(threads)
         self.threads, self.thread_reason = choice.n, choice.reason
@@ -61,6 +71,8 @@ class Loaded:
             self.path, self.metadata = self.file.path, self.file.metadata
             with self.file.reading():
                 self._prepare(n_ctx, backend, kv_type, chat_template, progress, pack=pack, huge_pages=huge_pages)
+            if mlock:
+                self._lock()
         except BaseException:
             self.close()
             raise
@@ -90,11 +102,14 @@ class Loaded:
         weights = Weights(self.file, self.plan)
         self.kv_type = resolve_kv_type(kv_type, weights.matrix_types)
         found = fit(
-            n_ctx, config.n_ctx_train, self.plan, weights, self.kv_type, backend, self.threads, **weight_options
+            n_ctx, config.n_ctx_train, self.plan, weights, self.kv_type, backend, self.threads, mmap=self._mmap,
+            **weight_options,
         )
         self.n_ctx = self._within_budget(found.n_ctx, n_ctx is None)
         self.overflow.fit(self.n_ctx)
         self.plan = build_plan(config, self.file, self.n_ctx)  # the window may change the angles of the rotation
+        if not self._mmap:
+            self.file.read_in(Meter(progress, "reading", self.file.n_bytes).advance)
         aside = _Aside(lambda: _tokenizer(self.file, self.plan.n_vocab))
         self.sampling_defaults = _sampling_defaults(self.file)
         self.chat_template = chat_template if chat_template is not None else _own_template(self.file)
@@ -117,6 +132,19 @@ class Loaded:
             self.runner, self.pool, self.tokenizer, self.n_ctx, self.threads, self.isa, self.exact, self.overflow,
             source=self.file if self.runner.reads_file else None,
         )  # fmt: skip
+
+    def _lock(self) -> None:
+        """Keep the weights in memory. Raises NotEnoughMemoryError where the system does not allow so much."""
+        from edgellm.machine import lock_limit, lock_memory
+
+        ranges = [self.runner.arena] if self.runner.arena[1] else []
+        if self.runner.reads_file:
+            ranges += [(view.ctypes.data, view.size) for view in self.file.maps()]
+        if not all(lock_memory(address, n) for address, n in ranges):
+            advice = ["a higher limit of locked memory (`ulimit -l`)", "mlock=False"]
+            raise NotEnoughMemoryError(
+                sum(n for _, n in ranges), lock_limit() or 0, advice, what="locking the weights in memory"
+            )
 
     def _within_budget(self, n_ctx: int, may_shrink: bool) -> int:
         """The context window whose pages `cache_bytes` holds. Raises InvalidArgumentError where that is not `n_ctx`."""
@@ -144,6 +172,17 @@ class Loaded:
             if part is not None:
                 part.close()
         self.__dict__.pop("weights", None)
+
+
+def check_gpu_layers(gpu_layers: int | str) -> int:
+    """How many layers a GPU runs: none, in this build. Raises InvalidArgumentError, BackendError for more than that."""
+    if gpu_layers == "auto":
+        return 0
+    if isinstance(gpu_layers, bool) or not isinstance(gpu_layers, int) or gpu_layers < 0:
+        raise InvalidArgumentError(f"gpu_layers is {one_line(gpu_layers)}; choose 0 or more, or 'auto'")
+    if gpu_layers:
+        raise BackendError("this build of edgellm has no GPU backend; choose gpu_layers=0, or 'auto', which is 0 here")
+    return 0
 
 
 class _Aside:

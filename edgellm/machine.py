@@ -242,6 +242,29 @@ def memory() -> Memory:
     return Memory(total, min(available, group[1]), group[0])
 
 
+def lock_memory(address: int, n_bytes: int) -> bool:
+    """Keep these bytes in memory, so that the system never moves them to disk. False where it does not allow that."""
+    import ctypes
+
+    start, n = ctypes.c_void_p(address), ctypes.c_size_t(n_bytes)
+    if sys.platform == "win32":
+        return bool(ctypes.windll.kernel32.VirtualLock(start, n))
+    mlock = getattr(ctypes.CDLL(None), "mlock", None)
+    return mlock is not None and mlock(start, n) == 0
+
+
+def lock_limit() -> int | None:
+    """Bytes that a process may lock (RLIMIT_MEMLOCK); None: any number, or the system does not say."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    if not hasattr(resource, "RLIMIT_MEMLOCK"):
+        return None
+    soft = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
+    return None if soft == resource.RLIM_INFINITY else soft
+
+
 def peak_rss() -> int:
     """High-water mark of this process's resident memory in bytes; 0 where the system does not say."""
     for line in (_read(Path("/proc/self/status")) or "").splitlines():

@@ -75,6 +75,7 @@ def estimate(
     backend: str = "auto",
     pack: bool = True,
     huge_pages: bool = False,
+    mmap: bool = True,
     offline: bool | None = None,
 ) -> MemoryEstimate:
     """What `edgellm.load` with these options would take; only the file's header is read. `path` as for `load`.
@@ -96,7 +97,7 @@ def estimate(
         plan = build_plan(config, file)
         weights = Weights(file, plan)
         kv_type = resolve_kv_type(kv_type, weights.matrix_types)
-        costs = Costs(plan, weights, backend, n_threads, pack=pack, huge_pages=huge_pages)
+        costs = Costs(plan, weights, backend, n_threads, pack=pack, huge_pages=huge_pages, mmap=mmap)
         return costs.estimate(n_ctx, trained_context(plan, config.n_ctx_train, n_ctx), kv_type)
 
 
@@ -107,8 +108,9 @@ class Costs:
     """
 
     def __init__(
-        self, plan: Plan, weights: Weights, backend: str, n_threads: int, *, pack: bool = True, huge_pages: bool = False
-    ) -> None:
+        self, plan: Plan, weights: Weights, backend: str, n_threads: int, *, pack: bool = True,
+        huge_pages: bool = False, mmap: bool = True,
+    ) -> None:  # fmt: skip
         from edgellm.backends import NAMES
         from edgellm.backends.sizes import resolve, runtime_bytes, scratch_sizer, weight_sizes
         from edgellm.generate import PREFILL_CHUNK
@@ -119,6 +121,8 @@ class Costs:
         self._backend = resolve(backend)
         mapped, self._panels = weight_sizes(self._backend, plan, weights, pack, huge_pages)
         self._mapped = mapped + _header_bytes(weights.file)
+        if not mmap:  # the file is read into memory of the process, all of it
+            self._mapped, self._panels = 0, self._panels + weights.file.n_bytes
         self._scratch = scratch_sizer(self._backend, plan, weights, n_threads, PREFILL_CHUNK, pack)
         self._runtime = runtime_bytes(self._backend)
         self._tokenizer = _tokenizer_bytes(weights.file)

@@ -47,23 +47,13 @@ Fields = dict[str, Any]  # fields of a Request
 
 
 def load(
-    path: str | os.PathLike[str] | None = None,
-    *,
-    n_ctx: int | None = None,
-    threads: int | str = "auto",
-    backend: str = "auto",
-    kv_type: str | tuple[str, str] = "auto",
-    chat_template: str | None = None,
-    seed: int | None = None,
-    exact: bool = False,
-    progress: ProgressCallback | None = None,
-    pack: bool = True,
-    huge_pages: bool = False,
-    overflow: Overflow | str | None = None,
-    cache_bytes: int | None = None,
-    offline: bool | None = None,
+    path: str | os.PathLike[str] | None = None, *, n_ctx: int | None = None, threads: int | str = "auto",
+    backend: str = "auto", kv_type: str | tuple[str, str] = "auto", chat_template: str | None = None,
+    seed: int | None = None, exact: bool = False, progress: ProgressCallback | None = None, pack: bool = True,
+    huge_pages: bool = False, overflow: Overflow | str | None = None, cache_bytes: int | None = None,
+    mmap: bool = True, mlock: bool = False, gpu_layers: int | str = 0, offline: bool | None = None,
     max_queue: int | None = None,
-) -> Model:
+) -> Model:  # fmt: skip
     """Load a model: the path of a GGUF file, a model of Hugging Face's hub as `hf:owner/repo:Q4_K_M`, an alias, or None
     for the small built-in one.
 
@@ -88,6 +78,11 @@ def load(
       tokens goes. "drop-turns": whole oldest turns of a chat go, the system message stays. Or an `edgellm.Overflow`.
     - `cache_bytes`: memory for the KV cache, in which finished texts stay as long as there is room. None: two contexts
       of `n_ctx` tokens, or what memory allows, one at least.
+    - `mmap`: False reads the file into memory before anything else, so that it may be moved or deleted afterwards, and
+      a slow drive is read once from end to end. That takes its size in memory, beside the packed weights.
+    - `mlock`: True keeps the weights in memory: the system never moves them to disk. Where it does not allow that
+      (`ulimit -l`), NotEnoughMemoryError says how much is needed, and nothing is loaded.
+    - `gpu_layers`: 0, or "auto". There is no GPU backend in this build: more raises BackendError.
     - `offline`: True never touches the network, and neither does HF_HUB_OFFLINE=1. Else a model of the hub that is not
       on this machine yet is downloaded (`edgellm.pull`); for one that is, there is no request either.
     - `max_queue`: how many calls may wait behind the one that runs; one more raises QueueFullError. None: any number.
@@ -96,13 +91,14 @@ def load(
     NotEnoughMemoryError, BackendError, InvalidArgumentError, Cancelled, and for the hub the errors of `edgellm.pull`.
     """
     from edgellm.hub import resolve
-    from edgellm.loader import Loaded
+    from edgellm.loader import Loaded, check_gpu_layers
 
+    check_gpu_layers(gpu_layers)
     loaded = Loaded(
         resolve(path, offline=offline, progress=progress), n_ctx=n_ctx,
         threads=threads, backend=backend, kv_type=kv_type,
         chat_template=chat_template, seed=seed, exact=exact, progress=progress, pack=pack, huge_pages=huge_pages,
-        overflow=overflow, cache_bytes=cache_bytes,
+        overflow=overflow, cache_bytes=cache_bytes, mmap=mmap, mlock=mlock,
     )  # fmt: skip
     return Model(loaded, max_queue)
 

@@ -47,6 +47,8 @@ class Backend(Protocol):
     exact: bool  # may be set: True keeps to kernels whose bits do not depend on how tokens are cut into passes
     reads_file: bool  # passes read weights where the file is mapped; False: it is not needed any more
 
+    arena: tuple[int, int]  # address and bytes of the weights that the backend packed or copied; bytes 0: none
+
     def forward(
         self,
         tokens: np.ndarray,

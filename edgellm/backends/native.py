@@ -60,7 +60,7 @@ class NativeBackend:
         self.exact = False
         self.calls = 0  # native calls for forward passes, for the tests
         self._table = _WeightTable(plan, weights, n_threads, pack, huge_pages, progress)
-        self.reads_file = self._table.reads_file
+        self.reads_file, self.arena = self._table.reads_file, self._table.arena
         self._fused = _NativePlan(plan, lower(plan), self._table, max_tokens)
         self.has_prefill = bool(self._lib.el_plan_has_prefill(self._fused.handle))
         self._single: _NativePlan | None = None  # one native step per plan step, made when somebody debugs
@@ -277,6 +277,11 @@ class _WeightTable:
         struct.data = self._ffi.cast("char *", self._arena) + offset
         struct.bytes = self._lib.el_panel_bytes(struct.type, struct.rows, struct.cols)
         return self._ffi.cast("char *", struct.data)
+
+    @property
+    def arena(self) -> tuple[int, int]:
+        """Its address and bytes; bytes 0: there is none."""
+        return int(self._ffi.cast("uintptr_t", self._arena)), self._arena_bytes
 
     def close(self) -> None:
         self._lib.el_arena_free(self._arena, self._arena_bytes)

@@ -37,6 +37,7 @@ class ReferenceBackend:
 
     name = "reference"
     has_prefill = False
+    arena = (0, 0)
     reads_file = True  # at the first use of each weight
 
     def __init__(

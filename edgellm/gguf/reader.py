@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from math import prod
 from types import TracebackType
 from typing import Any
@@ -205,6 +205,14 @@ class GGUFFile:
     def populate(self, offset: int, n: int) -> None:
         """Map the pages of `n` bytes from `offset` now, where the system can; not for models in several files."""
         self._file.populate(offset, n)
+
+    def read_in(self, told: Callable[[int], Any]) -> None:
+        """Read the file into memory, in place of the map; `told` hears of the bytes (`MappedFile.read_in`)."""
+        self._file.read_in(told)
+
+    def maps(self) -> list[np.ndarray]:
+        """The whole file as uint8 (n_bytes,), where it lies in memory; several where the model is in several files."""
+        return [np.frombuffer(self._file.buffer, np.uint8)]
 
     def check_unchanged(self) -> None:
         """Raises ModelFileChanged when the file was cut, grown or written to since it was opened."""

@@ -15,6 +15,7 @@ import stat
 import sys
 from collections.abc import Callable
 from types import TracebackType
+from typing import Any
 
 from ..errors import (
     BackendError,
@@ -24,6 +25,7 @@ from ..errors import (
     ModelFileChanged,
     ModelFileNotFoundError,
     ModelFormatError,
+    NotEnoughMemoryError,
 )
 from ..faults import FaultGuard
 
@@ -35,6 +37,7 @@ _KINDS = (
     (stat.S_ISSOCK, "is a socket; a model must be a regular file"),
 )
 
+_READ = 16 << 20  # bytes that are read at once
 _POPULATE_READ = 22  # MADV_POPULATE_READ of Linux, which `mmap` has no name for
 _CAN_POPULATE = sys.platform.startswith("linux") and hasattr(mmap.mmap, "madvise")
 
@@ -130,6 +133,7 @@ class MappedFile:
                 )  # fmt: skip
             self.size = info.st_size
             self._stamp = (info.st_size, info.st_mtime_ns)
+            self.in_memory = False  # a copy, which no longer needs the file
             self._map: _Map | None = _Map(self._fd, self.size, access=mmap.ACCESS_READ)
         except (OSError, ValueError, OverflowError) as error:
             os.close(self._fd)
@@ -155,6 +159,8 @@ class MappedFile:
         A file that was replaced by renaming another over it is no problem: the map still shows the old one.
         """
         self.check_faults()
+        if self.in_memory:
+            return
         info = os.fstat(self._fd)
         if (info.st_size, info.st_mtime_ns) != self._stamp:
             raise ModelFileChanged(self.path)
@@ -165,6 +171,34 @@ class MappedFile:
             raise ModelClosedError(f"{self.path}: the file is closed; open it again")
         if self._map.guard is not None and self._map.guard.faulted:
             raise ModelFileChanged(self.path)
+
+    def read_in(self, told: Callable[[int], Any]) -> None:
+        """Read the file into memory of the process, in place of the map; then the file is not needed any more.
+
+        `told` is called with the number of bytes after each stretch; what it raises leaves everything as it was. Raises
+        ModelFileChanged, NotEnoughMemoryError.
+        """
+        old = self.buffer
+        try:
+            copy = _Map(-1, self.size)
+        except (OSError, OverflowError):
+            raise NotEnoughMemoryError(self.size, 0, ["mmap=True"], what="the file in memory") from None
+        with contextlib.suppress(OSError, AttributeError):  # advice only
+            copy.madvise(mmap.MADV_HUGEPAGE)
+        with open(self._fd, "rb", buffering=0, closefd=False) as file, memoryview(copy) as view:
+            file.seek(0)
+            at = 0
+            while at < self.size:
+                n = file.readinto(view[at : at + _READ])
+                if not n:
+                    raise ModelFileChanged(self.path)
+                at += n
+                told(n)
+        self.check_unchanged()
+        self._map, self.in_memory = copy, True
+        with contextlib.suppress(BufferError):  # a view is still alive; the map goes with it
+            old.close()
+        os.close(self._fd)
 
     def read_all(self) -> bytes:
         """The whole file, for small ones. Raises ModelFileChanged."""
@@ -178,7 +212,7 @@ class MappedFile:
     def advise_dont_need(self, offset: int, n: int) -> None:
         """Give the mapped pages of `n` bytes from `offset` back to the system; they stay readable."""
         advice = getattr(mmap, "MADV_DONTNEED", None)
-        if advice is None or n <= 0 or self._map is None:
+        if advice is None or n <= 0 or self._map is None or self.in_memory:  # a copy would be lost
             return
         start = offset // mmap.PAGESIZE * mmap.PAGESIZE
         with contextlib.suppress(OSError, ValueError):  # advice only
@@ -199,4 +233,5 @@ class MappedFile:
         with contextlib.suppress(BufferError):  # a view is still alive; the map goes with it
             self._map.close()
         self._map = None
-        os.close(self._fd)
+        if not self.in_memory:
+            os.close(self._fd)

@@ -11,7 +11,7 @@ import bisect
 import contextlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NoReturn
 
@@ -161,6 +161,13 @@ class SplitGGUFFile(GGUFFile):
 
     def stored(self, name: str) -> np.ndarray:
         return self._home[self._info(name).name].stored(name)
+
+    def read_in(self, told: Callable[[int], Any]) -> None:
+        for part in self._parts:
+            part.read_in(told)
+
+    def maps(self) -> list[np.ndarray]:
+        return [view for part in self._parts for view in part.maps()]
 
     def advise_dont_need(self, offset: int, n: int) -> None:
         i = max(0, bisect.bisect_right(self._starts, offset) - 1)
