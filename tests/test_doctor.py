@@ -99,6 +99,9 @@ def test_a_level_that_is_held_back_is_told():
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=120,
                           env={**os.environ, "EDGELLM_ISA": "portable"})  # fmt: skip
     assert "EDGELLM_ISA=portable holds faster kernels back" in done.stdout and "unset EDGELLM_ISA" in done.stdout
+    wrong = subprocess.run([sys.executable, "-m", "edgellm", "doctor"], cwd=root, capture_output=True, text=True,
+                           timeout=120, env={**os.environ, "EDGELLM_ISA": "mmx"})  # fmt: skip
+    assert wrong.returncode == 2 and "FAIL kernels" in wrong.stdout and "choose one of" in wrong.stdout
 
 
 def test_what_a_sick_machine_looks_like(page):
@@ -114,6 +117,8 @@ def test_what_a_sick_machine_looks_like(page):
     text, _ = page(native={"available": False, "reason": "not built"}, backend="numba",
                    caches={"numba": {"path": "/x", "bytes": None, "writable": False}})  # fmt: skip
     assert "no compiled library: not built" in text and "NUMBA_CACHE_DIR" in text
+    text, code = page(native={"available": False, "reason": "not built"}, backend="reference")
+    assert code == 0 and "pip install 'edgellm[numba]'" in text
     text, _ = page(cpu={"quota": 0.5})
     assert "give the container a whole CPU" in text
 

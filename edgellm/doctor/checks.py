@@ -32,7 +32,7 @@ class Check:
 
 def judge(facts: dict[str, Any]) -> list[Check]:
     """The checks of what `examine` found, in the order of the page."""
-    checks = [*_cpu(facts), *_native(facts["native"]), _threads(facts), *_memory(facts), *_packages(facts["packages"])]
+    checks = [*_cpu(facts), *_native(facts["native"], facts["backend"]), _threads(facts), *_memory(facts), *_packages(facts["packages"])]
     checks += _caches(facts)
     if "model" in facts:
         from edgellm.doctor.model_checks import judge_model
@@ -62,12 +62,17 @@ def _cpu(facts: dict[str, Any]) -> Iterator[Check]:
         )  # fmt: skip
 
 
-def _native(native: dict[str, Any]) -> Iterator[Check]:
+def _native(native: dict[str, Any], backend: str) -> Iterator[Check]:
+    if "error" in native:
+        yield fault("kernels", native["error"], "with it no model can be loaded; unset EDGELLM_ISA", native["exit_code"])
+        return
     if not native["available"]:
         yield Check(
             "kernels", "warn", f"no compiled library: {native['reason']}",
             "install a wheel for this system, or a C compiler, and then edgellm again; models run slower until then",
         )  # fmt: skip
+        if backend == "reference":
+            yield Check("kernels", "warn", "nothing but the slow reference is there", "pip install 'edgellm[numba]'")
         return
     reasons = "; ".join(f"{name}: {reason}" for name, reason in native["ruled_out"].items())
     more = f" ({reasons})" if reasons else ""

@@ -45,9 +45,9 @@ def native() -> dict[str, Any]:
 
     try:
         if not clib.available():
-            return {"available": False, "reason": "not built: there was no working C compiler at install time"}
+            return {"available": False, "reason": "there was no C compiler when edgellm was installed"}
     except EdgeLLMError as error:
-        return {"available": False, "reason": str(error)}
+        return {"available": False, "reason": str(error), "error": str(error), "exit_code": error.exit_code}
     kernels = {}
     for block in ALL:
         panels = clib.kernel_level(block, True) if block.has_panel else None
