@@ -122,6 +122,10 @@ numba-ratio:
 kv-quality:
 	$(PY) tools/kv_quality.py $(MODELS) $(KV_QUALITY)
 
+# Calls stopped at any moment, 32 threads on two models for a minute (docs/safety.md). MODELS: none, one or two; STRESS: options.
+stress:
+	$(PY) tools/stress.py $(MODELS) $(STRESS)
+
 convert-memory:
 	$(PY) tools/convert_memory.py --megabytes 2048
 
