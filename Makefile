@@ -164,6 +164,12 @@ grammar-check:
 clean:
 	rm -rf build dist *.egg-info edgellm/*.so
 
+# Each sampler against llama.cpp's, with a Python that has llama-cpp-python.
+
+.PHONY: sampler-parity
+sampler-parity:
+	$(LLAMA_PYTHON) tools/sampler_parity.py
+
 # All tokenizers against tokenizers, sentencepiece and llama.cpp, and 10 MB of anything (docs/tokenizers.md). llama.cpp is
 # in PY's environment, or in that of LLAMA_PYTHON.
 tokenizer-parity:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from edgellm.results import Event, Progress, Result
     from edgellm.tokenizers import Tokenizer
+    from edgellm.toolcalls import ToolReader
+    from edgellm.toolcalls.formats import ToolFormat
     from edgellm.worker import Job, Worker
 
 ToolChoice = str | Mapping[str, Any]
@@ -65,7 +67,8 @@ class AnswerOptions(SamplingOptions, total=False):
     Length and form: `max_tokens`, `sampling`, `stop`, `exact`, `ignore_eos` (end tokens do not end the answer),
     `processors` (`edgellm.sampling.Processor`s, which change the logits before a token is chosen), and at most one of
     `response_format` (OpenAI's shape or a JSON schema), `grammar` (GBNF or Lark text), `regex`.
-    Tools: `tools` (OpenAI's shape), `tool_choice` ("auto", "none", "required", or a mapping that names one).
+    Tools: `tools` (OpenAI's shape), `tool_choice` ("auto", "none", "required", or a mapping that names one),
+    `tool_format` ("hermes", "llama3", "mistral": how the model writes calls; None: as its template says).
     From outside: `cancel` (an event; setting it drops the answer), `timeout` (seconds from the call on; what was said
     until then is kept), `on_token` and `on_prefill` (callbacks on the worker thread), `dispatch` (gets a function
     without arguments per callback, to call where it likes: a GUI's thread).
@@ -82,6 +85,7 @@ class AnswerOptions(SamplingOptions, total=False):
     regex: str | None
     tools: Sequence[Tool] | None
     tool_choice: ToolChoice | None
+    tool_format: str | None
     cancel: threading.Event | None
     timeout: float | None
     on_token: Callable[[Event], Any] | None
@@ -108,6 +112,7 @@ class Defaults:
     exact: bool
     overflow: Overflow
     tools: Sequence[Tool] | None = None
+    template: str | None = None  # the model's chat template, which tells how it writes calls of tools
     fixed: bool = False  # a session's: calls may not choose another overflow policy
 
 
@@ -124,6 +129,7 @@ class Call:
     make_constraint: Callable[[], Constraint] | None = None
     tools: tuple[Tool, ...] | None = None
     tool_choice: ToolChoice = "auto"
+    tool_format: ToolFormat | None = None  # where there are tools
     cancel: threading.Event | None = None
     timeout: float | None = None
     on_token: Callable[[Event], Any] | None = None
@@ -141,18 +147,23 @@ class Call:
             on_prefill=job.on_prefill,
             processors=self.processors,
             constraint=None if self.make_constraint is None else self.make_constraint(),
+            reader=self._reader(tokenizer),
             **more,
         )
 
-    def finish(self, result: Result, tokenizer: Tokenizer, template: str | None) -> Result:
-        """The result as the caller gets it: with tools, the calls that the model wrote are taken out of the text.
+    def _reader(self, tokenizer: Tokenizer) -> ToolReader | None:
+        if self.tools is None or self.tool_format is None:
+            return None
+        from edgellm.toolcalls import ToolReader
 
-        The one place where `edgellm.toolcalls` reads an answer.
-        """
-        if self.tools is None:
+        return ToolReader(self.tool_format, [tool["function"]["name"] for tool in self.tools], tokenizer)
+
+    def finish(self, result: Result, request: Request) -> Result:
+        """The result as the caller gets it, with the calls of tools that were read from the answer to `request`."""
+        if request.reader is None or not request.reader.calls:
             return result
-        found: Result = _part("toolcalls", "tools=").read_calls(result, self.tools, tokenizer, template)
-        return found
+        reason = "tool_calls" if result.finish_reason == "stop" else result.finish_reason
+        return replace(result, tool_calls=tuple(request.reader.calls), finish_reason=reason)
 
 
 def gather(options: Mapping[str, Any], defaults: Defaults, tokenizer: Tokenizer, lazy: bool = False) -> Call:
@@ -169,6 +180,11 @@ def gather(options: Mapping[str, Any], defaults: Defaults, tokenizer: Tokenizer,
     forms = {name: given.get(name) for name in ("response_format", "grammar", "regex")}
     tools = _checked_tools(defaults.tools if tools is None else tools)
     choice = _checked_choice(given.get("tool_choice"), tools)
+    tools = None if choice == "none" else tools
+    form = None if tools is None else _tool_format(given.get("tool_format"), defaults.template)
+    make = _constraint_maker(forms, tokenizer, lazy)
+    if form is not None and choice != "auto":
+        make = _forced_call(form, tools or (), choice, tokenizer, make)
     return Call(
         sampling=chosen_sampling(base, given.get("stop", ()), samplers),
         max_tokens=checked_limit(given.get("max_tokens", defaults.max_tokens)),
@@ -176,9 +192,10 @@ def gather(options: Mapping[str, Any], defaults: Defaults, tokenizer: Tokenizer,
         overflow=defaults.overflow if overflow is None else Overflow.parse(overflow),
         ignore_eos=bool(given.get("ignore_eos", False)),
         processors=_checked_processors(given.get("processors", ())),
-        make_constraint=_constraint_maker(forms, tokenizer, lazy),
-        tools=None if choice == "none" else tools,
+        make_constraint=make,
+        tools=tools,
         tool_choice=choice,
+        tool_format=form,
         cancel=_checked_event(given.get("cancel")),
         timeout=_checked_timeout(given.get("timeout")),
         **{name: _checked_callable(name, given.get(name)) for name in ("on_token", "on_prefill", "dispatch")},
@@ -269,6 +286,23 @@ def _checked_choice(choice: Any, tools: tuple[Tool, ...] | None) -> ToolChoice:
         raise InvalidArgumentError("tool_choice asks for a tool, but there are no tools")
     found: ToolChoice = choice
     return found
+
+
+def _tool_format(name: Any, template: str | None) -> ToolFormat:
+    from edgellm.toolcalls import find_format
+
+    return find_format(name, template)
+
+
+def _forced_call(
+    form: ToolFormat, tools: tuple[Tool, ...], choice: ToolChoice, tokenizer: Tokenizer, other: Any
+) -> Callable[[], Constraint]:
+    """What makes the constraint of an answer that must be a call."""
+    from edgellm.toolcalls.forced import forced_call
+
+    if other is not None:
+        raise InvalidArgumentError("an answer that must be a call of a tool cannot have another form as well")
+    return forced_call(form, tools, None if isinstance(choice, str) else choice["function"]["name"], tokenizer)
 
 
 def _constraint_maker(forms: Mapping[str, Any], tokenizer: Tokenizer, lazy: bool) -> Callable[[], Constraint] | None:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from edgellm.callbacks import TappedJob
     from edgellm.gguf import GGUFFile
     from edgellm.sampling import Constraint, Processor, Sampling
+    from edgellm.toolcalls import ToolReader
     from edgellm.worker import Job
 
 PREFILL_CHUNK = PASS_TOKENS  # prompt tokens per pass
@@ -53,6 +54,7 @@ class Request:
     dropped: int = 0
     processors: tuple[Processor, ...] = ()
     constraint: Constraint | None = None  # made for this generation
+    reader: ToolReader | None = None  # takes calls of tools out of the text; made for this generation
 
 
 class Engine:
@@ -365,13 +367,17 @@ class Generation:
             with self.engine.gate:
                 self.job.put(Event("", token))
             return False
-        self._put(self.matcher.push(self.decoder.push(token)), token)
+        text, reader = self.decoder.push(token), self.request.reader
+        self._put(self.matcher.push(text if reader is None else reader.push(text, token)), token)
         return self.matcher.stopped is not None
 
     def _flush(self) -> None:
         """Hand on what was held back: an unfinished character or the start of a stop string that did not come."""
         if self.decoder is not None:
-            self._put(self.matcher.push(self.decoder.flush()) + self.matcher.flush(), None)
+            text, reader = self.decoder.flush(), self.request.reader
+            if reader is not None:
+                text = reader.push(text) + reader.flush()
+            self._put(self.matcher.push(text) + self.matcher.flush(), None)
 
     def _put(self, text: str, token: int | None) -> None:
         if text:

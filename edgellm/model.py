@@ -216,7 +216,8 @@ class Model(Embeds):
         self.plan.result()
         if not chat and ("tools" in options or "tool_choice" in options):
             raise InvalidArgumentError("tools go through the chat template: use chat(tools=...)")
-        defaults = Defaults(self.sampling(), None, self.exact, self._loaded.overflow)
+        template = self.chat_template
+        defaults = Defaults(self.sampling(), None, self.exact, self._loaded.overflow, template=template)
         call = gather(options, defaults, self.tokenizer, lazy)
         self._overflow(call.overflow)
         return call if call.sampling.seed is not None else replace(call, sampling=self.sampling(call.sampling))
@@ -250,7 +251,7 @@ class Model(Embeds):
         def answer(job: TappedJob) -> Result:
             request = call.request(tokenizer=tokenizer, job=job, **prepare())
             result = Generation(loaded.engine, request, job).run()
-            return call.finish(result, tokenizer, loaded.chat_template)
+            return call.finish(result, request)
 
         return submit(call, self._worker, answer)
 

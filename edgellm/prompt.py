@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from edgellm.errors import ContextOverflowError, InvalidArgumentError, TemplateError
+from edgellm.toolcalls.messages import for_template, shows_tools, wants_text
 
 if TYPE_CHECKING:
     from edgellm.cache import Overflow
@@ -24,12 +25,19 @@ class ChatPrompt:
         self._text, self._tokenizer, self._path = template, tokenizer, path
         self._template: ChatTemplate | None = None  # parsed when it is needed first
         self._tools: Sequence[Tool] | None = None
+        self._learnt: dict[str, bool] = {}  # about the template, by trying
 
     def with_tools(self, tools: Sequence[Tool] | None) -> ChatPrompt:
-        """The same, with `tools` shown to the template. Raises TemplateError."""
+        """The same, with `tools` shown to the template. Raises TemplateError where it does not write them."""
         if tools is None:
             return self
-        self._parsed()
+        template = self._parsed()
+        shown = self._learn("tools", lambda: shows_tools(lambda said, probes: str(template.render(said, tools=probes))))
+        if not shown:
+            raise TemplateError(
+                f"{self._path}: the chat template shows no tools to the model; leave tools out, or give chat_template= "
+                "to load()"
+            )
         other = copy.copy(self)
         other._tools = tools
         return other
@@ -37,7 +45,16 @@ class ChatPrompt:
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> Rendered:
         """The text with its marks. Raises TemplateError, InvalidArgumentError."""
         check_messages(messages)
+        if any(message.get("tool_calls") for message in messages):
+            template = self._parsed()
+            as_text = self._learn("text", lambda: wants_text(lambda said: str(template.render(said))))
+            messages = for_template(messages, as_text)
         return self._parsed().render(list(messages), add_generation_prompt=add_generation_prompt, tools=self._tools)
+
+    def _learn(self, name: str, find_out: Callable[[], bool]) -> bool:
+        if name not in self._learnt:
+            self._learnt[name] = find_out()
+        return self._learnt[name]
 
     def _parsed(self) -> ChatTemplate:
         if self._text is None:

@@ -123,7 +123,9 @@ class Session:
         self._check_open()
         plain = plain_message({"role": "user", "content": message} if isinstance(message, str) else message)
         own = self.options
-        defaults = Defaults(own.sampling, own.max_tokens, own.exact, self.overflow, self.tools, fixed=True)
+        defaults = Defaults(
+            own.sampling, own.max_tokens, own.exact, self.overflow, self.tools, self.model.chat_template, fixed=True
+        )
         call = gather(options, defaults, self.model.tokenizer, lazy)
         if "seed" not in options and getattr(options.get("sampling"), "seed", None) is None:
             call = replace(call, sampling=replace(call.sampling, seed=None))  # the session's next one counts
@@ -154,7 +156,7 @@ class Session:
             )
             with engine.undoing(lambda: self._give_up(seq, prompt.base)):
                 result = Generation(engine, request, job, seq=seq).run()
-            result = call.finish(result, model.tokenizer, model.chat_template)
+            result = call.finish(result, request)
         except BaseException as error:
             self._give_up(seq, prompt.base)
             if isinstance(error, Cancelled) and job.job.keep:  # stopped, but there is nothing to keep

@@ -20,7 +20,7 @@ FLOORS = [
     {"gguf"},
     {"cache", "callbacks", "config", "hub", "identity", "imatrix", "tokenizers", "weights"},
     {"grammar", "rope"},
-    {"backends", "convert", "models"},  # models never import backends, and the other way round
+    {"backends", "convert", "models", "toolcalls"},  # models never import backends, and the other way round
     {"async_stream", "generate", "pack", "prompt", "quantize", "sessionfile", "stream", "transcript"},
     {"calls"},
     {"memory_estimate"},
