@@ -19,8 +19,9 @@ import numpy as np
 
 from edgellm.cache import PASS_TOKENS, PrefixTree, Sequence
 from edgellm.clock import Clock
-from edgellm.errors import Cancelled, InvalidArgumentError, one_line
+from edgellm.errors import Cancelled
 from edgellm.results import Context, Event, FinishReason, Result, Usage
+from edgellm.sampling.constraint import check_processed
 
 if TYPE_CHECKING:
     from edgellm.backends import Backend
@@ -344,7 +345,7 @@ class Generation:
             logits = np.array(logits)  # the row belongs to the backend
         for process in processors:
             process([*prompt, *self.tokens], logits)
-            _check_processed(process, logits)
+            check_processed(process, logits)
         if constraint is not None:
             np.copyto(logits, -np.inf, where=~constraint.mask())
         token = self.sampler.sample(logits)
@@ -384,13 +385,3 @@ class Generation:
             self.text.append(text)
             with self.engine.gate:
                 self.job.put(Event(text, token))
-
-
-def _check_processed(process: Processor, logits: np.ndarray) -> None:
-    """What a user's function leaves must be something to choose from. Raises InvalidArgumentError."""
-    if not (logits < np.inf).all() or not (logits > -np.inf).any():
-        name = getattr(process, "__qualname__", type(process).__qualname__)
-        raise InvalidArgumentError(
-            f"processor {one_line(name)} left a NaN or +infinity, or no finite logit; set those that may not come to "
-            "-infinity and leave at least one"
-        )

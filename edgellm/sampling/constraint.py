@@ -7,6 +7,8 @@ from typing import Protocol
 
 import numpy as np
 
+from edgellm.errors import InvalidArgumentError, one_line
+
 # Called with the ids so far (prompt and answer) and the logits float32 (n_vocab,), a copy that it changes in place.
 Processor = Callable[[Sequence[int], np.ndarray], None]
 
@@ -30,3 +32,13 @@ class Constraint(Protocol):
     @property
     def finished(self) -> bool:
         """Whether the text is whole and nothing can follow: the answer ends, with "stop"."""
+
+
+def check_processed(process: Processor, logits: np.ndarray) -> None:
+    """What is left of logits (n_vocab,) must be something to choose from. Raises InvalidArgumentError."""
+    if not (logits < np.inf).all() or not (logits > -np.inf).any():
+        name = getattr(process, "__qualname__", type(process).__qualname__)
+        raise InvalidArgumentError(
+            f"processor {one_line(name)} left a NaN or +infinity, or no finite logit; set those that may not come to "
+            "-infinity and leave at least one"
+        )
