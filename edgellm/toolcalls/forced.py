@@ -84,7 +84,7 @@ def _schema(form: ToolFormat, functions: Sequence[Mapping[str, Any]]) -> dict[st
 
 
 def _call_schema(form: ToolFormat, function: Mapping[str, Any], shared: dict[str, Any]) -> dict[str, Any]:
-    given = dict(function.get("parameters") or {"type": "object", "properties": {}})
+    given = dict(function.get("parameters") or {"type": "object", "properties": {}, "additionalProperties": False})
     for key, value in (given.pop("$defs", None) or {}).items():  # references go from the root, so they must stand there
         if shared.setdefault(key, value) != value:
             raise InvalidArgumentError(f"two tools have different $defs '{key}'; rename one of them")
