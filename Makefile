@@ -165,7 +165,6 @@ clean:
 	rm -rf build dist *.egg-info edgellm/*.so
 
 # Each sampler against llama.cpp's, with a Python that has llama-cpp-python.
-
 .PHONY: sampler-parity
 sampler-parity:
 	$(LLAMA_PYTHON) tools/sampler_parity.py
