@@ -32,8 +32,8 @@ class Check:
 
 def judge(facts: dict[str, Any]) -> list[Check]:
     """The checks of what `examine` found, in the order of the page."""
-    checks = [*_cpu(facts), *_native(facts["native"], facts["backend"]), _threads(facts), *_memory(facts), *_packages(facts["packages"])]
-    checks += _caches(facts)
+    checks = [*_cpu(facts), *_native(facts["native"], facts["backend"]), _threads(facts), *_memory(facts)]
+    checks += [*_packages(facts["packages"]), *_caches(facts)]
     if "model" in facts:
         from edgellm.doctor.model_checks import judge_model
 
@@ -64,7 +64,7 @@ def _cpu(facts: dict[str, Any]) -> Iterator[Check]:
 
 def _native(native: dict[str, Any], backend: str) -> Iterator[Check]:
     if "error" in native:
-        yield fault("kernels", native["error"], "with it no model can be loaded; unset EDGELLM_ISA", native["exit_code"])
+        yield fault("kernels", native["error"], "so no model can be loaded; unset EDGELLM_ISA", native["exit_code"])
         return
     if not native["available"]:
         yield Check(
