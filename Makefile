@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PY     := $(BIN)/python
 
-.PHONY: types qt-screenshot qt-gap tokenizer-parity help chat test native lint gen-check native-suite asan suite-arm64 suite-x86 mingw peer-check compare convert-memory kv-quality grammar-check parity numba-ratio stream-forever site site-serve pictures clean
+.PHONY: types qt-screenshot qt-gap tokenizer-parity help chat test native lint gen-check native-suite asan suite-arm64 suite-x86 mingw peer-check compare convert-memory kv-quality grammar-check parity numba-ratio stream-forever stress site site-serve pictures clean
 
 help:
 	@echo "make chat     install into $(VENV) and talk to the built-in model"

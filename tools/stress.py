@@ -2,15 +2,16 @@
 
     python tools/stress.py [MODEL [SECOND_MODEL]] [--runs 200] [--seconds 60] [--threads 32] [--json]
 
-`latency`: calls are stopped and cancelled from another thread at random moments of prefill and of decoding; how long the
-caller then waits, and whether the next call has the bits of a fresh model's. `calls`: random calls on two models from
-many threads, each compared with the answer that it has alone; a watchdog looks for calls that never end, and memory has
-to come back. Ends with 1 where something is wrong: p99 over 100 ms, a wrong answer, a deadlock, memory that stays.
+`latency`: calls are stopped and cancelled from another thread at random moments of prefill and of decoding; how long
+the caller then waits, and whether the next call has the bits of a fresh model's. `calls`: random calls on two models
+from many threads, each compared with the answer that it has alone; a watchdog looks for calls that never end, and
+memory has to come back. Ends with 1 where something is wrong: p99 over 100 ms, a wrong answer, a deadlock, memory that stays.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import faulthandler
 import gc
 import json
@@ -98,10 +99,8 @@ class Latency:
 
         thread = threading.Thread(target=end)
         thread.start()
-        try:
+        with contextlib.suppress(edgellm.Cancelled):
             _ = stream.result
-        except edgellm.Cancelled:
-            pass
         done = time.perf_counter()
         thread.join()
         return max(0.0, done - asked[0]) * 1e3
@@ -264,7 +263,8 @@ def show(results: dict[str, Any]) -> None:
     if "calls" in results:
         part = results["calls"]
         print(f"{part['calls']} calls, {len(part['wrong'])} wrong, {part['pages_left']} pages not given back")
-        print(f"memory grew by {part['grown_bytes'] / 2**20:.1f} MiB (a cache of {part['cache_bytes'] / 2**20:.1f} MiB fills up)")
+        grown, cache = part["grown_bytes"] / 2**20, part["cache_bytes"] / 2**20
+        print(f"memory grew by {grown:.1f} MiB (a cache of {cache:.1f} MiB fills up)")
         for line in part["wrong"]:
             print(f"  wrong: {line}")
 
