@@ -108,4 +108,5 @@ def tokens(repl: Repl, rest: str) -> None:
         text = str(message["content"])
         left = "  (has left the window)" if i < session.dropped_messages else ""
         say(f"  {message['role']:<10} {len(model.tokenize(text)):>7}  {one_line(text.strip(), 60)}{left}")
-    say(f"with what the chat template adds: {context_line(session)}")
+    more = "with what the chat template adds: " if session.is_chat else ""
+    say(f"{more}{context_line(session)}")

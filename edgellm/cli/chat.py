@@ -43,9 +43,10 @@ def command(model: str | None, **options: Any) -> None:
     /help lists the commands. Ctrl-C stops an answer and keeps it; pressed again it leaves, like Ctrl-D. When the
     context window is full, whole oldest turns leave it (--overflow chooses otherwise).
     """
-    samplers = take_samplers(options)
-    from edgellm.chat.terminal import no_echo
+    from edgellm.chat.lines import where_we_were
+    from edgellm.chat.terminal import no_echo, say
 
+    samplers = take_samplers(options)
     with no_echo():  # what is typed meanwhile becomes the first message
         loaded = load_model(model, options)
     with loaded:
@@ -55,14 +56,14 @@ def command(model: str | None, **options: Any) -> None:
         session = _session(loaded, samplers, options)
         if sys.stdin.isatty():
             _welcome(loaded)
+        if session.messages:
+            say(where_we_were(session))
         _talk(session, options)
 
 
 def _session(model: Model, samplers: dict[str, Any], options: dict[str, Any]) -> Session:
     """The one in the session file, with what was given on the command line instead of what it says; or a new one."""
-    from edgellm.chat.lines import where_we_were
     from edgellm.chat.settings import default_overflow
-    from edgellm.chat.terminal import say
     from edgellm.session import Session
 
     path, limit, stop = options["session_file"], limit_of(options["max_tokens"]), list(options["stop"])
@@ -83,7 +84,6 @@ def _session(model: Model, samplers: dict[str, Any], options: dict[str, Any]) ->
     session.options = replace(old, sampling=sampling, max_tokens=limit, exact=model.exact or old.exact)
     if options["system"] is not None:
         session.system = options["system"]
-    say(where_we_were(session))
     return session
 
 
