@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import edgellm
 from edgellm.builtin import builtin_model
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -58,3 +59,11 @@ def test_every_page_is_on_the_site():
     named = set(re.findall(r": (\S+\.md)$", nav, re.M))
     pages = {path.name for path in (ROOT / "docs").glob("*.md")} | MADE | {"formats/README.md"}
     assert named == pages
+
+
+def test_every_public_name_is_on_the_api_page():
+    """Errors are there with their module."""
+    shown = set(re.findall(r"^::: edgellm\.(?:\w+\.)*(\w+)$", (ROOT / "docs/api.md").read_text("utf-8"), re.M))
+    names = {name for name in edgellm.__all__ if not name.startswith("__")}
+    errors = {name for name in names if edgellm._HOMES[name] == "edgellm.errors"}
+    assert names - errors <= shown and "errors" in shown
