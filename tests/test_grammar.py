@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 pytest.importorskip("llguidance")
 jsonschema = pytest.importorskip("jsonschema")
@@ -26,8 +28,9 @@ from tokenizer_helpers import small  # noqa: E402
 import edgellm  # noqa: E402
 from edgellm import cli  # noqa: E402
 from edgellm.errors import GrammarError, InvalidArgumentError  # noqa: E402
-from edgellm.grammar import compile_constraint  # noqa: E402
+from edgellm.grammar import check_form, compile_constraint  # noqa: E402
 from edgellm.grammar.forms import schema_of  # noqa: E402
+from edgellm.grammar.schema import ANNOTATIONS, KEYWORDS  # noqa: E402
 from edgellm.grammar.vocabulary import GrammarVocabulary  # noqa: E402
 from edgellm.tokenizers import Tokenizer  # noqa: E402
 from edgellm.tokenizers.vocab import NORMAL  # noqa: E402
@@ -163,6 +166,33 @@ def test_what_cannot_be_held_to_is_refused_with_its_place(tokenizer, schema, key
     with pytest.raises(GrammarError) as caught:
         compile_constraint(tokenizer, response_format=schema)
     assert (caught.value.keyword, caught.value.pointer) == (keyword, pointer)
+
+
+WORDS = st.sampled_from([*KEYWORDS, *sorted(ANNOTATIONS), "a"]) | st.text(max_size=3)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.sampled_from(["object", "#"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORDS, inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(VALUES)
+def test_any_value_is_a_schema_or_refused(schema):
+    try:
+        check_form(response_format=schema)
+    except GrammarError as error:
+        assert str(error)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(max_size=40) | st.text(alphabet='root:= "a[]()|*+?{1,}\\\n#-^', max_size=40))
+def test_any_text_is_a_grammar_or_refused(text):
+    for form in ({"grammar": text}, {"grammar": "root ::= " + text}, {"regex": text}, {"response_format": text}):
+        try:
+            check_form(**form)
+        except GrammarError as error:
+            assert str(error)
 
 
 def nested(n):
@@ -453,8 +483,10 @@ def test_ctrl_c_in_the_middle_leaves_the_session_usable(model):
     essay = {"type": "array", "items": {"type": "string", "minLength": 50}, "minItems": 50}
     with model.session(exact=True) as chat, model.session(exact=True) as fresh:
 
-        def interrupt(event):
-            signal.raise_signal(signal.SIGINT)
+        def interrupt(event, seen=[]):  # noqa: B006 (once: a second one would reach whatever comes next)
+            if not seen:
+                seen.append(event)
+                signal.raise_signal(signal.SIGINT)
 
         with pytest.raises(KeyboardInterrupt):
             chat.send("hi", response_format=essay, on_token=interrupt, seed=1)

@@ -116,10 +116,13 @@ def _set_format(repl: Repl, value: str) -> None:
         repl.form = {"type": "json_object"}
         say("answers are JSON objects")
     else:
+        from edgellm.grammar import check_form
         from edgellm.grammar.forms import parse_schema
 
         path = files.path_in(value)
-        repl.form = parse_schema(files.text_of(Path(path)))
+        form = parse_schema(files.text_of(Path(path)))
+        check_form(response_format=form)  # what cannot be held to is said here, not after the next question
+        repl.form = form
         say(f"answers are JSON of the schema in {path}")
 
 

@@ -52,4 +52,5 @@ def _names_all(schema: dict[str, Any]) -> bool:
     if not properties or schema.keys() & {"additionalProperties", "patternProperties", "allOf", "$ref", *_CHOICES}:
         return False
     named = sum(each is not False for each in properties.values())
-    return set(schema.get("required", ())) <= properties.keys() and schema.get("minProperties", 0) <= named
+    least: int = schema.get("minProperties", 0)
+    return set(schema.get("required", ())) <= properties.keys() and least <= named
