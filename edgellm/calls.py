@@ -15,7 +15,7 @@ from edgellm.cache import Overflow
 from edgellm.callbacks import Dispatch, Hooks, TappedJob, Watch
 from edgellm.errors import InvalidArgumentError, one_line
 from edgellm.generate import Request
-from edgellm.prompt import Tool
+from edgellm.prompt import AnyTool, Tool
 from edgellm.sampling import Constraint, Processor, Sampling
 
 if TYPE_CHECKING:
@@ -67,8 +67,8 @@ class AnswerOptions(SamplingOptions, total=False):
     Length and form: `max_tokens`, `sampling`, `stop`, `exact`, `ignore_eos` (end tokens do not end the answer),
     `processors` (`edgellm.sampling.Processor`s, which change the logits before a token is chosen), and at most one of
     `response_format` (OpenAI's shape or a JSON schema), `grammar` (GBNF or Lark text), `regex`.
-    Tools: `tools` (OpenAI's shape), `tool_choice` ("auto", "none", "required", or a mapping that names one),
-    `tool_format` ("hermes", "llama3", "mistral": how the model writes calls; None: as its template says).
+    Tools: `tools` (OpenAI's shape, or Python functions), `tool_choice` ("auto", "none", "required", or a mapping that
+    names one), `tool_format` ("hermes", "llama3", "mistral": how the model writes calls; None: as its template says).
     From outside: `cancel` (an event; setting it drops the answer), `timeout` (seconds from the call on; what was said
     until then is kept), `on_token` and `on_prefill` (callbacks on the worker thread), `dispatch` (gets a function
     without arguments per callback, to call where it likes: a GUI's thread).
@@ -83,7 +83,7 @@ class AnswerOptions(SamplingOptions, total=False):
     response_format: Any
     grammar: str | None
     regex: str | None
-    tools: Sequence[Tool] | None
+    tools: Sequence[AnyTool] | None
     tool_choice: ToolChoice | None
     tool_format: str | None
     cancel: threading.Event | None
@@ -111,7 +111,7 @@ class Defaults:
     max_tokens: int | None
     exact: bool
     overflow: Overflow
-    tools: Sequence[Tool] | None = None
+    tools: Sequence[AnyTool] | None = None
     template: str | None = None  # the model's chat template, which tells how it writes calls of tools
     fixed: bool = False  # a session's: calls may not choose another overflow policy
 
@@ -253,12 +253,14 @@ def _checked_processors(processors: Any) -> tuple[Processor, ...]:
 
 
 def _checked_tools(tools: Any) -> tuple[Tool, ...] | None:
-    """Tools in OpenAI's shape; None where there are none."""
+    """Tools in OpenAI's shape, functions made into such; None where there are none."""
     if tools is None:
         return None
     if isinstance(tools, (str, Mapping)) or not isinstance(tools, Iterable):
         raise InvalidArgumentError("tools must be a list of mappings in OpenAI's shape")
-    found = tuple(tools)
+    from edgellm.toolcalls.functions import as_tool
+
+    found = tuple(map(as_tool, tools))
     for i, tool in enumerate(found):
         function = tool.get("function") if isinstance(tool, Mapping) else None
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):

@@ -23,7 +23,7 @@ from edgellm.calls import Call, Defaults, chosen_sampling, gather, submit
 from edgellm.embeddings import Embeds
 from edgellm.errors import InvalidArgumentError, ModelClosedError
 from edgellm.generate import Generation
-from edgellm.prompt import ChatPrompt, Message, Tool
+from edgellm.prompt import AnyTool, ChatPrompt, Message
 from edgellm.results import Result
 from edgellm.sampling import Sampling
 from edgellm.stream import Stream
@@ -258,7 +258,7 @@ class Model(Embeds):
     def session(
         self, system: str | None = None, *, overflow: Overflow | str | None = None, max_tokens: int | None = None,
         sampling: Sampling | None = None, stop: str | Sequence[str] = (), exact: bool | None = None,
-        tools: Sequence[Tool] | None = None, **samplers: Unpack[SamplingOptions],
+        tools: Sequence[AnyTool] | None = None, **samplers: Unpack[SamplingOptions],
     ) -> Session:  # fmt: skip
         """A conversation that keeps its place in the cache: `send`, `undo`, `fork`, `save` (see `edgellm.Session`).
 
@@ -296,13 +296,13 @@ class Model(Embeds):
         return self.tokenizer.decode(ids, skip_special=skip_special)
 
     def apply_template(
-        self, messages: Sequence[Message], add_generation_prompt: bool = True, tools: Sequence[Tool] | None = None
+        self, messages: Sequence[Message], add_generation_prompt: bool = True, tools: Sequence[AnyTool] | None = None
     ) -> str:
         """`messages` (and `tools`) as the text that the model gets. Raises TemplateError, InvalidArgumentError."""
         return str(self._prompt.with_tools(tools).render(messages, add_generation_prompt))
 
     def chat_ids(
-        self, messages: Sequence[Message], add_generation_prompt: bool = True, tools: Sequence[Tool] | None = None
+        self, messages: Sequence[Message], add_generation_prompt: bool = True, tools: Sequence[AnyTool] | None = None
     ) -> list[int]:
         """`messages` as the token ids that the model gets, the beginning-of-text token included once."""
         return self._prompt.with_tools(tools).ids(messages, add_generation_prompt)

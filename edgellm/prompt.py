@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from edgellm.errors import ContextOverflowError, InvalidArgumentError, TemplateError
+from edgellm.toolcalls.functions import as_tool
 from edgellm.toolcalls.messages import for_template, shows_tools, wants_text
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 Message = Mapping[str, Any]
 Tool = Mapping[str, Any]  # in OpenAI's shape: {"type": "function", "function": {"name": ..., "parameters": ...}}
+AnyTool = Tool | Callable[..., Any]  # or a function, of which such a mapping is made
 
 
 class ChatPrompt:
@@ -27,7 +29,7 @@ class ChatPrompt:
         self._tools: Sequence[Tool] | None = None
         self._learnt: dict[str, bool] = {}  # about the template, by trying
 
-    def with_tools(self, tools: Sequence[Tool] | None) -> ChatPrompt:
+    def with_tools(self, tools: Sequence[AnyTool] | None) -> ChatPrompt:
         """The same, with `tools` shown to the template. Raises TemplateError where it does not write them."""
         if tools is None:
             return self
@@ -39,7 +41,7 @@ class ChatPrompt:
                 "to load()"
             )
         other = copy.copy(self)
-        other._tools = tools
+        other._tools = [as_tool(tool) for tool in tools]
         return other
 
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> Rendered:

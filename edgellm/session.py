@@ -23,7 +23,7 @@ from edgellm.callbacks import TappedJob
 from edgellm.calls import Call, Defaults, checked_limit, gather, submit
 from edgellm.errors import Cancelled, InvalidArgumentError, ModelClosedError
 from edgellm.generate import Generation
-from edgellm.prompt import Message, Renderer, Tool
+from edgellm.prompt import AnyTool, Message, Renderer
 from edgellm.results import Context, Result, Stats, Usage
 from edgellm.sampling import Sampling
 from edgellm.session_state import Options, turn_seed
@@ -63,7 +63,7 @@ class Session:
     def __init__(
         self, model: Model, system: str | None = None, overflow: Overflow | str | None = None,
         max_tokens: int | None = None, sampling: Sampling | None = None, stop: str | SequenceOf[str] = (),
-        exact: bool | None = None, tools: SequenceOf[Tool] | None = None, **samplers: Any,
+        exact: bool | None = None, tools: SequenceOf[AnyTool] | None = None, **samplers: Any,
     ) -> None:  # fmt: skip
         model._check_open()
         self.model = model

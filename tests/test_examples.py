@@ -44,7 +44,7 @@ def test_examples_are_short():
         assert len(example.read_text(encoding="utf-8").splitlines()) < 180, example
 
 
-OWN_TESTS = ("convert", "asyncio_service", "json_extract")
+OWN_TESTS = ("convert", "asyncio_service", "json_extract", "tools")
 
 
 @pytest.mark.parametrize("example", [e for e in EXAMPLES if e.stem not in OWN_TESTS], ids=lambda e: e.stem)
@@ -137,3 +137,10 @@ def test_readme_program_runs(model):
     )
     assert done.returncode == 0, done.stderr.decode()
     assert done.stdout.strip()
+
+
+def test_tools_example(tmp_path):
+    shows = "{% if tools %}<tool_call>{{ tools | tojson }}{% endif %}" + CHATML
+    path = tiny_llama_gguf(tmp_path / "tools.gguf", n_ctx=1000, **{"tokenizer.chat_template": shows})
+    done = run(ROOT / "examples" / "tools.py", path, "How is the weather in Paris?")
+    assert done.returncode == 0 and done.stdout.strip(), done.stderr

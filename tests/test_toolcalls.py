@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from helpers import tiny_llama_gguf
@@ -16,6 +16,7 @@ import edgellm
 from edgellm.errors import InvalidArgumentError, TemplateError
 from edgellm.prompt import ChatPrompt
 from edgellm.toolcalls import FORMATS, ToolReader, find_format
+from edgellm.toolcalls.functions import tool_of
 from edgellm.toolcalls.json_end import JsonEnd, parse
 from edgellm.toolcalls.messages import for_template
 
@@ -359,3 +360,34 @@ def test_forms_that_cannot_be_read_are_refused_before_anything_runs(model: Any) 
         model.chat([ASK], tools=[WEATHER], tool_format="xml")
     scripted(model, LLAMA3)
     assert model.chat([ASK], tools=[WEATHER], tool_format="llama3", temperature=0).tool_calls[0].name == "weather"
+
+
+# ---- functions as tools ----------------------------------------------------------------------------------------------
+
+
+def test_a_function_is_a_tool(model: Any) -> None:
+    def weather(city: str, days: int = 1, unit: Literal["C", "F"] = "C", places: list[float] | None = None) -> str:
+        """Tells the weather."""
+        return f"{city} {days} {unit} {places}"
+
+    tool = tool_of(weather)["function"]
+    assert (tool["name"], tool["description"]) == ("weather", "Tells the weather.")
+    assert tool["parameters"]["required"] == ["city"]
+    assert tool["parameters"]["properties"] == {
+        "city": {"type": "string"}, "days": {"type": "integer"}, "unit": {"enum": ["C", "F"]},
+        "places": {"anyOf": [{"type": "array", "items": {"type": "number"}}, {"type": "null"}]},
+    }  # fmt: skip
+    scripted(model, HERMES)
+    (call,) = model.chat([ASK], tools=[weather], temperature=0).tool_calls
+    assert weather(**call.arguments) == "Paris 1 C None"
+    assert '"weather"' in model.apply_template([ASK], tools=[weather])
+
+
+def test_functions_that_cannot_be_tools() -> None:
+    def no_type(x): ...  # noqa: ANN001
+    def odd_type(x: bytes) -> None: ...
+    def many(*x: int) -> None: ...
+
+    for function, words in ((no_type, "no_type: x needs a type"), (odd_type, "bytes"), (many, "by name")):
+        with pytest.raises(InvalidArgumentError, match=words):
+            tool_of(function)
