@@ -28,7 +28,7 @@ from edgellm.results import Context, Result, Stats, Usage
 from edgellm.sampling import Sampling
 from edgellm.session_state import Options, turn_seed
 from edgellm.stream import Stream
-from edgellm.transcript import Cached, Prompt, Transcript, plain_message
+from edgellm.transcript import Cached, Prompt, Transcript, plain_message, plain_question
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 
 T = TypeVar("T")
+Question = str | Message | SequenceOf[Message]
 
 
 class _Place:
@@ -88,20 +89,19 @@ class Session:
     # ---- a question
 
     @overload
-    def send(
-        self, message: str | Message, *, stream: Literal[False] = ..., **options: Unpack[AnswerOptions]
-    ) -> Result: ...
+    def send(self, message: Question, *, stream: Literal[False] = ..., **options: Unpack[AnswerOptions]) -> Result: ...
     @overload
-    def send(self, message: str | Message, *, stream: Literal[True], **options: Unpack[AnswerOptions]) -> Stream: ...
+    def send(self, message: Question, *, stream: Literal[True], **options: Unpack[AnswerOptions]) -> Stream: ...
     @overload
-    def send(self, message: str | Message, *, stream: bool, **options: Unpack[AnswerOptions]) -> Result | Stream: ...
+    def send(self, message: Question, *, stream: bool, **options: Unpack[AnswerOptions]) -> Result | Stream: ...
 
-    def send(self, message: str | Message, *, stream: bool = False, **options: Any) -> Result | Stream:
+    def send(self, message: Question, *, stream: bool = False, **options: Any) -> Result | Stream:
         """Ask, and get the answer; only what is new goes through the model.
 
-        `message` is a text, or a mapping with `role` and `content` (role "tool": what a tool that the model asked for
-        gave); its text never becomes a control token. With `stream=True` a `Stream` comes back at once. The options are
-        those of `Model.chat`, but `overflow`; they count for this answer only and default to those of the session.
+        `message` is a text, or a mapping with `role` and `content`; or what tools gave that the model asked for, one
+        message of the role "tool" or a list of them. Its text never becomes a control token. With `stream=True` a
+        `Stream` comes back at once. The options are those of `Model.chat`, but `overflow`; they count for this answer
+        only and default to those of the session.
 
         Setting the event `cancel` drops question and answer; after `timeout` seconds the answer ends there and is kept.
         One that ends before its first word, by the timeout or `Stream.stop`, leaves the session as it was.
@@ -112,16 +112,16 @@ class Session:
         job = self._ask(message, options)
         return Stream(self, job) if stream else job.wait()
 
-    def asend(self, message: str | Message, **options: Unpack[AnswerOptions]) -> AsyncStream:
+    def asend(self, message: Question, **options: Unpack[AnswerOptions]) -> AsyncStream:
         """`send` for asyncio: `async for event in chat.asend(...)`, or await it for the `Result`."""
         from edgellm.async_stream import AsyncStream
 
         return AsyncStream(self, self._ask(message, options, lazy=True))
 
-    def _ask(self, message: str | Message, options: Mapping[str, Any], lazy: bool = False) -> Job:
+    def _ask(self, message: Question, options: Mapping[str, Any], lazy: bool = False) -> Job:
         """Queue a question."""
         self._check_open()
-        plain = plain_message({"role": "user", "content": message} if isinstance(message, str) else message)
+        plain = plain_question(message)
         own = self.options
         defaults = Defaults(
             own.sampling, own.max_tokens, own.exact, self.overflow, self.tools, self.model.chat_template, fixed=True
@@ -134,13 +134,13 @@ class Session:
 
     # ---- on the worker thread
 
-    def _answer(self, job: TappedJob, message: dict[str, Any], call: Call) -> Result:
+    def _answer(self, job: TappedJob, question: list[dict[str, Any]], call: Call) -> Result:
         self._check_open()
         model = self.model
         engine = model._loaded.engine
         engine.set_exact(call.exact)
         self._render.tools = call.tools
-        prompt = self._said.prompt(message, self._cached(), model.n_ctx, self._by_turns)
+        prompt = self._said.prompt(question, self._cached(), model.n_ctx, self._by_turns)
         model._check_ids(prompt.ids, Overflow("sink"))  # how much fits, the sequence knows
         seed, base = call.sampling.seed, self.options.sampling.seed
         if seed is None:
@@ -256,7 +256,7 @@ class Session:
         self._said.system = None if not text else plain_message({"role": "system", "content": text})["content"]
 
     def undo(self) -> dict[str, Any] | None:
-        """The last question and its answer leave; the question, or None where there is none.
+        """The last question and its answer leave; the question (its first message), or None where there is none.
 
         Where their pages are still there nothing is computed; else the next question reads the conversation again.
         """

@@ -76,7 +76,7 @@ class Prompt:
     questions, the new one last. `first`: the first message that is in the text; `gone`: tokens of those before it.
     """
 
-    message: dict[str, Any]
+    messages: list[dict[str, Any]]
     base: int
     ids: list[int]
     keep: int
@@ -114,68 +114,93 @@ class Transcript:
 
     # ---- a question
 
-    def prompt(self, message: dict[str, Any], cached: Cached, n_ctx: int, by_turns: bool) -> Prompt:
-        """The ids of `message` after what the cache holds. `by_turns`: whole turns can be dropped (`drop-turns`).
+    def prompt(self, question: list[dict[str, Any]], cached: Cached, n_ctx: int, by_turns: bool) -> Prompt:
+        """The ids of `question`, a message or what several tools gave, after what the cache holds.
+
+        `by_turns`: whole turns can be dropped (`drop-turns`).
 
         Raises TemplateError, ContextOverflowError (the question alone is too long, with `by_turns`).
         """
-        parts = self._rendered(message, self.first)
+        parts = self._rendered(question, self.first)
         text = text_of(parts)
         if self.text is not None and text.startswith(self.text) and bool(self.text) == bool(cached.length):
-            return self._appended(message, parts, text, cached, by_turns)
-        return self._anew(message, parts, cached, n_ctx, by_turns)
+            return self._appended(question, parts, text, cached, by_turns)
+        return self._anew(question, parts, cached, n_ctx, by_turns)
 
-    def _rendered(self, message: dict[str, Any], first: int) -> Parts:
-        return self._render([*self._opening(), *self.messages[first:], message], True)
+    def _rendered(self, question: list[dict[str, Any]], first: int) -> Parts:
+        return self._render([*self._opening(), *self.messages[first:], *question], True)
 
     def _opening(self) -> list[dict[str, Any]]:
         return [{"role": "system", "content": self.system}] if self.system else []
 
-    def _appended(self, message: dict[str, Any], parts: Parts, text: str, cached: Cached, by_turns: bool) -> Prompt:
+    def _appended(
+        self, question: list[dict[str, Any]], parts: Parts, text: str, cached: Cached, by_turns: bool
+    ) -> Prompt:
         begun, length = len(self.text or ""), cached.length
         rest = cut(parts, begun)
         ids = self._encode(rest, not begun)
         before = self.waiting
         bos = self._bos(ids) if not begun else []
         start, start_chars = -1, begun
-        if by_turns:
+        if by_turns and begins_turn(question[0]):
             header = self.header()
             if not begun:
-                start_chars = first_question(self._render, [*self._opening(), message], header)
+                start_chars = first_question(self._render, [*self._opening(), question[0]], header)
             else:
                 start_chars = begun + next(iter(question_starts(rest, header)), 0)
             start = token_offsets(rest, ids, [start_chars - begun], self._encode, not begun)[0]
             start += length + len(before) + len(bos)
         turn = Turn(len(self.messages), length, begun, tuple(before), start, start_chars)
         turns = [*self.turns, turn]
-        return Prompt(message, length, [*before, *bos, *ids], max(start, 0), text, turns, self.first, self.gone)
+        return Prompt(question, length, [*before, *bos, *ids], max(start, 0), text, turns, self.first, self.gone)
 
-    def _anew(self, message: dict[str, Any], parts: Parts, cached: Cached, n_ctx: int, by_turns: bool) -> Prompt:
+    def _anew(self, question: list[dict[str, Any]], parts: Parts, cached: Cached, n_ctx: int, by_turns: bool) -> Prompt:
         first, gone = self.first, self.gone
         ids, n_bos = self._all_ids(parts)
         while by_turns and len(ids) > n_ctx:
-            if first >= len(self.messages):
+            later = [i for i, said in self._questions(question) if i > first and begins_turn(said)]
+            if not later:
                 raise ContextOverflowError(len(ids), n_ctx)
-            first = next((turn.message for turn in self.turns if turn.message > first), len(self.messages))
-            parts, before = self._rendered(message, first), len(ids)
+            first = later[0]
+            parts, before = self._rendered(question, first), len(ids)
             ids, n_bos = self._all_ids(parts)
             gone += before - len(ids)
         same = common_prefix(cached.ids, ids[:-1])  # one token is run at least: its logits are wanted
         base = cached.position(same)
         if same < max(1, cached.keep) or not cached.can_rewind(base):
             same, base = 0, -1
-        questions = [turn.message for turn in self.turns] + [len(self.messages)]
-        turns, keep = [Turn(i, -1, 0, (), -1, 0) for i in questions], 0
+        turns, keep = [Turn(i, -1, 0, (), -1, 0) for i, _ in self._questions(question)], 0
         if by_turns:
-            starts = self._starts(message, parts, ids, n_bos, first)
+            starts = self._starts(question, parts, ids, n_bos, first)
             keep = starts[0][0]
             if same > cached.keep:  # what is behind the head stands further in the cache
                 starts = [(n + cached.dropped if n >= cached.keep else n, at) for n, at in starts]
-            begin = sum(i < first for i in questions)
-            seen = [*zip(range(len(turns) - 1, begin, -1), reversed(starts[1:]), strict=False), (begin, starts[0])]
-            for i, (start, chars) in seen:  # from the last one back: the text may show less than there are
+            for i, (start, chars) in self._placed(question, starts, first):
                 turns[i] = replace(turns[i], start=start, start_chars=chars)
-        return Prompt(message, base, ids[same:], keep, text_of(parts), turns, first, gone)
+        return Prompt(question, base, ids[same:], keep, text_of(parts), turns, first, gone)
+
+    def _questions(self, question: list[dict[str, Any]]) -> list[tuple[int, dict[str, Any]]]:
+        """(index, first message) of all questions, a new one last."""
+        return [
+            *((turn.message, self.messages[turn.message]) for turn in self.turns),
+            (len(self.messages), question[0]),
+        ]
+
+    def _placed(
+        self, question: list[dict[str, Any]], starts: list[tuple[int, int]], first: int
+    ) -> list[tuple[int, tuple[int, int]]]:
+        """(number of the turn, its start) for turns that others may be dropped up to.
+
+        What tools gave belongs to the turn of its question, though some templates write it as one. Starts are given out
+        from the last one back: the text may show less than there are.
+        """
+        questions = self._questions(question)
+        begin = sum(i < first for i, _ in questions)
+        behind = range(begin + 1, len(questions))
+        begins = {i for i in behind if begins_turn(questions[i][1])}
+        seen = behind if len(starts) - 1 > len(begins) else sorted(begins)
+        placed = [*zip(reversed(seen), reversed(starts[1:]), strict=False), (begin, starts[0])]
+        return [(i, start) for i, start in placed if i in begins or i == begin]
 
     def _all_ids(self, parts: Parts) -> tuple[list[int], int]:
         """Ids of a whole text, and how many of them no part of it spells (the one that begins a text)."""
@@ -184,12 +209,12 @@ class Transcript:
         return bos + ids, len(bos)
 
     def _starts(
-        self, message: dict[str, Any], parts: Parts, ids: list[int], n_bos: int, first: int
+        self, question: list[dict[str, Any]], parts: Parts, ids: list[int], n_bos: int, first: int
     ) -> list[tuple[int, int]]:
         """(ids, characters) before each turn of a text that was rendered from message `first` on, as far as it shows
         where they begin."""
         header = self.header()
-        opening = [*self._opening(), *self.messages[first:], message][: 1 + bool(self.system)]
+        opening = [*self._opening(), *self.messages[first:], *question][: 1 + bool(self.system)]
         begin = first_question(self._render, opening, header)
         chars = [begin, *(start for start in question_starts(parts, header) if start > begin)]
         offsets = token_offsets(parts, ids[n_bos:], chars, self._encode, True)
@@ -213,7 +238,7 @@ class Transcript:
             said.pop()
         kept, rest = self._agreeing(said, result.text)
         in_cache = min(kept, max(0, len(result.token_ids) - 1))  # the last one that was chosen has not been run
-        self.messages += [prompt.message, result.message]
+        self.messages += [*prompt.messages, result.message]
         self.turns, self.first, self.gone = prompt.turns, prompt.first, prompt.gone
         self.text = prompt.text + result.text
         self.waiting = said[in_cache:kept] + self.tokenizer.encode(rest, False, at_start=False)
@@ -292,6 +317,25 @@ class Transcript:
 def _joined(messages: list[dict[str, Any]], add_generation_prompt: bool) -> Parts:
     """Without a template texts follow each other."""
     return [(str(message["content"]), False) for message in messages]
+
+
+def begins_turn(message: Mapping[str, Any]) -> bool:
+    """Whether a question begins a turn; what a tool gave goes on with one."""
+    return bool(message["role"] != "tool")
+
+
+def plain_question(question: Any) -> list[dict[str, Any]]:
+    """The messages of a question: a text, a message, or several that tools gave. Raises InvalidArgumentError."""
+    if isinstance(question, str):
+        question = {"role": "user", "content": question}
+    if isinstance(question, Mapping):
+        return [plain_message(question)]
+    if not isinstance(question, Sequence) or not question:
+        raise InvalidArgumentError("a question must be a text, a message, or a list of messages of the role 'tool'")
+    messages = [plain_message(message) for message in question]
+    if len(messages) > 1 and any(begins_turn(message) for message in messages):
+        raise InvalidArgumentError("several messages at once must all be of the role 'tool'")
+    return messages
 
 
 def plain_message(message: Mapping[str, Any]) -> dict[str, Any]:
