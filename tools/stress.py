@@ -5,7 +5,8 @@
 `latency`: calls are stopped and cancelled from another thread at random moments of prefill and of decoding; how long
 the caller then waits, and whether the next call has the bits of a fresh model's. `calls`: random calls on two models
 from many threads, each compared with the answer that it has alone; a watchdog looks for calls that never end, and
-memory has to come back. Ends with 1 where something is wrong: p99 over 100 ms, a wrong answer, a deadlock, memory that stays.
+memory has to come back. Ends with 1 where something is wrong: p99 over 100 ms, a wrong answer, a deadlock, memory that
+stays.
 """
 
 from __future__ import annotations
