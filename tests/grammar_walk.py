@@ -90,11 +90,11 @@ def closing_bias(tokenizer: Tokenizer) -> np.ndarray:
     for token in range(tokenizer.n_vocab):
         data = tokenizer.token_bytes(token, skip_special=True)
         if token in tokenizer.eog_ids:
-            out[token] = 60
+            out[token] = 80
         elif data[:1] in (b"}", b"]"):
             out[token] = 50
         elif data == b'"':
-            out[token] = 40
+            out[token] = 60  # before brackets, which are text inside a string
         elif data == b"z":  # ends the one pattern among the schemas that asks for more than a quote
             out[token] = 30
         elif data[:1] == b",":  # where nothing can be closed, or digits would go on for ever

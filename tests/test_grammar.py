@@ -92,7 +92,7 @@ def test_real_vocabularies(path):
     for schema in (PERSON, ALL["article"], ALL["unicode"]):
         make = compile_constraint(tokenizer, response_format=schema)
         for seed, at_start in ((1, True), (2, False)):
-            tokens, ended = walk(make(), tokenizer, np.random.default_rng(seed), 400, at_start)
+            tokens, ended = walk(make(), tokenizer, np.random.default_rng(seed), 200, at_start)
             assert not set(tokens) & (tokenizer.control_ids | tokenizer.eog_ids)
             if ended:
                 check(schema, tokenizer.decode(tokens, skip_special=True, at_start=at_start))
