@@ -197,7 +197,7 @@ def embed(
 
 def _states(engine: Engine, ids: list[int], pooling: str, job: Job) -> Iterator[np.ndarray]:
     """The hidden states that the pooling needs, float32 (rows, dim) of each pass; some passes give no rows."""
-    with Sequence(engine.pool, engine.n_ctx) as seq:
+    with Sequence(engine.pool, engine.n_ctx) as seq, engine.undoing(seq.close):
         for start in range(0, len(ids), PREFILL_CHUNK):
             if job.stopped:
                 raise Cancelled()
