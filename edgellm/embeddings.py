@@ -183,15 +183,18 @@ def embed(
     """One float32 (dim,) per list of ids, or with pooling "none" one (n_tokens, dim).
 
     `normalize` gives every vector length 1 (one of zeros stays so). Raises Cancelled, NonFiniteError,
-    NotEnoughMemoryError.
+    NotEnoughMemoryError, ModelFileChanged.
     """
     engine.set_exact(exact)
+    engine.check_file()
     found: list[np.ndarray] = []
     meter = Meter(progress, "embedding", len(lists), "texts")
     for ids in lists:
         vector = pooled(_states(engine, ids, pooling, job), pooling)
         found.append(normalized(vector) if normalize else vector)
-        meter.advance(1)
+        with engine.gate:
+            meter.advance(1)
+    engine.check_file()
     return found
 
 

@@ -64,7 +64,7 @@ def _cpu(facts: dict[str, Any]) -> Iterator[Check]:
 
 def _native(native: dict[str, Any], backend: str) -> Iterator[Check]:
     if "error" in native:
-        yield fault("kernels", native["error"], "so no model can be loaded; unset EDGELLM_ISA", native["exit_code"])
+        yield fault("kernels", native["error"], "so no model can be loaded; unset that variable", native["exit_code"])
         return
     if not native["available"]:
         yield Check(
