@@ -206,11 +206,18 @@ def chosen_sampling(base: Sampling, stop: str | Iterable[str], samplers: Mapping
     """`base` with single fields replaced and stop strings added. Raises InvalidArgumentError for an unknown field."""
     unknown = sorted(set(samplers) - _SAMPLERS)
     if unknown:
-        names = ", ".join(one_line(name) for name in unknown)
-        known = ", ".join(sorted(_SAMPLERS | _OPTIONS))
-        raise InvalidArgumentError(f"unknown option '{names}'; options are {known}")
+        raise InvalidArgumentError(unknown_option(unknown, _SAMPLERS | _OPTIONS))
     stops = (stop,) if isinstance(stop, str) else tuple(stop)
     return replace(base, **samplers, stop=(*base.stop, *stops))
+
+
+def unknown_option(names: Sequence[str], known: Iterable[str]) -> str:
+    """The message about options that there are not, with the nearest one that there is."""
+    from difflib import get_close_matches
+
+    near = get_close_matches(str(names[0]), known, 1)
+    hint = f"did you mean '{near[0]}'? " if near else ""
+    return f"unknown option '{', '.join(map(one_line, names))}'; {hint}options are {', '.join(sorted(known))}"
 
 
 def checked_limit(max_tokens: Any) -> int | None:

@@ -78,6 +78,11 @@ def test_bad_options_are_named(ask, options):
         ask(**options)
 
 
+def test_the_nearest_option_is_named(model):
+    with pytest.raises(edgellm.InvalidArgumentError, match="did you mean 'temperature'"):
+        model.generate("x", tempature=1)
+
+
 @pytest.mark.parametrize(
     "options, words",
     [

@@ -8,6 +8,7 @@ import json
 import numpy as np
 import pytest
 from helpers import tiny_llama_gguf
+from test_generate import scripted
 
 import edgellm
 from edgellm.sampling.logprobs import LogprobRecorder, log_softmax
@@ -205,6 +206,55 @@ def test_embeddings(model):
     for wrong in ({"input": 3}, {"input": "x", "encoding_format": "int8"}, {"input": "x", "dimensions": 3}):
         with pytest.raises(edgellm.InvalidArgumentError):
             client.embeddings.create(**wrong)
+
+
+def test_embeddings_of_a_model(client, model):
+    answer = client.embeddings.create(input=["hello", "world"])
+    expected = model.embed(["hello", "world"])
+    assert np.allclose([row.embedding for row in answer.data], expected, atol=1e-6)
+
+
+def test_a_token_that_is_banned_never_comes(client, model):
+    first = client.completions.create(prompt="hello", logprobs=0, **{**PLAIN, "max_tokens": 1})
+    (token,) = model.generate("hello", temperature=0, max_tokens=1, ignore_eos=True).token_ids
+    other = client.completions.create(
+        prompt="hello", logprobs=0, logit_bias={str(token): -100}, **{**PLAIN, "max_tokens": 1}
+    )
+    tokens = [answer.choices[0].logprobs.tokens for answer in (first, other)]
+    assert tokens[0] != tokens[1]
+
+
+TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+CALL = '<tool_call>{"name": "weather", "arguments": {"city": "Paris"}}</tool_call>'
+TOOLS = (
+    '{% if tools %}<|im_start|>system\n{{ tools | tojson }} <tool_call>{"name": ...}</tool_call><|im_end|>\n{% endif %}'
+    + CHATML
+)
+
+
+@pytest.fixture
+def calling(tmp_path):
+    """A model that says hello and then calls a tool."""
+    path = tiny_llama_gguf(tmp_path / "tools.gguf", n_ctx=1200, **{"tokenizer.chat_template": TOOLS})
+    with edgellm.load(path, backend="reference") as model:
+        scripted(model, f"hello {CALL}")
+        yield edgellm.openai(model).chat.completions
+
+
+def test_tool_calls(calling):
+    choice = calling.create(messages=HELLO, tools=[TOOL], tool_choice="auto", temperature=0).choices[0]
+    (call,) = choice.message.tool_calls
+    assert (choice.finish_reason, choice.message.content.strip()) == ("tool_calls", "hello")
+    assert (call.type, call.function.name, json.loads(call.function.arguments)) == (
+        "function", "weather", {"city": "Paris"},
+    )  # fmt: skip
+
+
+def test_tool_calls_in_chunks(calling):
+    deltas = [c.choices[0].delta for c in calling.create(messages=HELLO, tools=[TOOL], temperature=0, stream=True)]
+    assert "".join(d.get("content") or "" for d in deltas).strip() == "hello"
+    (call,) = [call for delta in deltas for call in delta.get("tool_calls") or []]
+    assert (call.index, call.function.name, json.loads(call.function.arguments)) == (0, "weather", {"city": "Paris"})
 
 
 def test_models(client, model):

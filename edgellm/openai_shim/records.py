@@ -8,7 +8,8 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from edgellm.errors import InvalidArgumentError, one_line
+from edgellm.calls import unknown_option
+from edgellm.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
     from edgellm.results import Result
@@ -73,6 +74,5 @@ def known(options: Mapping[str, Any], names: frozenset[str], call: str) -> dict[
     """The options that were given; None is as good as left out. Raises InvalidArgumentError that names a stranger."""
     strange = sorted(set(options) - names)
     if strange:
-        words = ", ".join(one_line(name) for name in strange)
-        raise InvalidArgumentError(f"{call} has no argument '{words}' here; it takes {', '.join(sorted(names))}")
+        raise InvalidArgumentError(f"{call}: {unknown_option(strange, names)}")
     return {name: value for name, value in options.items() if value is not None}
