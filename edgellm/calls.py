@@ -16,16 +16,18 @@ from edgellm.callbacks import Dispatch, Hooks, TappedJob, Watch
 from edgellm.errors import InvalidArgumentError, one_line
 from edgellm.generate import Request
 from edgellm.prompt import AnyTool, Tool
+from edgellm.results import Result, Stats, Usage
 from edgellm.sampling import Constraint, Processor, Sampling
 
 if TYPE_CHECKING:
     import threading
 
-    from edgellm.results import Event, Progress, Result
+    from edgellm.model import Model
+    from edgellm.results import Context, Event, Progress
     from edgellm.tokenizers import Tokenizer
     from edgellm.toolcalls import ToolReader
     from edgellm.toolcalls.formats import ToolFormat
-    from edgellm.worker import Job, Worker
+    from edgellm.worker import Job, StopReason, Worker
 
 ToolChoice = str | Mapping[str, Any]
 _CHOICES = ("auto", "none", "required")
@@ -339,8 +341,22 @@ def _part(name: str, option: str) -> Any:
         raise InvalidArgumentError(f"{option} needs edgellm.{name}, which this build of edgellm has not got") from None
 
 
-def submit(call: Call, worker: Worker, answer: Callable[[TappedJob], Result], whole: bool = False) -> Job:
+def nothing_said(model: Model, call: Call, context: Context, reason: StopReason) -> Result:
+    """The result of an answer that was stopped before anything was done for it."""
+    stats = Stats(0.0, 0.0, 0.0, 0.0, 0.0, 0, model.threads, model.backend, model.isa)
+    return Result("", (), reason, Usage(0, 0), stats, context, call.sampling.seed or 0)
+
+
+def submit(
+    call: Call,
+    worker: Worker,
+    answer: Callable[[TappedJob], Result],
+    nothing: Callable[[StopReason], Result],
+    whole: bool = False,
+) -> Job:
     """Queue an answer, with its callbacks and what may end it. Raises ModelClosedError.
+
+    `nothing` makes the result where it is stopped before its turn has come.
 
     `whole`: where it is stopped before its first word there is nothing to keep, and it ends like a cancelled one.
     """
@@ -353,5 +369,6 @@ def submit(call: Call, worker: Worker, answer: Callable[[TappedJob], Result], wh
             watch.end()
 
     job = worker.submit(run)
+    job.unbegun = nothing
     watch.start(job)
     return job

@@ -19,12 +19,12 @@ import numpy as np
 
 from edgellm.cache import Overflow
 from edgellm.callbacks import TappedJob
-from edgellm.calls import Call, Defaults, chosen_sampling, gather, submit
+from edgellm.calls import Call, Defaults, chosen_sampling, gather, nothing_said, submit
 from edgellm.embeddings import Embeds
 from edgellm.errors import InvalidArgumentError, ModelClosedError
 from edgellm.generate import Generation
 from edgellm.prompt import AnyTool, ChatPrompt, Message
-from edgellm.results import Result
+from edgellm.results import Context, Result
 from edgellm.sampling import Sampling
 from edgellm.stream import Stream
 from edgellm.worker import Worker
@@ -253,7 +253,8 @@ class Model(Embeds):
             result = Generation(loaded.engine, request, job).run()
             return call.finish(result, request)
 
-        return submit(call, self._worker, answer)
+        context = Context(0, self.n_ctx, 0, 0, call.overflow.kind)
+        return submit(call, self._worker, answer, lambda why: nothing_said(self, call, context, why))
 
     def session(
         self, system: str | None = None, *, overflow: Overflow | str | None = None, max_tokens: int | None = None,

@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from edgellm.cache import Overflow, Sequence
 from edgellm.callbacks import TappedJob
-from edgellm.calls import Call, Defaults, checked_limit, gather, submit
+from edgellm.calls import Call, Defaults, checked_limit, gather, nothing_said, submit
 from edgellm.errors import Cancelled, InvalidArgumentError, ModelClosedError
 from edgellm.generate import Generation
 from edgellm.prompt import AnyTool, Message, Renderer
-from edgellm.results import Context, Result, Stats, Usage
+from edgellm.results import Context, Result
 from edgellm.sampling import Sampling
 from edgellm.session_state import Options, turn_seed
 from edgellm.stream import Stream
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from edgellm.async_stream import AsyncStream
     from edgellm.calls import AnswerOptions
     from edgellm.model import Model
-    from edgellm.worker import Job
+    from edgellm.worker import Job, StopReason
 
 
 T = TypeVar("T")
@@ -129,7 +129,10 @@ class Session:
         call = gather(options, defaults, self.model.tokenizer, lazy)
         if "seed" not in options and getattr(options.get("sampling"), "seed", None) is None:
             call = replace(call, sampling=replace(call.sampling, seed=None))  # the session's next one counts
-        self._job = job = submit(call, self.model._worker, lambda job: self._answer(job, plain, call), whole=True)
+        self._job = job = submit(
+            call, self.model._worker, lambda job: self._answer(job, plain, call),
+            lambda why: self._nothing(call, why), whole=True,
+        )  # fmt: skip
         return job
 
     # ---- on the worker thread
@@ -160,7 +163,7 @@ class Session:
         except BaseException as error:
             self._give_up(seq, prompt.base)
             if isinstance(error, Cancelled) and job.job.keep:  # stopped, but there is nothing to keep
-                return self._nothing(seed, job.why)
+                return self._nothing(replace(call, sampling=replace(call.sampling, seed=seed)), job.why)
             raise
         self._take_in(seq, prompt, result, request.stop_ids)
         return replace(result, context=self.context)
@@ -223,9 +226,8 @@ class Session:
         if forget:
             self._said.forget()
 
-    def _nothing(self, seed: int, reason: Any) -> Result:
-        stats = Stats(0.0, 0.0, 0.0, 0.0, 0.0, 0, self.model.threads, self.model.backend, self.model.isa)
-        return Result("", (), reason, Usage(0, 0), stats, self.context, seed)
+    def _nothing(self, call: Call, reason: StopReason) -> Result:
+        return nothing_said(self.model, call, self.context, reason)
 
     # ---- what was said
 

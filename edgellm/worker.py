@@ -39,6 +39,7 @@ class Job:
         self.flag = np.zeros(1, dtype=np.int32)
         self.keep = True
         self.why: StopReason = "cancelled"
+        self.unbegun: Callable[[StopReason], Any] | None = None  # the outcome when it is stopped before its turn
         self._heard: Callable[[], Any] | None = None
         self.outcome: Any = None
         self.error: BaseException | None = None
@@ -67,7 +68,8 @@ class Job:
     def stop(self, keep: bool = True, why: StopReason = "cancelled", error: EdgeLLMError | None = None) -> None:
         """Ask the job to end. Returns at once; a later `stop(keep=False)` still drops what was kept.
 
-        A job that waits for its turn and shall be dropped ends here. `error`: what the caller gets, if not `Cancelled`.
+        A job that waits for its turn ends here, where it shall be dropped, or where `unbegun` makes an outcome of it.
+        `error`: what the caller gets, if not `Cancelled`.
         """
         self.keep = self.keep and keep
         if not self.stopped:
@@ -76,6 +78,9 @@ class Job:
         self.flag[0] = 1
         if not self.keep:
             self.refuse(error or Cancelled())
+        elif self.unbegun is not None and self._claim.acquire(blocking=False):
+            self.outcome = self.unbegun(self.why)
+            self._end()
 
     def refuse(self, error: BaseException) -> None:
         """End a job that has not begun."""
@@ -110,7 +115,7 @@ class Job:
             self.refuse(Cancelled("cancelled: the call goes on in the process that has forked, not in its child"))
 
     def _end(self) -> None:
-        self._run = _nothing  # its closure may hold the engine
+        self._run, self.unbegun = _nothing, None  # their closures may hold the engine
         self._ended = True
         self.put(_END)
 

@@ -132,6 +132,26 @@ def test_what_an_answer_says_of_itself(ask, model):
     assert result.context.n_ctx == model.n_ctx
 
 
+def test_a_timeout_ends_a_call_whose_turn_has_not_come(ask, model):
+    """The one that runs goes on only after the other has ended: were that one to wait for its turn, nobody would."""
+    began, go = threading.Event(), threading.Event()
+
+    def hold(progress):
+        began.set()
+        assert go.wait(60)
+
+    running = model.generate("hello", on_prefill=hold, max_tokens=2, ignore_eos=True, stream=True)
+    assert began.wait(60)
+    result = ask(timeout=0.05)
+    stopped = model.generate("hello", stream=True)
+    stopped.stop()
+    assert (stopped.result.finish_reason, stopped.result.text) == ("cancelled", "")
+    assert (result.finish_reason, result.text, result.usage.total_tokens) == ("timeout", "", 0)
+    go.set()
+    assert running.result.usage.completion_tokens == 2
+    assert ask(max_tokens=2, ignore_eos=True).usage.completion_tokens == 2
+
+
 def test_callbacks_hear_everything_and_may_end_it(ask):
     events, prefill = [], []
     result = ask(on_token=events.append, on_prefill=prefill.append, max_tokens=8, ignore_eos=True, seed=1)
