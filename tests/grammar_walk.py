@@ -96,7 +96,7 @@ def closing_bias(tokenizer: Tokenizer) -> np.ndarray:
         elif data == b'"':
             out[token] = 60  # before brackets, which are text inside a string
         elif data == b"z":  # ends the one pattern among the schemas that asks for more than a quote
-            out[token] = 30
+            out[token] = 55
         elif data[:1] == b",":  # where nothing can be closed, or digits would go on for ever
             out[token] = 20
         elif data[:1] in (b"{", b"[", b" ", b"\n", b"\t"):
