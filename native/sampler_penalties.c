@@ -63,7 +63,8 @@ static int64_t breaker_here(const el_sampling_tokens *t, int32_t token, const in
     for (int64_t b = first_breaker(t, token); b < t->n_breakers && t->heads[b] == token; b++) {
         int64_t length = tail_length(t, b);
         const int32_t *tail = t->tails + (t->tail_ends[b] - length);
-        if (length > longest && length <= n && memcmp(tail, after, (size_t)length * sizeof *tail) == 0) longest = length;
+        if (length <= longest || length > n) continue;
+        if (length == 0 || memcmp(tail, after, (size_t)length * sizeof *tail) == 0) longest = length;
     }
     return longest;
 }
