@@ -4,15 +4,19 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PY     := $(BIN)/python
 
-.PHONY: types qt-screenshot qt-gap tokenizer-parity help chat test native lint gen-check native-suite asan suite-arm64 suite-x86 mingw peer-check compare convert-memory kv-quality grammar-check parity numba-ratio stream-forever stress site site-serve pictures clean
-
+.PHONY: help
 help:
-	@echo "make chat     install into $(VENV) and talk to the built-in model"
-	@echo "make test     install into $(VENV) and run the tests"
-	@echo "make native   compile native/ in place (development)"
-	@echo "make parity   compare with transformers and llama.cpp, into docs/parity.md"
-	@echo "make types    mypy --strict on the public modules"
-	@echo "make lint     ruff, and the generated files against formats/blocks.toml"
+	@echo "make chat            install into $(VENV) and talk to the built-in model"
+	@echo "make test            install into $(VENV) and run the tests"
+	@echo
+	@echo "make native          compile native/ in place (development)"
+	@echo "make lint types      ruff and generated files; mypy, strict"
+	@echo "make site pictures   the documentation into build/site; its diagrams"
+	@echo "make native-suite asan suite-x86 suite-arm64 mingw"
+	@echo "                     the kernels on their own, on other CPUs, for Windows"
+	@echo "make parity compare  beside transformers and llama.cpp: answers, speed (slow)"
+	@echo "make stress          latency of stopping, many threads (slow)"
+	@echo "The Makefile has some more, with a line on each."
 
 SOURCES := pyproject.toml setup.py $(wildcard native/*.[ch] native/*.py native/kernels/*.[ch])
 # install(extras)
@@ -32,29 +36,36 @@ $(VENV)/installed: $(SOURCES)
 	$(call install,dev)
 	@touch $@ $(VENV)/installed-chat
 
+.PHONY: chat
 chat: $(VENV)/installed-chat
 	@$(BIN)/edgellm chat
 
+.PHONY: test
 test: $(VENV)/installed
 	@$(PY) -m pytest
 
 # For development: PY may point to any interpreter that has the dependencies.
+.PHONY: native
 native:
 	@mkdir -p build
 	@flock build/.lock $(PY) setup.py --quiet build_ext --inplace
 
+.PHONY: lint
 lint: $(VENV)/installed
 	$(PY) -m ruff check .
 	$(MAKE) gen-check PY=$(PY)
 
 # Strict on what programs use; [tool.mypy] of pyproject.toml lists what is not clean yet.
+.PHONY: types
 types:
 	$(PY) -m mypy
 
+.PHONY: gen-check
 gen-check:
 	$(PY) tools/gen_blocks.py --check
 
 # The same C for Windows: proves that nothing but os_windows.c talks to the system.
+.PHONY: mingw
 mingw:
 	@mkdir -p build
 	x86_64-w64-mingw32-gcc -shared -std=c11 -O2 -ffp-contract=off -Wall -Wextra -Werror -Inative \
@@ -79,10 +90,12 @@ define build-suite
 @$(2) build/suite-$(1)/*.o -o build/kernel-suite-$(1) -lm -pthread
 endef
 
+.PHONY: native-suite
 native-suite:
 	$(call build-suite,native,$(CC) -O3 $(EMULATED))
 	build/kernel-suite-native
 
+.PHONY: asan
 asan:
 	$(call build-suite,asan,$(CC) -O1 -g -fsanitize=address$(comma)undefined -fno-sanitize-recover=all $(EMULATED))
 	build/kernel-suite-asan --quick
@@ -92,12 +105,14 @@ asan:
 ARM64_CC ?= aarch64-linux-gnu-gcc
 ARM64 := qemu-aarch64 -cpu
 X86   := qemu-x86_64 -cpu
+.PHONY: suite-arm64
 suite-arm64:
 	$(call build-suite,arm64,$(ARM64_CC) -O2 -static)
 	$(ARM64) cortex-a53 build/kernel-suite-arm64 --quick --expect neon --liar
 	$(ARM64) cortex-a76 build/kernel-suite-arm64 --quick --expect dotprod --liar dotprod
 	$(ARM64) max build/kernel-suite-arm64 --quick --expect i8mm i8mm
 
+.PHONY: suite-x86
 suite-x86:
 	$(call build-suite,x86,$(CC) -O2 -static)
 	build/kernel-suite-x86
@@ -106,61 +121,76 @@ suite-x86:
 
 # Slow comparisons with other programs; their last results are in docs/. PEER_PYTHON: an environment with llama-cpp-python.
 PEER_PYTHON ?= python3
+.PHONY: peer-check
 peer-check:
 	$(PY) tools/peer_check.py --peer-python $(PEER_PYTHON)
 
 # The table of docs/benchmarks.md for all MODELS, nothing else running: builds llama.cpp the first time. COMPARE: options.
+.PHONY: compare
 compare:
 	@mkdir -p build
 	$(PY) tools/compare_peers.py $(MODELS) --json build/compare.json $(COMPARE) | tee build/compare.md
 
 # Numba beside compiled C on MODEL (one or several files), and the time to its first token.
+.PHONY: numba-ratio
 numba-ratio:
 	$(PY) tools/numba_ratio.py $(MODEL)
 
 # What the page types of the KV cache cost on MODELS (none: the built-in one), for docs/kv_types.md. KV_QUALITY: options.
+.PHONY: kv-quality
 kv-quality:
 	$(PY) tools/kv_quality.py $(MODELS) $(KV_QUALITY)
 
 # Calls stopped at any moment, 32 threads on two models for a minute (docs/safety.md). MODELS: none, one or two; STRESS: options.
+.PHONY: stress
 stress:
 	$(PY) tools/stress.py $(MODELS) $(STRESS)
 
+.PHONY: convert-memory
 convert-memory:
 	$(PY) tools/convert_memory.py --megabytes 2048
 
 # 1,000,000 tokens through a window of 512 (docs/streaming.md); matplotlib draws the pictures. STREAM: options.
+.PHONY: stream-forever
 stream-forever:
 	$(PY) tools/stream_forever.py --check-model --pictures docs/pictures --write docs/streaming.md $(STREAM)
 
 # All that is held to other programs, into docs/parity.md: here PEER_PYTHON is an environment with torch and transformers,
 # LLAMA_PYTHON one with llama-cpp-python; PARITY holds further options, as --part families.
 LLAMA_PYTHON ?= $(PEER_PYTHON)
+.PHONY: parity
 parity:
 	$(PY) tools/parity_all.py --peer-python $(PEER_PYTHON) --llama-python $(LLAMA_PYTHON) --write docs/parity.md $(PARITY)
 
 # The site, into build/site: guides, the API from its docstrings, commands from themselves. Links are checked.
+.PHONY: site
 site:
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet
 
+.PHONY: site-serve
 site-serve:
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs serve
 
 # The diagrams of docs/how-it-works.md.
+.PHONY: pictures
 pictures:
 	$(PY) tools/draw_docs.py docs/pictures
 
 # The chat window of examples/: its picture in the docs, and how long its event loop stands still (offscreen, idle machine).
+.PHONY: qt-screenshot
 qt-screenshot:
 	$(PY) tools/qt_window.py --picture docs/pictures/qt-chat.png
 
+.PHONY: qt-gap
 qt-gap:
 	$(PY) tools/qt_window.py $(MODEL) --limit 50
 
 # 1,000 random answers under each of thirty schemas, into docs/structured_output.md; GRAMMAR: options, as --vocab FILE.
+.PHONY: grammar-check
 grammar-check:
 	$(PY) tools/grammar_check.py --write docs/structured_output.md $(GRAMMAR)
 
+.PHONY: clean
 clean:
 	rm -rf build dist *.egg-info edgellm/*.so
 
@@ -171,6 +201,7 @@ sampler-parity:
 
 # All tokenizers against tokenizers, sentencepiece and llama.cpp, and 10 MB of anything (docs/tokenizers.md). llama.cpp is
 # in PY's environment, or in that of LLAMA_PYTHON.
+.PHONY: tokenizer-parity
 tokenizer-parity:
 	$(PY) tools/tokenizer_parity.py
 	$(if $(LLAMA_PYTHON),$(LLAMA_PYTHON) tools/tokenizer_parity.py --only llama)
