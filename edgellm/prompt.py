@@ -152,7 +152,11 @@ class FittedPrompt:
 def check_messages(messages: Sequence[Message]) -> None:
     """A template would print nothing for what is missing, so it is missed here. Raises InvalidArgumentError."""
     if isinstance(messages, (str, Mapping)) or not all(isinstance(m, Mapping) for m in messages):
-        raise InvalidArgumentError("messages must be a list of mappings with 'role' and 'content'")
+        raise InvalidArgumentError(
+            "messages must be a list of mappings with 'role' and 'content', as "
+            '[{"role": "user", "content": "Hi"}]; '
+            "`model.session().send(text)` takes a plain text, and so does `model.generate(text)`, which continues it"
+        )
     if not messages:
         raise InvalidArgumentError("there are no messages to answer")
     for i, message in enumerate(messages):

@@ -261,6 +261,16 @@ def test_a_conversation_that_no_longer_fits(paths, talk):
     assert [m["content"] for m in repl.session.messages[::2]] == ["hello", "hello"], "what did not fit is not kept"
 
 
+def test_a_message_that_is_too_long_alone(paths, talk, tmp_path):
+    """Under `drop-turns` no other conversation would help."""
+    file = tmp_path / "long.txt"
+    file.write_text("the " * 200)
+    with edgellm.load(paths["chat"], backend="reference", n_ctx=64) as model:
+        _, err, repl = talk(model, "hello", f"/read {file}", "sum up", "hello", overflow="drop-turns")
+    assert "this message is too long" in err and "nor what /read gave" in err.replace("\n", " ") and "/clear" not in err
+    assert [m["content"] for m in repl.session.messages[::2]] == ["hello", "hello"]
+
+
 def test_what_leaves_the_window_is_told(paths, talk):
     with edgellm.load(paths["chat"], backend="reference", n_ctx=96) as model:
         lines = [f"hello {i}" for i in range(8)]

@@ -338,6 +338,34 @@ def test_help_of_every_command(run):
     assert run("--version")[1].startswith("edgellm ")
 
 
+def test_help_is_there_however_it_is_asked_for(run):
+    page = run("--help")[1]
+    assert run() == (0, page, "") and run("help") == (0, page, "")
+    assert run("help", "show") == run("show", "--help")
+
+
+def test_a_command_misspelt_is_told_which_is_near(run):
+    code, out, err = run("chta")
+    assert (code, out) == (2, "") and "there is no command 'chta'; did you mean chat?" in err
+    code, out, err = run("xyzzy")
+    assert code == 2 and "chat, run, pull" in err
+
+
+def test_errors_break_between_words_on_a_terminal(monkeypatch):
+    line = "edgellm: error: " + " ".join(["words/that_stay-whole"] * 9)
+    monkeypatch.setenv("COLUMNS", "50")
+    assert cli._fitted(line) == line, "scripts get one line"
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    broken = cli._fitted(line)
+    assert broken.split() == line.split() and max(map(len, broken.splitlines())) <= 50
+
+
+def test_a_word_taken_for_the_model_is_told(run, monkeypatch):
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    code, _, err = run("run", "Hello")
+    assert code == 2 and "no prompt for the model 'Hello'" in err and "-p 'Hello'" in err
+
+
 def test_a_reader_that_goes_away_is_no_error(models):
     command = f'"{sys.executable}" -m edgellm run "{models["plain"]}" -p hello -n 200 --ignore-eos --backend reference'
     done = subprocess.run(f"{command} | head -c 1", shell=True, capture_output=True, timeout=60, check=False)

@@ -13,7 +13,7 @@ from edgellm.chat.commands import COMMANDS, Leave, completions, run_command, sim
 from edgellm.chat.lines import context_line, stats_line, status_line
 from edgellm.chat.paint import CodePainter, may_colour
 from edgellm.chat.reader import Reader, make_reader
-from edgellm.chat.terminal import no_echo, say, terminal_safe, window_size
+from edgellm.chat.terminal import no_echo, say, say_error, terminal_safe, window_size
 from edgellm.errors import ContextOverflowError, EdgeLLMError
 from edgellm.results import Result
 from edgellm.session import Session
@@ -71,7 +71,7 @@ class Repl:
                 self._pressed = True
                 say("")
             except EdgeLLMError as error:
-                say(f"error: {error}")
+                say_error(str(error))
             except BrokenPipeError:  # nobody reads the answers any more
                 raise
             except Exception as error:  # a fault of ours must not take the conversation along
@@ -106,13 +106,22 @@ class Repl:
             with self.bar() as report, no_echo():
                 result = self._show(session.send(message, stream=True, on_prefill=report, **once))
         except ContextOverflowError as error:
-            say(_too_long(error) if session.is_chat and session.messages else f"error: {error}")
+            say_error(self._too_long(error))
             return False
         kept = bool(result.token_ids) or result.finish_reason != "cancelled"
         if kept:
             self.last = result
         self._remark(result, dropped)
         return kept
+
+    def _too_long(self, error: ContextOverflowError) -> str:
+        """What does not fit: under a policy that makes room for it, the message alone."""
+        if not self.session.is_chat:
+            return str(error)
+        size = f"{error.n_prompt} tokens, the context window holds {error.n_ctx}"
+        if self.session.messages and self.session.overflow.kind == "error":
+            return f"the conversation no longer fits: it has {size}; /clear starts a new one"
+        return f"this message is too long: {size}; it was not sent" + ", nor what /read gave" * bool(self.attached)
 
     def _remark(self, result: Result, dropped: int) -> None:
         """What must be known about an answer beside its text. `dropped`: tokens that had left the window before it."""
@@ -162,10 +171,3 @@ class Repl:
 
 def _write(text: str) -> None:
     sys.stdout.write(text)
-
-
-def _too_long(error: ContextOverflowError) -> str:
-    return (
-        f"error: the conversation no longer fits: it has {error.n_prompt} tokens, the context window holds "
-        f"{error.n_ctx}; /clear starts a new one"
-    )

@@ -21,6 +21,12 @@ def say(text: str) -> None:
     print(terminal_safe(text), file=sys.stderr, flush=True)
 
 
+def say_error(text: str) -> None:
+    """What went wrong: one line, or lines that break between words where there is a window to fit."""
+    line = f"error: {text}"
+    say(wrapped(line) if window_size()[0] else line)
+
+
 def window_size() -> tuple[int, int]:
     """(columns, rows) of the window that stdout is shown in; (0, 0) where there is none."""
     try:

@@ -51,6 +51,17 @@ class LazyGroup(click.Group):
             return None
         return import_module(f"edgellm.cli.{COMMANDS[name][0]}").command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
+            from difflib import get_close_matches
+
+            near = get_close_matches(args[0], COMMANDS, n=1)
+            meant = f"did you mean {near[0]}?" if near else f"commands are {', '.join(COMMANDS)}"
+            ctx.fail(f"there is no command {args[0]!r}; {meant}")
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
@@ -86,7 +97,7 @@ def execute(args: Sequence[str] | None = None) -> int:
     _show_warnings()
     try:
         # Not standalone: errors come to us, and `ctx.exit(n)` returns n.
-        words = _hub_option(sys.argv[1:] if args is None else args)
+        words = _help_words(_hub_option(sys.argv[1:] if args is None else args))
         code = cli.main(args=words, prog_name="edgellm", standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
@@ -99,6 +110,13 @@ def execute(args: Sequence[str] | None = None) -> int:
         if isinstance(error, SystemExit):
             raise
         return _report(error)
+
+
+def _help_words(words: list[str]) -> list[str]:
+    """`edgellm` alone and `edgellm help [COMMAND]` ask for help, too."""
+    if not words:
+        return ["--help"]
+    return [*words[1:2], "--help"] if words[0] == "help" else words
 
 
 def _hub_option(args: Sequence[str]) -> list[str]:
@@ -140,8 +158,19 @@ def _report(error: BaseException) -> int:
         import traceback
 
         traceback.print_exception(error)
-    print("edgellm: error: " + " ".join(text.split()), file=sys.stderr)
+    print(_fitted("edgellm: error: " + " ".join(text.split())), file=sys.stderr)
     return code
+
+
+def _fitted(line: str) -> str:
+    """Broken between words on a terminal, which would break inside them; as it is for scripts."""
+    if not sys.stderr.isatty():
+        return line
+    import shutil
+    import textwrap
+
+    width = max(40, shutil.get_terminal_size().columns)
+    return textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False)
 
 
 def _show_warnings() -> None:
@@ -156,7 +185,7 @@ class _Lines(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         text = " ".join(record.getMessage().split())
-        print(f"edgellm: {record.levelname.lower()}: {text}", file=sys.stderr)
+        print(_fitted(f"edgellm: {record.levelname.lower()}: {text}"), file=sys.stderr)
 
 
 def _use_utf8() -> None:

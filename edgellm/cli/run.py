@@ -57,7 +57,7 @@ def command(model: str | None, text: str | None, **options: Any) -> int:
     """
     if text is None and model is not None and _is_prompt(model):
         model, text = None, model
-    prompt = _prompt(text, options.pop("prompt"), options.pop("prompt_file"))
+    prompt = _prompt(text, options.pop("prompt"), options.pop("prompt_file"), model)
     samplers = take_samplers(options)
     options["form"] = take_form(options)
     with load_model(model, options) as loaded:
@@ -72,8 +72,8 @@ def _is_prompt(word: str) -> bool:
     return not looks_like_path and any(c.isspace() for c in word)
 
 
-def _prompt(text: str | None, option: str | None, file: str | None) -> str:
-    """The prompt from wherever it was given; exactly one place."""
+def _prompt(text: str | None, option: str | None, file: str | None, model: str | None) -> str:
+    """The prompt from wherever it was given; exactly one place. `model` was taken for the name of the model."""
     given = [value for value in (text, option, file) if value is not None]
     if len(given) > 1:
         raise click.UsageError("give the prompt once: as an argument, with -p, or with -f")
@@ -81,6 +81,8 @@ def _prompt(text: str | None, option: str | None, file: str | None) -> str:
         return _without_newline(sys.stdin.read() if file == "-" else read_text(file))
     if text == "-" or (not given and not sys.stdin.isatty()):
         return _without_newline(sys.stdin.read())
+    if not given and model is not None:
+        raise click.UsageError(f"there is no prompt for the model {model!r}; if that is the prompt: -p {model!r}")
     if not given:
         raise click.UsageError("there is no prompt; give one as an argument or with -p (`edgellm chat` is for talking)")
     return given[0]
