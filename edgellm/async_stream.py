@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from edgellm.errors import Cancelled, InvalidArgumentError
 from edgellm.results import Event, Result
+from edgellm.worker import Job, drop_forgotten
 
 if TYPE_CHECKING:
     from types import TracebackType
-
-    from edgellm.worker import Job
 
 
 class AsyncStream:
@@ -39,7 +38,7 @@ class AsyncStream:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._scheduled = False  # the loop is going to look
         self._over = False  # there are no further events, and the outcome is known
-        self._forget = weakref.finalize(self, job.stop, False)
+        self._forget = weakref.finalize(self, drop_forgotten, weakref.ref(job))
         self._forget.atexit = False
 
     # ---- reading

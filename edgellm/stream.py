@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from edgellm.errors import Cancelled
 from edgellm.results import Event, Result
+from edgellm.worker import Job, drop_forgotten
 
 if TYPE_CHECKING:
     from types import TracebackType
-
-    from edgellm.worker import Job
 
 
 class Stream:
@@ -26,7 +25,7 @@ class Stream:
     def __init__(self, owner: Any, job: Job) -> None:
         self._owner = owner  # the model, or the session, lives as long as its stream
         self._job = job
-        self._forget = weakref.finalize(self, job.stop, False)
+        self._forget = weakref.finalize(self, drop_forgotten, weakref.ref(job))
         self._forget.atexit = False
 
     def __iter__(self) -> Iterator[Event]:

@@ -180,6 +180,14 @@ def _nothing(job: Job) -> None:
     return None
 
 
+def drop_forgotten(job: weakref.ref[Job]) -> None:
+    """Nobody waits for a job any more. A weak reference: finalizers are held for ever by a list of Python's, and a job
+    that has failed leads, through its error's traceback, to whatever waited for it."""
+    found = job()
+    if found is not None:
+        found.stop(keep=False)
+
+
 class Gate:
     """Closed while a job changes the state of its model: a child that is forked then would inherit half of a change.
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import subprocess
 import sys
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -329,6 +331,26 @@ def test_a_closed_model_says_so_everywhere(path):
     session.close()
     model.close()
     assert session.closed and model.closed
+
+
+@pytest.mark.parametrize("error", [edgellm.Cancelled, ValueError])
+def test_a_call_that_failed_holds_nothing(path, error):
+    """What was raised leads to the frames that waited, and these to the stream: all of it can be collected."""
+    with edgellm.load(path) as model:
+
+        def fails():
+            stream = model.generate("hello", stream=True, on_token=lambda e: int("x") if error is ValueError else None,
+                                    max_tokens=200, **GREEDY)  # fmt: skip
+            if error is edgellm.Cancelled:
+                stream.cancel()
+            with pytest.raises(error):
+                _ = stream.result
+            return weakref.ref(stream), weakref.ref(stream._job)
+
+        held = [fails() for _ in range(3)]
+        model.generate("hello", max_tokens=1)
+        gc.collect()
+        assert [ref() for pair in held for ref in pair] == [None] * 6
 
 
 class Oops(Exception):
