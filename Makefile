@@ -60,6 +60,11 @@ lint: $(VENV)/installed
 types:
 	$(PY) -m mypy
 
+# Perplexity of the built-in model pruned by each method, for docs/sparsity.md.
+.PHONY: prune-table
+prune-table: native
+	$(PY) tools/prune_table.py
+
 .PHONY: gen-check
 gen-check:
 	$(PY) tools/gen_blocks.py --check

@@ -52,7 +52,7 @@ def collect(
         progress=None,
     )  # fmt: skip
     try:
-        chunks = list(_chunks(loaded.tokenizer, text, chunk_size))[first_chunk:][:n_chunks]
+        chunks = list(chunks_of(loaded.tokenizer, text, chunk_size))[first_chunk:][:n_chunks]
         if not chunks:
             raise InvalidArgumentError(f"the text has no whole chunk of {chunk_size} tokens after {first_chunk} chunks")
         collector = _Collector(loaded, out, process_output)
@@ -73,7 +73,7 @@ def collect(
     return out
 
 
-def _chunks(tokenizer: Any, text: str, size: int) -> Iterator[np.ndarray]:
+def chunks_of(tokenizer: Any, text: str, size: int) -> Iterator[np.ndarray]:
     """int32 (size,) each; the first token of each is what the tokenizer puts before a text, if it does."""
     ids = np.array(tokenizer.encode(text, add_special=True), dtype=np.int32)
     plain = tokenizer.encode("", add_special=True)  # just the token before a text, and perhaps one after it

@@ -209,13 +209,13 @@ def _copy_metadata(file: GGUFFile, writer: GGUFWriter, wish: Wish) -> None:
 def _convert(file: GGUFFile, job: _Job, meter: Meter, errors: _Errors | None) -> Iterator[Any]:
     """The bytes of the new tensor, stretch by stretch."""
     if job.type is job.info.type:
-        return _copied(file, job.info, meter)
+        return copied(file, job.info, meter)
     return _packed(file, job, meter, errors)
 
 
 def _packed(file: GGUFFile, job: _Job, meter: Meter, errors: _Errors | None) -> Iterator[np.ndarray]:
     """uint8 (rows, bytes of a row); each stretch lies within one matrix, so that it has one importance."""
-    shape, rows = job.info.shape, _rows_of(file, job.info)
+    shape, rows = job.info.shape, rows_of(file, job.info)
     k, n_rows = shape[-1], prod(shape[:-1])
     matrix = n_rows if job.importance is None else shape[-2]
     step = max(1, CHUNK // k)
@@ -231,7 +231,7 @@ def _packed(file: GGUFFile, job: _Job, meter: Meter, errors: _Errors | None) -> 
             meter.advance(data.nbytes)
 
 
-def _copied(file: GGUFFile, info: TensorInfo, meter: Meter) -> Iterator[np.ndarray]:
+def copied(file: GGUFFile, info: TensorInfo, meter: Meter) -> Iterator[np.ndarray]:
     data, step = file.data(info.name), 4 * CHUNK
     for start in range(0, info.n_bytes, step):
         with file.reading():
@@ -241,7 +241,7 @@ def _copied(file: GGUFFile, info: TensorInfo, meter: Meter) -> Iterator[np.ndarr
         meter.advance(part.size)
 
 
-def _rows_of(file: GGUFFile, info: TensorInfo) -> Any:
+def rows_of(file: GGUFFile, info: TensorInfo) -> Any:
     """A function of (start, stop) that gives these rows as float32 (stop - start, k)."""
     data, k = file.data(info.name), info.shape[-1]
     row_bytes = info.type.row_bytes(k)

@@ -29,7 +29,7 @@ FLOORS = [
     {"session_store"},
     {"session"},
     {"calibrate", "model"},
-    {"bench", "openai_shim", "perplexity"},
+    {"bench", "openai_shim", "perplexity", "prune"},
     {"edgellm"},  # the package's own __init__ offers all of the above
     {"chat", "doctor"},
     {"cli"},
