@@ -3,7 +3,7 @@
 
     python tools/prune_table.py [--model MODEL.gguf] [--text TEXT] [--sparsity 0.5] [--chunks 64] [--type TYPE]
 
-By default the built-in model on Grimm's tales of the shared data; of the last 32 windows it was trained on the first 15.
+By default the built-in model on Grimm's tales of the shared data; it was trained on 15 of the 32 windows held out.
 Exits with 1 when wanda is no better than magnitude, or sparsegpt is worse than wanda, at unstructured sparsity.
 """
 
