@@ -368,6 +368,25 @@ int el_sample(const el_sampling *params, const el_sampling_tokens *tokens, const
               int64_t scratch_bytes, int32_t *token);
 void el_philox(const uint32_t *counter, const uint32_t *key, uint32_t *out); /* Philox4x32-10: (4), (2) -> (4) */
 void el_exp_log_test(const double *x, double *exp_out, double *log_out, int64_t n); /* the sampler's own exp(x) and log(x) */
+/* Drafts: what may come next, by what came behind the same tokens before (native/suffix.c). A negative id is a border that no
+ * match goes across. limit: a power of 2, 1024 or more; when so many tokens are there, the older half of them is forgotten, but
+ * never what el_suffix_fix found there (half the limit at most). el_suffix_rewind goes back to that. */
+#define EL_DRAFT_TOKENS 8
+typedef struct el_suffix el_suffix;
+typedef struct {
+    int32_t n;         /* tokens of the draft; 0: there is nothing to go by */
+    int32_t match;     /* so many tokens at the end of the text stood there before, 3 to 16 */
+    int32_t tokens[8];
+    int32_t votes[8];  /* of totals[i] places where all so far stood before, votes[i] went on with tokens[i] */
+    int32_t totals[8];
+} el_suffix_draft;
+int el_suffix_new(el_suffix **out, int64_t limit);
+void el_suffix_free(el_suffix *s);
+int el_suffix_append(el_suffix *s, const int32_t *ids, int64_t n);
+int el_suffix_fix(el_suffix *s);
+void el_suffix_rewind(el_suffix *s);
+int64_t el_suffix_bytes(const el_suffix *s);
+int el_suffix_propose(const el_suffix *s, int32_t k, el_suffix_draft *draft); /* up to k tokens, k <= EL_DRAFT_TOKENS */
 /* [text end] */
 /* [cffi end] */
 
