@@ -25,7 +25,7 @@ from edgellm.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
     from edgellm.cache import Sequence as Cached
-    from edgellm.generate import Engine
+    from edgellm.engine import Engine
     from edgellm.model import Model
     from edgellm.plan import Plan
     from edgellm.probe import Limits
@@ -147,7 +147,7 @@ def work_of(plan: Plan, weights: Weights, n_prompt: int, n_gen: int, depth: int)
     """A prompt of `n_prompt` tokens (logits for the last one), or `n_gen` passes of one token."""
     passes = [(1, 1)] * n_gen
     if n_prompt:
-        from edgellm.generate import PREFILL_CHUNK
+        from edgellm.engine import PREFILL_CHUNK
 
         starts = range(0, n_prompt, PREFILL_CHUNK)
         passes = [(min(PREFILL_CHUNK, n_prompt - at), int(at + PREFILL_CHUNK >= n_prompt)) for at in starts]

@@ -94,7 +94,7 @@ class _Collector:
 
     def run(self, tokens: np.ndarray) -> None:
         from .cache import Sequence
-        from .generate import PREFILL_CHUNK
+        from .engine import PREFILL_CHUNK
 
         new = Imatrix()  # a chunk counts as a whole or not at all
         with Sequence(self._pool, len(tokens)) as seq:

@@ -18,6 +18,7 @@ from edgellm.generate import Request
 from edgellm.prompt import AnyTool, Tool
 from edgellm.results import Result, Stats, Usage
 from edgellm.sampling import Constraint, Processor, Sampling
+from edgellm.speculate import checked_kind
 
 if TYPE_CHECKING:
     import threading
@@ -68,7 +69,8 @@ class AnswerOptions(SamplingOptions, total=False):
 
     Length and form: `max_tokens`, `sampling`, `stop`, `exact`, `ignore_eos` (end tokens do not end the answer),
     `processors` (`edgellm.sampling.Processor`s, which change the logits before a token is chosen), and at most one of
-    `response_format` (OpenAI's shape or a JSON schema), `grammar` (GBNF or Lark text), `regex`.
+    `response_format` (OpenAI's shape or a JSON schema), `grammar` (GBNF or Lark text), `regex`. `speculate` ("auto",
+    "off", "suffix": see `edgellm.load`) changes the speed only.
     Tools: `tools` (OpenAI's shape, or Python functions), `tool_choice` ("auto", "none", "required", or a mapping that
     names one), `tool_format` ("hermes", "llama3", "mistral": how the model writes calls; None: as its template says).
     From outside: `cancel` (an event; setting it drops the answer), `timeout` (seconds from the call on; what was said
@@ -80,6 +82,7 @@ class AnswerOptions(SamplingOptions, total=False):
     sampling: Sampling | None
     stop: str | Sequence[str]
     exact: bool | None
+    speculate: str | None
     ignore_eos: bool
     processors: Sequence[Processor]
     response_format: Any
@@ -115,6 +118,7 @@ class Defaults:
     overflow: Overflow
     tools: Sequence[AnyTool] | None = None
     template: str | None = None  # the model's chat template, which tells how it writes calls of tools
+    speculate: str = "auto"
     fixed: bool = False  # a session's: calls may not choose another overflow policy
 
 
@@ -126,6 +130,7 @@ class Call:
     max_tokens: int | None
     exact: bool
     overflow: Overflow
+    speculate: str = "auto"
     ignore_eos: bool = False
     processors: tuple[Processor, ...] = ()
     make_constraint: Callable[[], Constraint] | None = None
@@ -146,6 +151,7 @@ class Call:
             max_tokens=self.max_tokens,
             stop_ids=frozenset() if self.ignore_eos else frozenset(tokenizer.eog_ids),
             exact=self.exact,
+            speculate=self.speculate,
             on_prefill=job.on_prefill,
             processors=self.processors,
             constraint=None if self.make_constraint is None else self.make_constraint(),
@@ -192,6 +198,7 @@ def gather(options: Mapping[str, Any], defaults: Defaults, tokenizer: Tokenizer,
         max_tokens=checked_limit(given.get("max_tokens", defaults.max_tokens)),
         exact=defaults.exact if exact is None else bool(exact),
         overflow=defaults.overflow if overflow is None else Overflow.parse(overflow),
+        speculate=checked_kind(given.get("speculate") or defaults.speculate),
         ignore_eos=bool(given.get("ignore_eos", False)),
         processors=_checked_processors(given.get("processors", ())),
         make_constraint=make,

@@ -15,7 +15,10 @@ class Clock:
         self.start = time.perf_counter()
         self.prompt_end = self.first = self.last = 0.0
 
-    def stats(self, worked: int, n_tokens: int, passes: int, *, threads: int, backend: str, isa: str) -> Stats:
+    def stats(
+        self, worked: int, n_tokens: int, passes: int, *, threads: int, backend: str, isa: str, draft_tokens: int = 0,
+        draft_accepted: int = 0, draft_gain: float = 1.0,
+    ) -> Stats:  # fmt: skip
         """Where `worked` tokens of the prompt went through the model and `n_tokens` came out, in `passes` passes."""
         now = time.perf_counter()
         prompt = (self.prompt_end or now) - self.start
@@ -31,4 +34,7 @@ class Clock:
             backend=backend,
             isa=isa,
             peak_rss=peak_rss(),
+            draft_tokens=draft_tokens,
+            draft_accepted=draft_accepted,
+            draft_gain=draft_gain,
         )

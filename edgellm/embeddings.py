@@ -13,6 +13,7 @@ import numpy as np
 
 from edgellm.cache import Sequence
 from edgellm.callbacks import Watch
+from edgellm.engine import PREFILL_CHUNK
 from edgellm.errors import (
     Cancelled,
     ContextOverflowError,
@@ -20,7 +21,6 @@ from edgellm.errors import (
     UnsupportedFeatureError,
     one_line,
 )
-from edgellm.generate import PREFILL_CHUNK
 from edgellm.progress import Meter, ProgressCallback
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
-    from edgellm.generate import Engine
+    from edgellm.engine import Engine
     from edgellm.loader import Loaded
     from edgellm.tokenizers import Tokenizer
     from edgellm.worker import Job, Worker

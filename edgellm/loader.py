@@ -19,6 +19,7 @@ from edgellm.errors import (
 )
 from edgellm.progress import Meter, ProgressCallback, tell
 from edgellm.results import Progress
+from edgellm.speculate import checked_kind
 
 if TYPE_CHECKING:
     from edgellm.cache import Overflow, PagePool
@@ -50,6 +51,7 @@ class Loaded:
         pack: bool = True,
         huge_pages: bool = False,
         exact: bool = False,
+        speculate: str = "auto",
         overflow: Overflow | str | None = None,
         cache_bytes: int | None = None,
         mmap: bool = True,
@@ -60,7 +62,7 @@ class Loaded:
         from edgellm.machine import resolve_threads
 
         start = time.perf_counter()
-        self.seed, self.exact = seed, exact
+        self.seed, self.exact, self.speculate = seed, exact, checked_kind(speculate)
         self.identity: str | None = None  # of the file (edgellm.identity), once somebody asked
         self._mmap = bool(mmap)
         self.overflow, self._cache_bytes = Overflow.parse(overflow), cache_bytes
@@ -89,7 +91,7 @@ class Loaded:
     ) -> None:
         from edgellm.backends import NAMES, create
         from edgellm.cache import resolve_kv_type
-        from edgellm.generate import PREFILL_CHUNK, Engine
+        from edgellm.engine import PREFILL_CHUNK, Engine
         from edgellm.memory_estimate import MARGIN
         from edgellm.models import build_plan, read_config
         from edgellm.weights import Weights

@@ -113,7 +113,7 @@ class Costs:
     ) -> None:  # fmt: skip
         from edgellm.backends import NAMES
         from edgellm.backends.sizes import resolve, runtime_bytes, scratch_sizer, weight_sizes
-        from edgellm.generate import PREFILL_CHUNK
+        from edgellm.engine import PREFILL_CHUNK
 
         if backend not in NAMES:
             raise InvalidArgumentError(f"backend is '{backend}'; choose {', '.join(NAMES)}")
@@ -210,7 +210,7 @@ def trained_context(plan: Plan, trained: int, n_ctx: int | None) -> int:
 
     Raises InvalidArgumentError for an encoder that is asked for more.
     """
-    from edgellm.generate import PREFILL_CHUNK
+    from edgellm.engine import PREFILL_CHUNK
 
     if plan.causal:
         return trained

@@ -52,7 +52,7 @@ def load(
     seed: int | None = None, exact: bool = False, progress: ProgressCallback | None = None, pack: bool = True,
     huge_pages: bool = False, overflow: Overflow | str | None = None, cache_bytes: int | None = None,
     mmap: bool = True, mlock: bool = False, gpu_layers: int | str = 0, offline: bool | None = None,
-    max_queue: int | None = None,
+    max_queue: int | None = None, speculate: str = "auto",
 ) -> Model:  # fmt: skip
     """Load a model: the path of a GGUF file, a model of Hugging Face's hub as `hf:owner/repo:Q4_K_M`, an alias, or None
     for the small built-in one.
@@ -85,6 +85,9 @@ def load(
     - `gpu_layers`: 0, or "auto". There is no GPU backend in this build: more raises BackendError.
     - `offline`: True never touches the network, and neither does HF_HUB_OFFLINE=1. Else a model of the hub that is not
       on this machine yet is downloaded (`edgellm.pull`); for one that is, there is no request either.
+    - `speculate`: "auto" guesses the next tokens where the text repeats itself and checks several in one pass; answers
+      are the same, token for token, and come faster. "off" does not. "suffix" names the one kind of guesses there is
+      so far. Calls may choose; the reference backend always does without.
     - `max_queue`: how many calls may wait behind the one that runs; one more raises QueueFullError. None: any number.
 
     Raises ModelFileNotFoundError, ModelFormatError and its subclasses (a file that is damaged or not supported),
@@ -98,7 +101,7 @@ def load(
         resolve(path, offline=offline, progress=progress), n_ctx=n_ctx,
         threads=threads, backend=backend, kv_type=kv_type,
         chat_template=chat_template, seed=seed, exact=exact, progress=progress, pack=pack, huge_pages=huge_pages,
-        overflow=overflow, cache_bytes=cache_bytes, mmap=mmap, mlock=mlock,
+        overflow=overflow, cache_bytes=cache_bytes, mmap=mmap, mlock=mlock, speculate=speculate,
     )  # fmt: skip
     return Model(loaded, max_queue)
 
@@ -107,7 +110,8 @@ class Model(Embeds):
     """A loaded model. Made by `load`; use it as a context manager, or `close()` it.
 
     Attributes: `path`, `arch`, `name`, `n_ctx`, `n_vocab`, `tokenizer` (`edgellm.Tokenizer`), `chat_template` (text or
-    None), `metadata` (the file's keys), `plan`, `backend`, `isa`, `kv_type`, `threads` (with `thread_reason`), `exact`.
+    None), `metadata` (the file's keys), `plan`, `backend`, `isa`, `kv_type`, `threads` (with `thread_reason`), `exact`,
+    `speculate`.
     """
 
     def __init__(self, loaded: Loaded, max_queue: int | None = None) -> None:
@@ -117,6 +121,7 @@ class Model(Embeds):
         self.chat_template, self.plan = loaded.chat_template, loaded.plan
         self.threads, self.thread_reason = loaded.threads, loaded.thread_reason
         self.load_seconds, self.seed, self.exact = loaded.load_seconds, loaded.seed, loaded.exact
+        self.speculate = loaded.speculate
         self._loaded, self._prompt = loaded, ChatPrompt(loaded.chat_template, loaded.tokenizer, loaded.path)
         self._worker = Worker(f"edgellm-{loaded.name}", max_queue)
         self._worker.on_fork, loaded.engine.gate = loaded.engine.undo_all, self._worker.gate
@@ -148,7 +153,8 @@ class Model(Embeds):
 
         - `max_tokens`: at most so many; None goes on until an end token, a stop string or a full context window.
         - `sampling`: a `Sampling`; or its fields as keywords (`temperature=0.7, seed=1`). `stop`: strings that end the
-          text. `ignore_eos`: end tokens do not end it. `exact`, `overflow`: as in `load`, for this call.
+          text. `ignore_eos`: end tokens do not end it. `exact`, `overflow`, `speculate`: as in `load`, for this
+          call.
         - `cancel`: a `threading.Event`; setting it drops the answer and raises `Cancelled`. `timeout`: seconds from
           now, waiting for other calls included; what was said until then is kept (`finish_reason` "timeout").
         - `on_token` gets each `Event`, and ends the answer by returning False; `on_prefill` gets a `Progress` before
@@ -217,7 +223,9 @@ class Model(Embeds):
         if not chat and ("tools" in options or "tool_choice" in options):
             raise InvalidArgumentError("tools go through the chat template: use chat(tools=...)")
         template = self.chat_template
-        defaults = Defaults(self.sampling(), None, self.exact, self._loaded.overflow, template=template)
+        defaults = Defaults(
+            self.sampling(), None, self.exact, self._loaded.overflow, template=template, speculate=self.speculate
+        )
         call = gather(options, defaults, self.tokenizer, lazy)
         self._overflow(call.overflow)
         return call if call.sampling.seed is not None else replace(call, sampling=self.sampling(call.sampling))

@@ -124,8 +124,9 @@ class Session:
         plain = plain_question(message)
         own = self.options
         defaults = Defaults(
-            own.sampling, own.max_tokens, own.exact, self.overflow, self.tools, self.model.chat_template, fixed=True
-        )
+            own.sampling, own.max_tokens, own.exact, self.overflow, self.tools, self.model.chat_template,
+            self.model.speculate, fixed=True,
+        )  # fmt: skip
         call = gather(options, defaults, self.model.tokenizer, lazy)
         if "seed" not in options and getattr(options.get("sampling"), "seed", None) is None:
             call = replace(call, sampling=replace(call.sampling, seed=None))  # the session's next one counts

@@ -391,7 +391,7 @@ import edgellm.cli.chat, edgellm.model
 real = edgellm.model.Model.__init__
 
 class Slow:
-    name, has_prefill = "slow", False
+    name, has_prefill, any_width = "slow", False, False
     def __init__(self, inner): self.inner = inner
     def close(self): self.inner.close()
     def forward(self, tokens, position, outputs, seq, cancel, hidden=False):

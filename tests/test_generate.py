@@ -23,7 +23,7 @@ class Scripted:
     """A backend in place of the real one: says the tokens of `script` one after the other, and counts passes."""
 
     name = "scripted"
-    has_prefill, exact = False, True
+    has_prefill, exact, any_width = False, True, False  # it says the next token of the script for every row
 
     def __init__(self, n_vocab: int, script: list[int]) -> None:
         self.n_vocab, self.script, self.said = n_vocab, script, 0

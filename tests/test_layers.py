@@ -21,6 +21,8 @@ FLOORS = [
     {"cache", "callbacks", "config", "hub", "identity", "imatrix", "tokenizers", "weights"},
     {"grammar", "rope"},
     {"backends", "convert", "models", "toolcalls"},  # models never import backends, and the other way round
+    {"speculate"},
+    {"engine"},
     {"async_stream", "generate", "pack", "prompt", "quantize", "sessionfile", "stream", "transcript"},
     {"calls"},
     {"memory_estimate"},

@@ -15,7 +15,7 @@ import edgellm
 
 if TYPE_CHECKING:
     from edgellm.cache import Sequence
-    from edgellm.generate import Engine
+    from edgellm.engine import Engine
     from edgellm.worker import Job
 
 STATM = Path("/proc/self/statm")  # Linux

@@ -45,6 +45,7 @@ class Backend(Protocol):
     name: str
     has_prefill: bool  # passes of many tokens may go through kernels that round otherwise (formats/arithmetic.md)
     exact: bool  # may be set: True keeps to kernels whose bits do not depend on how tokens are cut into passes
+    any_width: bool  # a token's bits are the same, however many others (up to 8 in all) its pass has
     reads_file: bool  # passes read weights where the file is mapped; False: it is not needed any more
 
     arena: tuple[int, int]  # address and bytes of the weights that the backend packed or copied; bytes 0: none

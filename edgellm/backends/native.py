@@ -40,7 +40,7 @@ class NativeBackend:
     Raises ImportError when the library was not built, NotEnoughMemoryError, BackendError.
     """
 
-    name = "native"
+    name, any_width = "native", True
 
     def __init__(
         self,

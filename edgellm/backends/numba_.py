@@ -55,7 +55,7 @@ class NumbaBackend:
     """See `edgellm.backends.Backend`. Two backends may run at once in two Python threads; one backend in one."""
 
     name = "numba"
-    has_prefill, exact, reads_file, arena = False, True, True, (0, 0)
+    has_prefill, exact, any_width, reads_file, arena = False, True, True, True, (0, 0)
 
     def __init__(
         self, plan: Plan, weights: Weights, *, n_threads: int = 1, max_tokens: int = 512, pack: bool = True

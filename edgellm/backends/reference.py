@@ -36,7 +36,7 @@ class ReferenceBackend:
     """See `edgellm.backends.Backend`. Every tensor is decoded whole at its first use and kept."""
 
     name = "reference"
-    has_prefill = False
+    has_prefill = any_width = False
     arena = (0, 0)
     reads_file = True  # at the first use of each weight
 

@@ -161,6 +161,13 @@ class Overflow:
         return replace(span, first=first)
 
 
+    def spare(self, span: Span, length: int, n_ctx: int) -> int:
+        """How many tokens can follow the `length` that are there before anything has to be dropped by hand."""
+        if self.kind == "sink":
+            return ENDLESS - length
+        return n_ctx - length + max(span.first, span.keep) - span.keep
+
+
 def _number(name: str, value: object, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**31:
         raise InvalidArgumentError(f"{name} of overflow is {value!r}; choose {least} to 2^31 - 1")

@@ -113,6 +113,20 @@ class Sequence:
             return False
         return True
 
+    def spare(self, most: int) -> int:
+        """How many of `most` tokens (64 at most) a pass can have behind its first one, at no cost to anybody: nothing
+        is dropped for them, and there are free pages."""
+        first = self.length + 1
+        n = min(most, self.overflow.spare(self._settled, self.length, self.n_ctx) - 1)
+        if n > 0 and n_blocks(first + n) > n_blocks(first) and self.pool.n_free < 2 * len(self.table):
+            n = n_blocks(first) * PAGE_TOKENS - first
+        return max(0, n)
+
+    def trim(self) -> None:
+        """Gives back pages of positions that a pass had and that were not committed."""
+        if self._blocks > n_blocks(self.length):
+            self.rewind(self.length)
+
     def ensure(self, n_tokens: int) -> None:
         """Makes sure that positions [length, n_tokens) have pages in every layer, this sequence's alone.
 

@@ -1,8 +1,9 @@
 """How long a draft to check: what it may bring, by how often such guesses came true, against what a longer pass costs.
 
-A pass over a token and k guesses takes as long as v(k + 1) plain ones and gives one token and as many more as guesses in
-a row are right: 1 + a1 + a1 a2 + ..., where a_i is the acceptance of the i-th guess. The k with the most tokens per time
-is taken (Leviathan et al. 2023, section 3.5, with an a of its own for each guess). Nothing here changes what is said.
+A pass over a token and k guesses takes as long as v(k + 1) plain ones and gives one token and as many more as guesses
+in a row are right: 1 + a1 + a1 a2 + ..., where a_i is the acceptance of the i-th guess. The k with the most tokens per
+time is taken (Leviathan et al. 2023, section 3.5, with an a of its own for each guess). Nothing here changes what is
+said.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ DECAY = 0.98  # what an older guess counts, against the next one of its class
 WEIGHT = 4.0  # guesses that a prior counts for
 SLOPE = 0.04  # what a column more costs before it was measured, in plain passes
 N_TIMES = 9  # of each width, of which the median counts
+REFRESH = 16  # plain passes after which their time is looked at again
 FRESH = 512  # passes after which the times of a width are forgotten
 
 
@@ -58,10 +60,8 @@ class PassCosts:
         self._passes += 1
         self._seconds[columns].append(seconds)
         self._latest[columns] = self._passes
-        for n in range(2, MAX_COLUMNS + 1):
-            if self._seconds[n] and self._passes - self._latest[n] > FRESH:
-                self._seconds[n].clear()
-        self._ratios = None
+        if columns > 1 or self._passes % REFRESH == 0:
+            self._ratios = None
 
     def plain(self) -> float | None:
         """Seconds of a pass of one token; None before the first."""
@@ -74,7 +74,10 @@ class PassCosts:
         return self._ratios[columns]
 
     def _measured(self) -> list[float]:
-        """Between widths that were measured the cost rises evenly; behind the last it goes on as it did, or by SLOPE."""
+        """Between widths that were measured the cost rises evenly; behind the last it goes on so, or by SLOPE."""
+        for n in range(2, MAX_COLUMNS + 1):
+            if self._passes - self._latest[n] > FRESH:
+                self._seconds[n].clear()
         one = self.plain()
         known = {1: 1.0}
         if one:

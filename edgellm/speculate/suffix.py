@@ -1,7 +1,7 @@
 """Drafts out of what was said: what came behind the same tokens before.
 
-Where a text repeats itself (code, tables, quotations, an answer that repeats its question) such guesses are often right,
-and they cost a microsecond and no model. The index is C (native/suffix.c), else its twin in Python.
+Where a text repeats itself (code, tables, quotations, an answer that repeats its question) such guesses are often
+right, and they cost microseconds and no model. The index is C (native/suffix.c), else its twin in Python.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from edgellm.speculate.suffix_reference import MAX_DRAFT, Found, ReferenceSuffix
 
 LIMIT = 1 << 18  # tokens that are remembered; 16 to 32 bytes each
 
-# A class of guesses: by the length of the match (3, 4, 5 and 6, 7 to 10, more), and by the share of places that went on so
-# (less than half, half or more, all). How often guesses of each come true before anything is known: rows are lengths.
-_PRIORS = (0.15, 0.25, 0.35, 0.2, 0.35, 0.5, 0.3, 0.45, 0.6, 0.35, 0.5, 0.75, 0.4, 0.6, 0.85)
+# A class of guesses: by the length of the match (3, 4, 5 and 6, 7 to 10, more), and by the share of places that went on
+# so (less than half, half or more, all). How often guesses of each come true, before anything is known; rows: lengths.
+_PRIORS: tuple[float, ...] = (0.15, 0.25, 0.35, 0.2, 0.35, 0.5, 0.3, 0.45, 0.6, 0.35, 0.5, 0.75, 0.4, 0.6, 0.85)
 _LENGTH_CLASSES = (0, 0, 0, 0, 3, 6, 6, 9, 9, 9, 9, *[12] * 14)  # by length, 0 to 24
 NONE = Draft((), (), "suffix")
+_NOTHING = Found()
 
 
 class _Index(Protocol):
@@ -64,7 +65,7 @@ class NativeSuffixIndex:
         clib.check(self._lib.el_suffix_propose(self._index, k, self._found), "asking the suffix index")
         found, n = self._found, self._found.n
         if not n:
-            return Found(match=found.match)
+            return _NOTHING
         return Found(tuple(found.tokens[0:n]), tuple(found.votes[0:n]), tuple(found.totals[0:n]), found.match)
 
     @property

@@ -1,4 +1,5 @@
-"""What native/suffix.c computes, slowly and plainly: tests hold the two together, and it serves where nothing is compiled."""
+"""What native/suffix.c computes, slowly and plainly: tests hold the two together, and it serves where nothing is
+compiled."""
 
 from __future__ import annotations
 
