@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 _SPLIT_TOKENS = 512  # native/attention.c: SPLIT_TOKENS
 _HUGE_PAGE = 2 << 20
 _LINE = 64
+LOGITS_ROWS = 8  # of a pass with guesses (edgellm.speculate)
 # Numba itself and the kernels of one model, as they come out of its cache (Numba 0.66, llvmlite 0.48, x86-64).
 _NUMBA_IMPORT, _NUMBA_KERNELS = 60 << 20, 76 << 20
 
@@ -73,7 +74,7 @@ def weight_sizes(
 def scratch_sizer(
     backend: str, plan: Plan, weights: Weights, n_threads: int, max_tokens: int, pack: bool = True
 ) -> Callable[[int], int]:
-    """A function n_ctx -> bytes that buffers take when all of the context is used, one token's logits at a time."""
+    """A function n_ctx -> bytes that buffers take when all of the context is used, with the logits of a few tokens."""
     if backend == "native":
         return _native_scratch(plan, weights, n_threads, max_tokens, pack)
     return lambda n_ctx: _numpy_scratch(backend, plan, min(n_ctx, max_tokens))
@@ -112,7 +113,7 @@ def _plan_bytes(
     lib = clib.library()[1]
     sizes = sorted({min(1 << i, max_tokens) for i in range(max_tokens.bit_length() + 1)})
     with closing(_NativePlan(plan, lower(plan), _WeightShapes(plan, weights, pack), max_tokens)) as native:
-        return [(n, lib.el_plan_bytes(native.handle, n, 1, n_threads, page)) for n in sizes]
+        return [(n, lib.el_plan_bytes(native.handle, n, min(n, LOGITS_ROWS), n_threads, page)) for n in sizes]
 
 
 class _WeightShapes:
@@ -135,7 +136,7 @@ class _WeightShapes:
 
 def _numpy_scratch(backend: str, plan: Plan, n_tokens: int) -> int:
     """Buffers of float32, and for Numba the activations as 8 bits and the second product of gated steps."""
-    rows = {"tokens": n_tokens, "outputs": 1}
+    rows = {"tokens": n_tokens, "outputs": 1 if backend == "reference" else min(n_tokens, LOGITS_ROWS)}
     used = set(range(len(plan.buffers)))
     if backend == "numba":  # fused steps leave some buffers unused: they are never made
         used = {b for s in lower(plan) for b in s.outputs}
