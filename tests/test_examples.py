@@ -16,7 +16,7 @@ from helpers import tiny_llama_gguf
 
 ROOT = Path(__file__).resolve().parent.parent
 ALL = sorted((ROOT / "examples").glob("*.py"))
-WINDOW = [e for e in ALL if e.stem.startswith("qt_")]  # longer; tests/test_qt_chat.py runs it
+WINDOW = [e for e in ALL if e.stem.startswith(("qt_", "tk_"))]  # longer; tests/test_qt_chat.py, test_tk_chat.py
 EXAMPLES = [e for e in ALL if e not in WINDOW]
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
