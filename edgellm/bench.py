@@ -41,7 +41,8 @@ class BenchResult:
     an untied embedding table only the rows that are looked up. `madds` and `attention_madds` are multiply-adds of one
     repetition. Shares are None where they say nothing (reading for pp, multiplying for tg) or were not measured:
     `read_share` of the bandwidth, `int8_share` and `bf16_share` of the fastest instructions of that kind. `busy` is the
-    number of busy processes beside the run; `type_k` and `type_v` are the page types of the cache.
+    number of busy processes beside the run; `type_k` and `type_v` are the page types of the cache. With `speculate`
+    other than "off", `draft_tokens` of all repetitions were guessed and `draft_accepted` came true.
     """
 
     test: str
@@ -68,6 +69,9 @@ class BenchResult:
     int8_share: float | None
     bf16_share: float | None
     busy: int
+    speculate: str = "off"
+    draft_tokens: int = 0
+    draft_accepted: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"samples_ts": list(self.samples_ts)}
@@ -195,29 +199,36 @@ def run_tests(
     repetitions: int,
     limits: Limits | None = None,
     busy: int = 0,
+    speculate: str = "off",
 ) -> Iterator[BenchResult]:
     """Every test that the numbers ask for, one after the other; 0 leaves a test out. See `one_test`."""
     for depth in depths:
         for n_prompt, n_gen in [(p, 0) for p in prompts if p] + [(0, n) for n in generations if n]:
-            yield one_test(model, n_prompt, n_gen, depth, repetitions, limits, busy)
+            yield one_test(model, n_prompt, n_gen, depth, repetitions, limits, busy, "off" if n_prompt else speculate)
 
 
 def one_test(
-    model: Model, n_prompt: int, n_gen: int, depth: int, repetitions: int, limits: Limits | None = None, busy: int = 0
-) -> BenchResult:
+    model: Model, n_prompt: int, n_gen: int, depth: int, repetitions: int, limits: Limits | None = None, busy: int = 0,
+    speculate: str = "off",
+) -> BenchResult:  # fmt: skip
     """Time a prompt of `n_prompt` tokens or `n_gen` decoded tokens at `depth`, `repetitions` times.
 
-    It is held against `limits` (`edgellm.probe.limits_apart`); `busy` processes run beside it.
+    It is held against `limits` (`edgellm.probe.limits_apart`); `busy` processes run beside it. Decoded tokens are the
+    same for every model, one pass each; with `speculate` they are what the model says at temperature 0, because guesses
+    come true by what is said.
     """
     from edgellm.machine import peak_rss
 
     loaded = model._loaded
     type_k, type_v = split_kv_type(model.kv_type)
     with busy_processes(busy):
-        seconds = model._worker.call(lambda job: _measure(loaded.engine, job, n_prompt, n_gen, depth, repetitions))
-    rates = [(n_prompt or n_gen) / s for s in seconds]
+        runs = model._worker.call(
+            lambda job: _measure(loaded.engine, job, n_prompt, n_gen, depth, repetitions, speculate)
+        )
+    rates = [(n_prompt or n_gen) / run.seconds for run in runs]
     work = work_of(loaded.plan, loaded.weights, n_prompt, n_gen, depth)
-    per_s = statistics.fmean(1 / s for s in seconds)
+    read = work.n_bytes if speculate == "off" else work.n_bytes * statistics.fmean(run.passes for run in runs) / n_gen
+    per_s = statistics.fmean(1 / run.seconds for run in runs)
     madds = work.madds * per_s if n_prompt else 0.0
     return BenchResult(
         test=test_name(n_prompt, n_gen, depth),
@@ -228,7 +239,7 @@ def one_test(
         avg_ts=statistics.fmean(rates),
         stddev_ts=statistics.stdev(rates) if len(rates) > 1 else 0.0,
         samples_ts=tuple(rates),
-        gb_per_s=work.n_bytes * per_s / 1e9,
+        gb_per_s=read * per_s / 1e9,
         isa=model.isa,
         backend=model.backend,
         model=str(model.path),
@@ -240,10 +251,13 @@ def one_test(
         peak_rss=peak_rss(),
         madds=work.madds,
         attention_madds=work.attention_madds,
-        read_share=_share(0.0 if n_prompt else work.n_bytes * per_s, None if limits is None else limits.read),
+        read_share=_share(0.0 if n_prompt else read * per_s, None if limits is None else limits.read),
         int8_share=_share(madds, None if limits is None else limits.int8),
         bf16_share=_share(madds, None if limits is None else limits.bf16),
         busy=busy,
+        speculate=speculate,
+        draft_tokens=sum(run.drafted for run in runs),
+        draft_accepted=sum(run.accepted for run in runs),
     )
 
 
@@ -273,27 +287,55 @@ def n_params(plan: Plan) -> int:
     return sum(prod(shape) for shape in plan.weights.values())
 
 
-def _measure(engine: Engine, job: Job, n_prompt: int, n_gen: int, depth: int, repetitions: int) -> list[float]:
-    """Seconds of each repetition. Runs on the worker thread."""
+@dataclass(frozen=True)
+class _Run:
+    """One repetition: how long it took, in how many passes, and the guesses that were checked and came true."""
+
+    seconds: float
+    passes: int
+    drafted: int = 0
+    accepted: int = 0
+
+
+def _measure(
+    engine: Engine, job: Job, n_prompt: int, n_gen: int, depth: int, repetitions: int, speculate: str
+) -> list[_Run]:
+    """Every repetition but the first, which warms up. Runs on the worker thread."""
     n_vocab = engine.tokenizer.n_vocab
     work = tokens_for(n_prompt or n_gen, n_vocab, 11)
     warm_up = work if n_prompt else work[: max(1, min(16, n_gen))]
-    seconds = []
+    runs = []
     with engine.new_sequence(Overflow()) as deep:
         if depth:
             engine.prefill(deep, tokens_for(depth, n_vocab, 7), job)
         for i in range(repetitions + 1):
             with deep.fork() as seq:
-                start = time.perf_counter()
+                start, passes, drafts = time.perf_counter(), engine.passes, (0, 0)
                 if n_prompt:
                     engine.prefill(seq, work, job)
+                elif speculate != "off":
+                    drafts = _answer(engine, seq, job, work[0], n_gen, speculate)
                 else:
                     _decode(engine, seq, job, work if i else warm_up)
                 if i:
-                    seconds.append(time.perf_counter() - start)
-    return seconds
+                    runs.append(_Run(time.perf_counter() - start, engine.passes - passes, *drafts))
+    return runs
 
 
 def _decode(engine: Engine, seq: Cached, job: Job, tokens: Iterable[int]) -> None:
     for token in tokens:
         engine.forward(seq, [token], [0], job.flag)
+
+
+def _answer(engine: Engine, seq: Cached, job: Job, first: int, n: int, speculate: str) -> tuple[int, int]:
+    """`n` passes or fewer, from token `first` on, each token the most probable one; guesses checked and come true."""
+    from edgellm.speculate import Decoding, make_proposer
+
+    proposer = make_proposer(speculate) if engine.backend.any_width else None
+    steps = Decoding(engine, seq, job.flag, proposer=proposer, control=engine.control)
+    steps.begin(seq.ids)
+    token = first
+    for i in range(n):
+        token = int(steps.next(token, n - i)[: engine.tokenizer.n_vocab].argmax())
+    steps.end()
+    return steps.n_drafted, steps.n_accepted

@@ -55,6 +55,8 @@ class NumberList(click.ParamType):
 @click.option("--machine", "only_machine", is_flag=True, help="Measure the machine only: reading, multiplying.")
 @click.option("--json", "as_json", is_flag=True, help="The same as -o json.")
 @click.option("--exact", is_flag=True, help="Only kernels whose bits do not depend on how a prompt is cut into passes.")
+@click.option("--speculate", type=click.Choice(["auto", "off", "suffix"]), default="off", show_default=True,
+              help="Guess tokens and check several in one pass (tg).")
 @click.option("-o", "--output", "form", type=click.Choice(["md", "json", "jsonl", "csv"]), default="md",
               show_default=True, help="Form of the output.")
 def command(
@@ -73,11 +75,13 @@ def command(
     as_json: bool,
     exact: bool,
     form: str,
+    speculate: str,
 ) -> None:
     """Measure how fast MODEL reads a prompt (pp) and writes (tg), in tokens per second and GB/s of weights.
 
     "of limit" is the share of what this machine can do, measured in the same run: for tg of its read bandwidth, for pp
-    of its fastest integer multiply-adds. --machine measures only the machine.
+    of its fastest integer multiply-adds. --machine measures only the machine. With --speculate, tg is what the model
+    itself says at temperature 0, with guesses; without, the same tokens for every model, one pass each.
     """
     form = "json" if as_json else form
     if only_machine:
@@ -92,7 +96,7 @@ def command(
         raise click.UsageError("there is nothing to measure: both -p and -n are 0")
     path = model if model is not None else model_option
     options = {"kv_type": kv_type, "backend": backend, "exact": exact, "n_ctx": max(n_depth) + max(*n_prompt, *n_gen)}
-    tests = (n_prompt, n_gen, n_depth, repetitions, shares, busy)
+    tests = (n_prompt, n_gen, n_depth, repetitions, shares, busy, speculate)
     _WRITERS[form](result for n in threads or ["auto"] for result in _run(path, n, options, tests))
 
 
@@ -101,12 +105,12 @@ def _run(path: str | None, threads: Any, options: dict[str, Any], tests: Any) ->
     from edgellm.bench import run_tests
     from edgellm.probe import limits_apart
 
-    n_prompt, n_gen, n_depth, repetitions, shares, busy = tests
+    n_prompt, n_gen, n_depth, repetitions, shares, busy, speculate = tests
     with progress_bar() as report:
         model = edgellm.load(path, threads=threads, progress=report, **options)
     with model:
         limits = limits_apart(model.threads) if shares else None
-        yield from run_tests(model, n_prompt, n_gen, n_depth, repetitions, limits, busy)
+        yield from run_tests(model, n_prompt, n_gen, n_depth, repetitions, limits, busy, speculate)
 
 
 # ---- output ------------------------------------------------------------------------------------------
@@ -114,7 +118,7 @@ def _run(path: str | None, threads: Any, options: dict[str, Any], tests: Any) ->
 
 
 def _test(r: BenchResult) -> str:
-    return r.test + (f" ({r.busy} busy)" if r.busy else "")
+    return r.test + (f" ({r.busy} busy)" if r.busy else "") + (f" {r.speculate}" if r.speculate != "off" else "")
 
 
 def _share(r: BenchResult) -> str:

@@ -19,6 +19,7 @@ from edgellm.cli.common import (
     load_options,
     overflow_option,
     progress_bar,
+    speculate_option,
 )
 from edgellm.cli.sampling import sampling_options, take_samplers
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 @sampling_options
 @load_options
 @overflow_option
+@speculate_option
 @click.option("--session", "session_file", type=click.Path(), metavar="FILE",
               help="Go on with the conversation in FILE, if it is there, and keep this one in it at the end.")
 @click.option("--no-history", is_flag=True, help="Do not keep what is typed for the next time.")

@@ -144,6 +144,13 @@ def overflow_option(function: _F) -> _F:
     return click.option("--overflow", metavar="POLICY", callback=checked, help=text)(function)
 
 
+def speculate_option(function: _F) -> _F:
+    """--speculate; `load_model` takes it."""
+    text = "Guess tokens where the text repeats itself and check several in one pass: the same answers, sooner."
+    choice = click.Choice(["auto", "off", "suffix"])
+    return click.option("--speculate", type=choice, default="auto", show_default=True, help=text)(function)
+
+
 def quantize_options(function: _F) -> _F:
     """Which tensor gets which type; names of arguments of `edgellm.quantize.quantize` and `edgellm.convert.convert`."""
     return apply_options(
@@ -168,7 +175,7 @@ def load_model(path: str | None, options: dict[str, Any]) -> Model:
     """Load with the load options, which are taken out of `options`; a bar appears when it takes over a second."""
     import edgellm
 
-    names = ("n_ctx", "threads", "backend", "kv_type", "exact", "offline")
+    names = ("n_ctx", "threads", "backend", "kv_type", "exact", "offline", "speculate")
     chosen = {name: options.pop(name) for name in names if name in options}
     chosen["huge_pages"] = options.pop("huge_pages", False)
     chosen["pack"] = not options.pop("no_pack", False)

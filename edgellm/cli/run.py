@@ -17,6 +17,7 @@ from edgellm.cli.common import (
     print_json,
     progress_bar,
     read_text,
+    speculate_option,
 )
 from edgellm.cli.forms import form_options, take_form
 from edgellm.cli.sampling import sampling_options, take_samplers
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 @form_options
 @load_options
 @overflow_option
+@speculate_option
 @click.option("--raw", is_flag=True, help="Continue the prompt as it is, without the model's chat template.")
 @click.option("--special", is_flag=True, help="Control tokens spelled out in a raw prompt count as such.")
 @click.option("--ignore-eos", is_flag=True, help="Go on after an end token.")
@@ -167,8 +169,10 @@ def _as_json(model: Model, result: Result) -> dict[str, Any]:
 
 def speed_line(result: Result) -> str:
     """One line on speed, in llama.cpp's words."""
+    from edgellm.chat.lines import guesses
+
     s = result.stats
     return (
-        f"[ Prompt: {s.prompt_tps:.1f} t/s | Generation: {s.generation_tps:.1f} t/s | "
+        f"[ Prompt: {s.prompt_tps:.1f} t/s | Generation: {s.generation_tps:.1f} t/s{guesses(s)} | "
         f"{result.usage.completion_tokens} tokens | {s.backend} {s.isa}, {s.threads} threads | seed {result.seed} ]"
     )
