@@ -41,7 +41,8 @@ def stats_line(result: Result) -> str:
     s, c = result.stats, result.context
     answer, prompt = (counted(n, "token") for n in (result.usage.completion_tokens, result.usage.prompt_tokens))
     return (
-        f"[ {answer} at {s.generation_tps:.1f} t/s{guesses(s)} | prompt {prompt}, {c.reused} reused, {s.prompt_tps:.1f} t/s | "
+        f"[ {answer} at {s.generation_tps:.1f} t/s{guesses(s)} | "
+        f"prompt {prompt}, {c.reused} reused, {s.prompt_tps:.1f} t/s | "
         f"first token after {s.ttft:.2f} s | context {c.used}/{c.n_ctx}"
         f"{f', {c.dropped} dropped ({c.policy})' if c.dropped else ''} | "
         f"{s.backend} {s.isa}, {s.threads} threads | seed {result.seed} ]"

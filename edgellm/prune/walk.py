@@ -94,7 +94,7 @@ class LayerWalk:
     def _passes(self, tokens: np.ndarray, outputs: np.ndarray | None = None) -> Iterator[tuple[np.ndarray, int]]:
         """Begins a pass for each stretch of tokens that the backend takes at once: (tokens, position of the first)."""
         from ..cache import Sequence
-        from ..generate import PREFILL_CHUNK
+        from ..engine import PREFILL_CHUNK
 
         with Sequence(self._pool, len(tokens)) as seq:
             for start in range(0, len(tokens), PREFILL_CHUNK):
