@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from edgellm.calibrate import collect
+from edgellm.backends import create
+from edgellm.cache import PagePool, Sequence
+from edgellm.calibrate import chunks_of, collect
 from edgellm.gguf import GGUFWriter, open_gguf
+from edgellm.models import build_plan, read_config
+from edgellm.ops import Op
 from edgellm.quants import dequantize
+from edgellm.tokenizers import Tokenizer
+from edgellm.weights import Weights
+
+
+Choose = Callable[[int, np.ndarray, np.ndarray], np.ndarray]
 
 
 def tensors_of(path: Path) -> dict[str, np.ndarray]:
@@ -76,5 +86,84 @@ def wanda_file(src: Path, out: Path, text: str, names: list[list[str]], sparsity
             for i, matrix in enumerate(w):
                 matrix[wanda_rows(matrix, means[i], sparsity)] = 0
             new[name] = w.reshape(now[name].shape)
+        with_tensors(out, out.with_suffix(".next"), new)
+        out.with_suffix(".next").replace(out)
+
+
+def inputs_of(path: Path, text: str, size: int, n: int) -> dict[str, np.ndarray]:
+    """{tensor: its inputs float64 (n * size, k)} of the first n windows, in the reference backend."""
+    found: dict[str, list[np.ndarray]] = {}
+    with open_gguf(path) as file:
+        plan = build_plan(read_config(file), file, size)
+        runner = create("reference", plan, Weights(file, plan))
+        pool = PagePool(plan.kv, "f32", 64)
+        for tokens in list(chunks_of(Tokenizer.from_gguf(file), text, size))[:n]:
+            with Sequence(pool, size) as seq:
+                seq.ensure(size)
+                runner.begin(tokens, 0, np.zeros(1, np.int32), seq)
+                for i, step in enumerate(plan.steps):
+                    if step.op is Op.LINEAR:
+                        found.setdefault(step.weights[0], []).append(runner.read(step.inputs[0]))
+                    runner.run_step(i)
+        runner.close()
+        pool.close()
+    return {name: np.concatenate(parts).astype(np.float64) for name, parts in found.items()}
+
+
+def sparsegpt(w: np.ndarray, gram: np.ndarray, choose: Choose) -> np.ndarray:
+    """Frantar and Alistarh 2023 without their algorithm: for each column the inverse of what is left of the matrix.
+
+    `choose(c, w, errors)` may say at column c which of the columns from c on go: bool (rows, some), or empty; `errors`
+    (k,) are 1 / diagonal of those inverses. Returns w float64 (rows, k).
+    """
+    h = gram.copy()
+    dead = np.diag(h) == 0
+    h[dead, dead] = 1
+    h += np.eye(len(h)) * 0.01 * np.diag(h).mean()
+    w = w.astype(np.float64)
+    w[:, dead] = 0
+    inverses = [np.linalg.inv(h[c:, c:]) for c in range(len(h))]
+    errors = np.array([1 / inverse[0, 0] for inverse in inverses])
+    mask = np.zeros(w.shape, bool)
+    for c, inverse in enumerate(inverses):
+        chosen = choose(c, w, errors)
+        mask[:, c : c + chosen.shape[1]] |= chosen
+        for r in np.flatnonzero(mask[:, c]):
+            w[r, c:] -= w[r, c] / inverse[0, 0] * inverse[0]
+            w[r, c] = 0
+    return w
+
+
+def choose_unstructured(sparsity: float, block: int = 128) -> Choose:
+    def choose(c: int, w: np.ndarray, errors: np.ndarray) -> np.ndarray:
+        if c % block:
+            return np.zeros((len(w), 0), bool)
+        part = np.square(w[:, c : c + block]) * errors[c : c + block]
+        return lowest(part.reshape(-1), int(part.size * sparsity)).reshape(part.shape)
+
+    return choose
+
+
+def choose_two_of_four(c: int, w: np.ndarray, errors: np.ndarray) -> np.ndarray:
+    if c % 4:
+        return np.zeros((len(w), 0), bool)
+    return two_of_four(np.square(w[:, c : c + 4]) * errors[c : c + 4])
+
+
+def choose_blocks(sparsity: float, tile: int) -> Choose:
+    def choose(c: int, w: np.ndarray, errors: np.ndarray) -> np.ndarray:
+        return blocks(np.abs(w) * np.sqrt(errors), sparsity, tile) if c == 0 else np.zeros((len(w), 0), bool)
+
+    return choose
+
+
+def sparsegpt_file(src: Path, out: Path, text: str, names: list[list[str]], sparsity: float, size: int, n: int) -> None:
+    """Layer by layer, as `wanda_file`, for models whose tensors are one matrix each."""
+    shutil.copy(src, out)
+    for layer in names:
+        seen, now, new = inputs_of(out, text, size, n), tensors_of(out), {}
+        for name in layer:
+            gram = seen[name].T @ seen[name] / len(seen[name])
+            new[name] = sparsegpt(now[name], gram, choose_unstructured(sparsity)).astype(np.float32)
         with_tensors(out, out.with_suffix(".next"), new)
         out.with_suffix(".next").replace(out)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @click.option("--sparsity", type=float, metavar="S", help="Share of the weights that go, such as 0.5 [default: 0.5].")
 @click.option("--pattern", default="unstructured", show_default=True, metavar="PATTERN",
               help="unstructured, 2:4 or block16.")
-@click.option("--method", metavar="METHOD", help="magnitude or wanda [default: wanda].")
+@click.option("--method", metavar="METHOD", help="magnitude, wanda or sparsegpt [default: wanda].")
 @click.option("-f", "--file", "text_file", metavar="TEXT",
               help="Text (UTF-8) that weights are chosen by, and whose end perplexity is measured on.")
 @click.option("--type", "type", metavar="TYPE",
@@ -39,9 +39,9 @@ def command(
 ) -> None:
     """Write the GGUF file IN again with a share S of its layers' weights set to zero.
 
-    Weights are chosen by METHOD: the smallest (magnitude), or the smallest times their inputs (wanda). PATTERN says
-    which may go together: any (unstructured), two of every four in a row (2:4), or blocks of 16 rows x 64 columns
-    (block16). TEXT goes through the model layer by layer; its last windows are held out, and perplexity is
+    Weights are chosen by METHOD: the smallest (magnitude), the smallest times their inputs (wanda), or those
+    that the others can best make up for, which are changed to do so (sparsegpt). PATTERN says which may go together:
+    any (unstructured), two of every four in a row (2:4), or blocks of 16 rows x 64 columns (block16). TEXT goes through the model layer by layer; its last windows are held out, and perplexity is
     measured on them before and after. Where it fails, no file is left.
     """
     from edgellm.prune import prune

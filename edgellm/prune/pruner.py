@@ -25,6 +25,7 @@ from .losses import Quality, first_counted, head_stretches, quality, token_losse
 from .masks import check_fours
 from .matrices import Matrices
 from .report import PREFIX, SPEED, PruneReport, TensorReport, metadata
+from .statistics import GRAM_BYTES, Grams, Unit, rounds, units
 from .walk import LayerWalk
 from .windows import CHUNK_SIZE, Windows, check, split
 from .wish import PruneWish, parse
@@ -51,11 +52,12 @@ def prune(
     """Write the GGUF file `src` as `out` with a share `sparsity` (None: 0.5) of the weights of its layers set to 0.
 
     `pattern`: "unstructured" (any weights), "2:4" (two of every four neighbours in a row) or "block16" (blocks of 16
-    rows x 64 columns; x 256 in types with blocks of 256). `method`: "magnitude" (the smallest go) or "wanda" (None; the
-    smallest times the norm of their inputs, Sun et al. 2023), which needs `text`: its first `n_chunks` (None: 64)
-    windows of `chunk_size` tokens (None: 512, or fewer if the model was trained for fewer) go through the model layer
-    by layer, each layer after those before it were pruned. Perplexity before and after is measured on the last
-    `held_out` windows (None: a fifth, at most 32). `dataset`: the text's name, for the metadata.
+    rows x 64 columns; x 256 in types with blocks of 256). `method`: "magnitude" (the smallest go), "wanda" (None; the
+    smallest times the norm of their inputs, Sun et al. 2023) or "sparsegpt" (what is left is changed to make up for
+    what went, Frantar and Alistarh 2023). The last two need `text`: its first `n_chunks` (None: 64) windows of
+    `chunk_size` tokens (None: 512, or fewer if the model was trained for fewer) go through the model layer by layer,
+    each layer after those before it were pruned. Perplexity before and after is measured on the last `held_out`
+    windows (None: a fifth, at most 32). `dataset`: the text's name, for the metadata.
     `type`: a mix as for `edgellm.quantize`; None: each tensor keeps its type. Embedding, head, norms and routers of
     experts lose nothing. `progress` gets a `Progress` and may return False to stop.
 
@@ -77,7 +79,7 @@ def prune(
         windows = split(loaded.tokenizer, text, chunk_size, n_chunks, held_out, wish.reads_text)
         walk = LayerWalk(loaded)
         jobs = plan_jobs(loaded.file, walk, wish)
-        _check_memory(jobs, windows, walk)
+        _check_memory(jobs, windows, walk, wish)
         with GGUFWriter(path, loaded.arch) as writer, loaded.file.reading():
             done = _Pruning(loaded, walk, jobs, windows, wish, writer, progress)
             done.run(dataset)
@@ -93,7 +95,7 @@ def _chunk_size(src: str | os.PathLike[str]) -> int:
         return min(CHUNK_SIZE, read_config(file).n_ctx_train or CHUNK_SIZE)
 
 
-def _check_memory(jobs: Jobs, windows: Windows, walk: LayerWalk) -> None:
+def _check_memory(jobs: Jobs, windows: Windows, walk: LayerWalk, wish: PruneWish) -> None:
     """Raises NotEnoughMemoryError before hours of work end without memory."""
     from ..machine import memory
 
@@ -101,7 +103,9 @@ def _check_memory(jobs: Jobs, windows: Windows, walk: LayerWalk) -> None:
     kept = 4 * dim * (windows.chosen_by.size + 2 * windows.held_out.size)  # hidden states
     layer = max(sum(4 * prod(job.info.shape) for job in jobs) for jobs in jobs.layers)
     largest = max(prod(job.info.shape) for job in jobs.all if job.pruned)
-    need, have = kept + 2 * layer + 16 * largest, memory().available
+    k = max(job.info.shape[-1] for job in jobs.all if job.pruned)
+    grams = GRAM_BYTES + 32 * k * k if wish.method == "sparsegpt" else 0
+    need, have = kept + 2 * layer + 16 * largest + grams, memory().available
     if need > have:
         raise NotEnoughMemoryError(need, have, ["fewer windows (--chunks, --held-out)"], what="pruning this model")
 
@@ -119,10 +123,7 @@ class _Pruning:
         self.tensors: list[TensorReport] = []
         self.before: Quality | None = None
         self.after: Quality | None = None
-        per_layer = 2 * (len(windows.chosen_by) + len(windows.held_out))
-        n_pruned = sum(job.pruned for job in jobs.all)
-        n_windows = walk.n_layers * per_layer + 2 * len(windows.held_out)
-        self._meter = Meter(progress, "pruning", n_windows + n_pruned, "steps", "nothing was written")
+        self._meter = Meter(progress, "pruning", self._n_steps(), "steps", "nothing was written")
 
     def run(self, dataset: str) -> None:
         """All of it, in order of the file that is written."""
@@ -136,9 +137,12 @@ class _Pruning:
         pruned = [self.walk.enter(tokens, self._embed) for tokens in w.held_out]
         for layer, jobs in enumerate(self.jobs.layers):
             self._through(layer, w.held_out, dense)
-            seen = self._inputs(layer, states)
+            data = self._prune_layer(layer, states)
             for job in jobs:
-                self._writer.write_tensor(job.info.name, self._prune(job, seen) if job.pruned else self._kept(job))
+                if job.pruned:
+                    self._put(job, data.pop(job.info.name))
+                else:
+                    self._writer.write_tensor(job.info.name, converted(self.file, job))
             self._through(layer, w.chosen_by, states)
             self._through(layer, w.held_out, pruned)
             self._matrices.forget()
@@ -153,6 +157,13 @@ class _Pruning:
         """The share of the pruned matrices' weights that are 0."""
         return sum(t.n_zeros for t in self.tensors) / max(sum(t.n_weights for t in self.tensors), 1)
 
+    def _n_steps(self) -> int:
+        """Windows through a layer or to the head, and matrices."""
+        n_chosen, n_held = len(self.windows.chosen_by), len(self.windows.held_out)
+        n_matrices = sum(_n_matrices(job) for job in self.jobs.all if job.pruned)
+        passes = sum(len(self._rounds(layer)) + 1 for layer in range(self.walk.n_layers))
+        return n_chosen * passes + 2 * n_held * (self.walk.n_layers + 1) + n_matrices
+
     # ---- the text -----------------------------------------------------------------------------------------------
 
     def _through(self, layer: int, windows: np.ndarray, states: list[np.ndarray]) -> None:
@@ -161,9 +172,9 @@ class _Pruning:
             states[i] = self.walk.layer(layer, tokens, states[i], self._matrices)
             self._meter.advance(1)
 
-    def _inputs(self, layer: int, states: list[np.ndarray]) -> Imatrix:
-        """Mean squared inputs of a layer's matrices."""
-        found = Imatrix()
+    def _inputs(self, layer: int, states: list[np.ndarray], wanted: frozenset[Unit]) -> Imatrix | Grams:
+        """What a layer's matrices are fed with, as far as the method wants to know."""
+        found = Grams(wanted) if self.wish.method == "sparsegpt" else Imatrix()
         for tokens, x in zip(self.windows.chosen_by, states, strict=True):
             self.walk.layer(layer, tokens, x, self._matrices, found.add)
             self._meter.advance(1)
@@ -200,31 +211,53 @@ class _Pruning:
 
     # ---- the tensors --------------------------------------------------------------------------------------------
 
-    def _kept(self, job: Job) -> Any:
-        return converted(self.file, job)
+    def _rounds(self, layer: int) -> list[frozenset[Unit]]:
+        """What is measured at once; all of it, but for methods that need much room."""
+        targets = {job.info.name: job.info.shape for job in self.jobs.layers[layer] if job.pruned}
+        found = units(self.walk.leaders(layer), targets, targets)
+        return rounds(found) if self.wish.method == "sparsegpt" else [frozenset(found)]
 
-    def _prune(self, job: Job, seen: Imatrix) -> np.ndarray:
-        """The bytes of a pruned tensor; the layer goes on with it as they say."""
-        info, path = job.info, self.file.path
-        w = self._matrices.matrix(info.name).reshape(-1, *info.shape[-2:])
+    def _prune_layer(self, layer: int, states: list[np.ndarray]) -> dict[str, np.ndarray]:
+        """{name: bytes} of the layer's pruned tensors; what was measured is of the layer as it is in the source."""
+        leaders = self.walk.leaders(layer)
+        jobs = [job for job in self.jobs.layers[layer] if job.pruned]
+        data: dict[str, dict[int, np.ndarray]] = {job.info.name: {} for job in jobs}
+        for wanted in self._rounds(layer):
+            seen = self._inputs(layer, states, wanted)
+            for job in jobs:
+                name = job.info.name
+                for e in range(_n_matrices(job)):
+                    if (leaders[name], e) in wanted:
+                        data[name][e] = self._prune(job, e, (leaders[name], e), seen)
+        return {name: np.concatenate([parts[e] for e in sorted(parts)]) for name, parts in data.items()}
+
+    def _prune(self, job: Job, e: int, unit: Unit, seen: Imatrix | Grams) -> np.ndarray:
+        """The bytes of matrix `e` of a tensor, pruned."""
+        info, path, n = job.info, self.file.path, _n_matrices(job)
+        w = self._matrices.matrix(info.name).reshape(n, *info.shape[-2:])[e].copy()
         check_range(w, job.type, info.name, path)
         if self.wish.pattern == "2:4":
             check_fours(info.shape[-1], info.name, path)
-        means = seen.importance(info.name, len(w), info.shape[-1])
-        data, mask = [], np.empty(w.shape, dtype=bool)
-        for i, matrix in enumerate(w):
-            mask[i] = prune_matrix(matrix, None if means is None else means[i], job.type, self.wish)
-            data.append(_packed(matrix, job.type))
-        whole = np.concatenate(data)
-        now = self._matrices.change(info.name, whole, job.type).reshape(w.shape)
-        if now[mask].any():
+        mask = prune_matrix(w, n, unit, seen, job.type, self.wish, lambda: self._meter.advance(0))
+        check_range(w, job.type, info.name, path)  # updates may have made it larger
+        data = _packed(w, job.type)
+        if dequantize(data, job.type, w.shape)[mask].any():
             raise ConvertError(
                 "a weight that was set to 0 is not 0 in this type; choose another one (--type)", path=path,
                 field=f"tensor {info.name}", value=job.type.name,
             )  # fmt: skip
-        self.tensors.append(TensorReport(info.name, job.type.name, now.size, now.size - int(np.count_nonzero(now))))
         self._meter.advance(1)
-        return whole
+        return data
+
+    def _put(self, job: Job, data: np.ndarray) -> None:
+        """Write a pruned tensor; the layer goes on with it as its bytes say."""
+        now = self._matrices.change(job.info.name, data, job.type)
+        self.tensors.append(TensorReport(job.info.name, job.type.name, now.size, now.size - int(np.count_nonzero(now))))
+        self._writer.write_tensor(job.info.name, data)
+
+
+def _n_matrices(job: Job) -> int:
+    return prod(job.info.shape[:-2])
 
 
 def _packed(w: np.ndarray, kind: BlockType) -> np.ndarray:

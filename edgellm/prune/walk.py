@@ -45,6 +45,22 @@ class LayerWalk:
         """The steps of a layer."""
         return [self.plan.steps[i] for i in self._spans[layer]]
 
+    def leaders(self, layer: int) -> dict[str, str]:
+        """{tensor: the first tensor of the layer with the same input}; experts' `up` has that of their `gate`."""
+        found: dict[str, str] = {}
+        first: dict[int, str] = {}  # by buffer, until something else is written there
+        for step in self.steps(layer):
+            if step.op is Op.LINEAR:
+                part = part_of(step.weights[0])
+                name = part[0] if part else step.weights[0]
+                found.setdefault(name, first.setdefault(step.inputs[0], name))
+            elif step.op is Op.EXPERTS:
+                gate, up, down = step.weights
+                found |= {gate: gate, up: gate, down: down}
+            for buffer in step.outputs:
+                first.pop(buffer, None)
+        return found
+
     def enter(self, tokens: np.ndarray, embed: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
         """The first layer's input float32 (n, dim); `embed` gives the table's rows float32 (n, dim) of tokens (n,)."""
         out = [np.empty((0, self.plan.buffers[self.stream].cols), np.float32)]

@@ -10,7 +10,7 @@ from ..convert.choice import Wish, parse_wish
 from ..errors import ConvertError, InvalidArgumentError, one_line
 
 PATTERNS = ("unstructured", "2:4", "block16")
-METHODS = ("magnitude", "wanda")
+METHODS = ("magnitude", "wanda", "sparsegpt")
 # Types that write a single 0 as exactly 0, whatever stands beside it. In the others only whole groups of 32 can be 0.
 EXACT_ZERO = frozenset({"F32", "F16", "BF16", "Q4_0", "Q5_0", "Q8_0", "Q3_K", "Q6_K", "TQ1_0", "TQ2_0", "MXFP4"})
 TILE_K = 64  # k of a block of block16: a tile of Q4_0 and Q8_0 (formats/panels.md)
