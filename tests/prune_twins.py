@@ -18,7 +18,6 @@ from edgellm.quants import dequantize
 from edgellm.tokenizers import Tokenizer
 from edgellm.weights import Weights
 
-
 Choose = Callable[[int, np.ndarray, np.ndarray], np.ndarray]
 
 

@@ -39,10 +39,11 @@ def command(
 ) -> None:
     """Write the GGUF file IN again with a share S of its layers' weights set to zero.
 
-    Weights are chosen by METHOD: the smallest (magnitude), the smallest times their inputs (wanda), or those
-    that the others can best make up for, which are changed to do so (sparsegpt). PATTERN says which may go together:
-    any (unstructured), two of every four in a row (2:4), or blocks of 16 rows x 64 columns (block16). TEXT goes through the model layer by layer; its last windows are held out, and perplexity is
-    measured on them before and after. Where it fails, no file is left.
+    Weights are chosen by METHOD: the smallest (magnitude), the smallest times their inputs (wanda), or those that the
+    others can best make up for, which are changed to do so (sparsegpt). PATTERN says which may go together: any
+    (unstructured), two of every four in a row (2:4), or blocks of 16 rows x 64 columns (block16). TEXT goes through
+    the model layer by layer; its last windows are held out, and perplexity is measured on them before and after.
+    Where it fails, no file is left.
     """
     from edgellm.prune import prune
 

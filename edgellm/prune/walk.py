@@ -109,12 +109,11 @@ class LayerWalk:
 
     def _passes(self, tokens: np.ndarray, outputs: np.ndarray | None = None) -> Iterator[tuple[np.ndarray, int]]:
         """Begins a pass for each stretch of tokens that the backend takes at once: (tokens, position of the first)."""
-        from ..cache import Sequence
-        from ..engine import PREFILL_CHUNK
+        from ..cache import PASS_TOKENS, Sequence
 
         with Sequence(self._pool, len(tokens)) as seq:
-            for start in range(0, len(tokens), PREFILL_CHUNK):
-                part = tokens[start : start + PREFILL_CHUNK]
+            for start in range(0, len(tokens), PASS_TOKENS):
+                part = tokens[start : start + PASS_TOKENS]
                 seq.ensure(start + len(part))
                 self._runner.begin(part, start, np.zeros(1, np.int32) if outputs is None else outputs, seq)
                 yield part, start
