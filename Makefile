@@ -19,12 +19,12 @@ help:
 	@echo "The Makefile has some more, with a line on each."
 
 SOURCES := pyproject.toml setup.py $(wildcard native/*.[ch] native/*.py native/kernels/*.[ch])
-# install(extras)
+# install(extras): pip shows its progress where somebody sees it.
 define install
+@echo "edgellm: installing into $(VENV) (a minute or two the first time)" >&2
 @test -x $(PY) || $(PYTHON) -m venv $(VENV)
 @$(PY) -m pip install -qq --disable-pip-version-check --upgrade pip
-@echo "edgellm: installing into $(VENV) (a minute or two the first time)" >&2
-@$(PY) -m pip install -qq --disable-pip-version-check --editable '.[$(1)]'
+@test -t 2 || quiet=-qq; $(PY) -m pip install $$quiet --disable-pip-version-check --editable '.[$(1)]'
 endef
 
 # What talking needs is much less than what the tests need.

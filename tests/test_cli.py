@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -336,6 +337,21 @@ def test_help_of_every_command(run):
         code, page, _ = run(name, "--help")
         assert code == 0 and page.startswith("Usage: edgellm")
     assert run("--version")[1].startswith("edgellm ")
+
+
+def test_options_of_one_kind_stand_together(run):
+    """Every option of `run` and `chat` is in the help once, under the heading of its kind."""
+    for name, headings in (("run", ["Options", "Choosing tokens", "Form of the answer", "Loading and running"]),
+                           ("chat", ["Options", "Choosing tokens", "Loading and running"])):  # fmt: skip
+        page = run(name, "--help")[1]
+        parts = re.split(r"^([A-Z][a-z ]+):\n", page, flags=re.M)
+        assert parts[1::2] == headings
+        sections = dict(zip(parts[1::2], parts[2::2], strict=True))
+        assert "--top-k" in sections["Choosing tokens"] and "--threads" in sections["Loading and running"]
+        command = cli.cli.get_command(None, name)
+        for param in command.get_params(click.Context(command)):
+            if param.param_type_name == "option":
+                assert sum(bool(re.search(rf"^  .*{param.opts[-1]}(?![\w-])", t, re.M)) for t in sections.values()) == 1, param
 
 
 def test_help_is_there_however_it_is_asked_for(run):

@@ -33,6 +33,8 @@ def command(name: str | None, ref: str | None, remove: bool, as_json: bool) -> N
         shown = read_aliases()
     if as_json:
         print_json(shown)
+    elif not shown:
+        click.echo("no aliases yet; `edgellm alias NAME MODEL` makes one", err=True)
     else:
         for alias, target in shown.items():
             click.echo(f"{alias}  {target}", err=remove)

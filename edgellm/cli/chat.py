@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -22,17 +23,18 @@ from edgellm.cli.common import (
     speculate_option,
 )
 from edgellm.cli.sampling import sampling_options, take_samplers
+from edgellm.cli.sections import SectionedCommand, in_section
 
 if TYPE_CHECKING:
     from edgellm.model import Model
     from edgellm.session import Session
 
 
-@click.command("chat")
+@click.command("chat", cls=SectionedCommand)
 @click.argument("model", required=False)
 @generate_options
-@sampling_options
-@load_options
+@partial(in_section, "Choosing tokens", [sampling_options])
+@partial(in_section, "Loading and running", [load_options])
 @overflow_option
 @speculate_option
 @click.option("--session", "session_file", type=click.Path(), metavar="FILE",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -21,6 +22,7 @@ from edgellm.cli.common import (
 )
 from edgellm.cli.forms import form_options, take_form
 from edgellm.cli.sampling import sampling_options, take_samplers
+from edgellm.cli.sections import SectionedCommand, in_section
 
 if TYPE_CHECKING:
     from edgellm.model import Model
@@ -28,15 +30,15 @@ if TYPE_CHECKING:
     from edgellm.stream import Stream
 
 
-@click.command("run")
+@click.command("run", cls=SectionedCommand)
 @click.argument("model", required=False)
 @click.argument("text", required=False, metavar="[PROMPT|-]")
 @click.option("-p", "--prompt", metavar="TEXT", help="The prompt.")
 @click.option("-f", "--file", "prompt_file", type=click.Path(), metavar="FILE", help="Read the prompt from a file.")
 @generate_options
-@sampling_options
-@form_options
-@load_options
+@partial(in_section, "Choosing tokens", [sampling_options])
+@partial(in_section, "Form of the answer", [form_options])
+@partial(in_section, "Loading and running", [load_options])
 @overflow_option
 @speculate_option
 @click.option("--raw", is_flag=True, help="Continue the prompt as it is, without the model's chat template.")
