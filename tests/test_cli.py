@@ -351,7 +351,8 @@ def test_options_of_one_kind_stand_together(run):
         command = cli.cli.get_command(None, name)
         for param in command.get_params(click.Context(command)):
             if param.param_type_name == "option":
-                assert sum(bool(re.search(rf"^  .*{param.opts[-1]}(?![\w-])", t, re.M)) for t in sections.values()) == 1, param
+                line = re.compile(rf"^  .*{param.opts[-1]}(?![\w-])", re.M)
+                assert sum(bool(line.search(text)) for text in sections.values()) == 1, param
 
 
 def test_help_is_there_however_it_is_asked_for(run):
