@@ -194,7 +194,8 @@ def test_a_pasted_text_is_no_command(model, talk):
 def test_settings(model, talk):
     _, err, repl = talk(
         model, "/set temp 0.5", "/set parameter top_k 7", "/set n 2", "/set stop \\n", "/set system be kind",
-        "/set top_p 9", "/set colour red", "/set seed 4", "/show params", "/show system", "/set system", "/show wrong",
+        "/set top_p 9", "/set colour red", "/set temprature 1", "/set seed 4",
+        "/show params", "/show system", "/set system", "/show wrong",
         "/set top_k inf", "/set n nan",
     )  # fmt: skip
     options = repl.session.options
@@ -202,6 +203,8 @@ def test_settings(model, talk):
     assert options.sampling.stop == ("\n",) and options.sampling.seed == 4
     assert "top_p must be" in err and "no setting 'colour'" in err and "be kind" in err and "/show wrong" in err
     assert "not 'inf'" in err and "not 'nan'" in err
+    assert "no setting 'temprature'; did you mean temperature?" in err
+    assert "no setting 'colour'; settings are max_tokens, temperature" in err
     assert repl.session.system is None
 
 

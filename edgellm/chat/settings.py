@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import MISSING, fields, replace
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from edgellm.errors import InvalidArgumentError
@@ -69,7 +70,10 @@ def full_name(name: str) -> str:
     if name in AT_START:
         raise InvalidArgumentError(f"{name} is chosen when a conversation begins: edgellm chat {AT_START[name]} ...")
     if name not in NAMES:
-        raise InvalidArgumentError(f"there is no setting '{name}'; settings are {', '.join(NAMES)}, system, stats")
+        known = [*NAMES, "format", "system", "stats"]
+        near = get_close_matches(name, known, 1)
+        hint = f"did you mean {near[0]}?" if near else f"settings are {', '.join(known)}"
+        raise InvalidArgumentError(f"there is no setting '{name}'; {hint}")
     return name
 
 
