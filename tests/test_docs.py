@@ -7,7 +7,10 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,6 +46,34 @@ def test_python_in_the_guides_runs(path, tmp_path):
         env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"},
     )  # fmt: skip
     assert (run.returncode, run.stderr) == (0, ""), run.stderr
+
+
+def test_the_window_of_the_guide():
+    """A loop plays the toolkit: it loads, asks, asks again and closes while the answer comes."""
+    (block,) = (b for b in _BLOCK.findall((ROOT / "docs/apps.md").read_text("utf-8")) if "def look():" in b)
+    page: dict[str, Any] = {}
+    exec(block, page)
+
+    def turn(until: list[Any], count: int = 1) -> Any:
+        end = time.monotonic() + 60
+        while len(until) < count:
+            assert time.monotonic() < end, "nothing comes"
+            page["look"]()
+        return until[-1]
+
+    bars: list[Any] = []
+    ready: list[Any] = []
+    threading.Thread(target=page["load"], args=(None, bars.append, ready.append)).start()
+    model, pieces, ends = turn(ready), [], []
+    talk = model.session()
+    page["ask"](talk, "What is the capital of Italy?", pieces.append, ends.append)
+    assert turn(ends).text == "".join(pieces) == "The capital of Italy is Rome." and bars
+    page["ask"](talk, "Tell me a story.", pieces.append, ends.append)
+    model.close()
+    assert isinstance(turn(ends, 2), edgellm.ModelClosedError | edgellm.Result)  # it may have been quicker
+    missing: list[Any] = []
+    page["load"]("nowhere.gguf", bars.append, missing.append)
+    assert isinstance(turn(missing), edgellm.ModelFileNotFoundError)
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
