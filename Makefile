@@ -196,6 +196,13 @@ grammar-check:
 	$(PY) tools/grammar_check.py --write docs/structured_output.md $(GRAMMAR)
 
 .PHONY: clean
+# Answers with speculation beside answers without: 2,000 prompts, none may differ; and how much faster (idle machine).
+speculation-check:
+	$(PY) tools/speculation_check.py --write docs/speculation.md
+
+speculation:
+	$(PY) tools/speculation.py $(MODEL) --write docs/speculation.md
+
 clean:
 	rm -rf build dist *.egg-info edgellm/*.so
 

@@ -23,6 +23,10 @@ from edgellm.errors import NonFiniteError
 from edgellm.speculate.control import MAX_COLUMNS, Control
 from edgellm.speculate.drafts import Draft, Proposer
 
+REST_AFTER = 16  # tokens without a draft that was worth checking, after which only
+REST = 4  # one in four is a moment to look for drafts
+_ROWS = [np.arange(n, dtype=np.int32) for n in range(MAX_COLUMNS + 1)]  # the outputs of a pass: all rows
+
 
 class Passes(Protocol):
     """What `Decoding` needs of the engine."""
@@ -52,6 +56,8 @@ class Decoding:
         self._draft: Draft | None = None  # what was proposed behind the token of the latest pass
         self._n_checked = self._n_true = 0  # tokens of it that the pass had, and that were drawn
         self._rows: np.ndarray | None = None  # float32 (1 + n_checked, n_vocab), valid until the next pass
+        self._untold: list[int] = []  # tokens of the answer that the proposer does not know of yet
+        self._n_idle = 0  # tokens since a draft was last worth checking
         self._seconds, self._n_rows = 0.0, 0  # of all passes so far; rows that were used
         self.n_drafted = self.n_accepted = 0
 
@@ -107,8 +113,7 @@ class Decoding:
             return
         self._draft = None
         self.n_drafted, self.n_accepted = self.n_drafted + checked, self.n_accepted + true
-        if self._proposer is not None:
-            self._proposer.accept(draft.tokens[:true])
+        self._untold += draft.tokens[:true]
         if token is None:
             self._control.note(draft, true, true)
         elif true < len(draft):  # one more is known, also where it was not worth a column
@@ -122,13 +127,20 @@ class Decoding:
         """The guesses behind `token` that are worth a longer pass."""
         if self._proposer is None:
             return []
-        self._proposer.accept((token,))
+        self._untold.append(token)
+        self._n_idle += 1
+        if self._n_idle > REST_AFTER and self._n_idle % REST:  # a look costs microseconds: a small model feels them
+            return []
+        self._proposer.accept(self._untold)
+        self._untold.clear()
         self._draft = draft = self._proposer.propose(MAX_COLUMNS - 1)
         self._n_checked = self._n_true = 0
         if not draft.tokens:
             self._draft = None
             return []
         length = self._control.length(draft)
+        if length:
+            self._n_idle = 0
         if length and most is not None:
             length = min(length, most - 1)
         tokens = list(draft.tokens[:length])
@@ -144,7 +156,7 @@ class Decoding:
     def _pass(self, tokens: list[int]) -> None:
         """One pass over the token that was drawn and guesses."""
         start = time.perf_counter()
-        self._rows = self._engine.forward(self._seq, tokens, range(len(tokens)), self._cancel, n_kept=1)
+        self._rows = self._engine.forward(self._seq, tokens, _ROWS[len(tokens)], self._cancel, n_kept=1)
         seconds = time.perf_counter() - start
         self._n_checked, self._seconds = len(tokens) - 1, self._seconds + seconds
         self._control.costs.note(len(tokens), seconds)
