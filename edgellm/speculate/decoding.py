@@ -25,7 +25,7 @@ from edgellm.speculate.drafts import Draft, Proposer
 
 REST_AFTER = 16  # tokens without a draft that was worth checking, after which only
 REST = 4  # one in four is a moment to look for drafts
-_ROWS = [np.arange(n, dtype=np.int32) for n in range(MAX_COLUMNS + 1)]  # the outputs of a pass: all rows
+_ROWS = [list(range(n)) for n in range(MAX_COLUMNS + 1)]  # the outputs of a pass: all rows
 
 
 class Passes(Protocol):
