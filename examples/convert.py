@@ -8,6 +8,8 @@ import sys
 import edgellm
 from edgellm.convert import convert
 
+if len(sys.argv) < 3:
+    sys.exit(__doc__)
 source, out = sys.argv[1:3]
 outtype = sys.argv[3] if len(sys.argv) > 3 else "q8_0"
 

@@ -32,7 +32,9 @@ def run(call: edgellm.ToolCall) -> str:
 
 
 def main() -> None:
-    path, question = sys.argv[1], sys.argv[2]
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
+    path, question = sys.argv[1:]
     messages: list[dict[str, object]] = [{"role": "user", "content": question}]
     with edgellm.load(path) as model:
         for _ in range(5):  # a model may go on calling for ever

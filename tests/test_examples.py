@@ -54,6 +54,12 @@ def test_example(example, model):
     assert done.stdout.strip() and "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("name", ["convert", "tools"])
+def test_examples_that_need_arguments_say_so(name):
+    done = run(ROOT / "examples" / f"{name}.py")
+    assert done.returncode == 1 and f"examples/{name}.py" in done.stderr and "Traceback" not in done.stderr
+
+
 def test_convert_example(tmp_path, shared_data):
     example = ROOT / "examples" / "convert.py"
     out = tmp_path / "out.gguf"
