@@ -114,6 +114,8 @@ def test_what_a_sick_machine_looks_like(page):
     text, code = page(packages={"numpy": None, "rich": None})
     assert code == 1 and "missing: numpy" in text and "FAIL" in text and "pip install numpy" in text
     assert "rich (pip install 'edgellm[cli]')" in text and "1 thing is wrong" in text
+    text, code = page(packages={"prompt_toolkit": None, "rich": None, "llguidance": None})
+    assert code == 0 and "prompt_toolkit, rich (pip install 'edgellm[cli]'), llguidance (pip" in text
     text, _ = page(native={"available": False, "reason": "not built"}, backend="numba",
                    caches={"numba": {"path": "/x", "bytes": None, "writable": False}})  # fmt: skip
     assert "no compiled library: not built" in text and "NUMBA_CACHE_DIR" in text

@@ -130,8 +130,12 @@ def _packages(packages: dict[str, str | None]) -> Iterator[Check]:
     needed = [name for name in missing if not PACKAGES[name]]
     if needed:
         yield fault("packages", f"missing: {', '.join(needed)}", f"pip install {' '.join(needed)}")
-    optional = {PACKAGES[name]: name for name in missing if PACKAGES[name]}
-    more = "".join(f"; not installed: {name} (pip install 'edgellm[{extra}]')" for extra, name in optional.items())
+    optional: dict[str, list[str]] = {}  # extra -> what it would bring
+    for name in missing:
+        if PACKAGES[name]:
+            optional.setdefault(PACKAGES[name], []).append(name)
+    wishes = [f"{', '.join(names)} (pip install 'edgellm[{extra}]')" for extra, names in optional.items()]
+    more = f"; not installed, needed for some things only: {', '.join(wishes)}" if wishes else ""
     yield Check("packages", "ok", there + more)
 
 

@@ -17,6 +17,7 @@ PACKAGES = {
     "rich": "cli",
     "numba": "numba",
     "huggingface_hub": "hub",
+    "llguidance": "grammar",
 }
 MAX_FILES = 20_000  # of a folder whose size is counted
 
