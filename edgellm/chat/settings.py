@@ -32,6 +32,7 @@ AT_START = {
     "num_thread": "-t",
     "threads": "-t",
     "kv_type": "-ctk",
+    "speculate": "--speculate",
 }
 _DEFAULTS = {field.name: field.default for field in fields(Sampling) if field.default is not MISSING}
 NAMES = ("max_tokens", *_DEFAULTS)
