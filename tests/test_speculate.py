@@ -12,7 +12,7 @@ from helpers import tiny_llama_gguf
 from tiny_families import FAMILIES, tiny_family_gguf
 
 import edgellm
-from edgellm import generate
+from edgellm import clib, generate
 from edgellm.engine import Engine
 from edgellm.errors import InvalidArgumentError, NonFiniteError
 from edgellm.generate import Generation, Request
@@ -554,15 +554,25 @@ def test_options(path):
     bias = {"logit_bias": {304: 100.0}, "temperature": 0, "max_tokens": 40}
     with edgellm.load(path, backend=FAST[0], speculate="off") as model:
         assert model.generate(text, **bias).stats.draft_tokens == 0
-        fast = model.generate(text, speculate="auto", **bias).stats
+        fast = model.generate(text, speculate="suffix", **bias).stats
         assert fast.draft_tokens >= fast.draft_accepted > 0 and fast.passes < 40 and fast.draft_gain > 0
         with pytest.raises(InvalidArgumentError, match="choose auto, off, suffix"):
             model.generate(text, speculate="draft", **bias)
     with edgellm.load(path, backend=FAST[0]) as model:
-        assert model.speculate == "auto" and model.generate(text, **bias).stats.draft_tokens > 0
+        assert model.speculate == "auto" and (model.generate(text, **bias).stats.draft_tokens > 0) == clib.available()
         assert model.generate(text, speculate="off", **bias).stats.draft_tokens == 0
         with model.session(max_tokens=30) as chat:
             assert chat.send("hello", speculate="off").stats.draft_tokens == 0
+
+
+def test_without_a_compiled_library(monkeypatch):
+    from edgellm import speculate
+
+    monkeypatch.setattr(clib, "available", lambda: False)
+    assert speculate.make_proposer("auto") is None and speculate.make_proposer("off") is None
+    made = speculate.make_proposer("suffix")
+    made.begin([1, 2, 3, 4, 1, 2, 3])
+    assert made.propose(1).tokens == (4,)
 
 
 def test_the_reference_backend_does_without(path):

@@ -3,6 +3,7 @@ answer (docs/speculation.md)."""
 
 from typing import Any
 
+from edgellm import clib
 from edgellm.errors import InvalidArgumentError, one_line
 from edgellm.speculate.control import Control
 from edgellm.speculate.decoding import Decoding
@@ -22,5 +23,8 @@ def checked_kind(kind: Any) -> str:
 
 
 def make_proposer(kind: str) -> Proposer | None:
-    """What makes the drafts of one answer; None: nothing does."""
-    return None if kind == "off" else SuffixProposer()
+    """What makes the drafts of one answer; None: nothing does. The index's twin in Python looks through the whole text
+    for each token, so "auto" does without where nothing is compiled."""
+    if kind == "off" or (kind == "auto" and not clib.available()):
+        return None
+    return SuffixProposer()
