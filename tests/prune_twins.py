@@ -90,7 +90,8 @@ def wanda_file(src: Path, out: Path, text: str, names: list[list[str]], sparsity
 
 
 def inputs_of(path: Path, text: str, size: int, n: int) -> dict[str, np.ndarray]:
-    """{tensor: its inputs float64 (n * size, k)} of the first n windows, in the reference backend."""
+    """{tensor: its inputs float64 (n * size, k)} of the first n windows, in the reference backend; under "x.N" what
+    goes into layer N, and under the number of layers what comes out of the last one."""
     found: dict[str, list[np.ndarray]] = {}
     with open_gguf(path) as file:
         plan = build_plan(read_config(file), file, size)
@@ -100,7 +101,13 @@ def inputs_of(path: Path, text: str, size: int, n: int) -> dict[str, np.ndarray]
             with Sequence(pool, size) as seq:
                 seq.ensure(size)
                 runner.begin(tokens, 0, np.zeros(1, np.int32), seq)
+                seen = set()
                 for i, step in enumerate(plan.steps):
+                    words = step.label.split(".")
+                    layer = f"x.{words[1] if words[0] == 'blk' else plan.kv.n_layers}"
+                    if layer not in seen and (words[0] == "blk" or step.op is Op.TAKE_ROWS):
+                        seen.add(layer)
+                        found.setdefault(layer, []).append(runner.read(plan.steps[0].outputs[0]))
                     if step.op is Op.LINEAR:
                         found.setdefault(step.weights[0], []).append(runner.read(step.inputs[0]))
                     runner.run_step(i)
@@ -166,3 +173,31 @@ def sparsegpt_file(src: Path, out: Path, text: str, names: list[list[str]], spar
             new[name] = sparsegpt(now[name], gram, choose_unstructured(sparsity)).astype(np.float32)
         with_tensors(out, out.with_suffix(".next"), new)
         out.with_suffix(".next").replace(out)
+
+
+def heads_file(src: Path, out: Path, text: str, n_heads: int, n_gone: int, size: int, n: int) -> list[list[int]]:
+    """Layer by layer: take each head away alone, see what the output misses, zero those that it misses least."""
+    shutil.copy(src, out)
+    gone: list[list[int]] = []
+    n_layers = sum(name.endswith("attn_output.weight") for name in tensors_of(src))
+    for layer in range(n_layers):
+        seen, now, blk = inputs_of(out, text, size, n), tensors_of(out), f"blk.{layer}.attn"
+        x, w = seen[f"{blk}_output.weight"], now[f"{blk}_output.weight"].astype(np.float64)
+        head_dim = w.shape[1] // n_heads
+        misses = []
+        for h in range(n_heads):
+            without = w.copy()
+            without[:, h * head_dim : (h + 1) * head_dim] = 0
+            misses.append(np.square(x @ w.T - x @ without.T).sum())
+        gone.append(sorted(np.argsort(misses)[:n_gone].tolist()))
+        for h in gone[-1]:
+            now[f"{blk}_output.weight"][:, h * head_dim : (h + 1) * head_dim] = 0
+            now[f"{blk}_q.weight"][h * head_dim : (h + 1) * head_dim] = 0
+        n_kv = len(now[f"{blk}_k.weight"]) // head_dim
+        for g in range(n_kv):
+            if all(h in gone[-1] for h in range(g * n_heads // n_kv, (g + 1) * n_heads // n_kv)):
+                for name in ("k", "v"):
+                    now[f"{blk}_{name}.weight"][g * head_dim : (g + 1) * head_dim] = 0
+        with_tensors(out, out.with_suffix(".next"), now)
+        out.with_suffix(".next").replace(out)
+    return gone

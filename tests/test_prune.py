@@ -21,7 +21,14 @@ from edgellm import clib
 from edgellm.blocks import ALL, BY_NAME
 from edgellm.cli import cli
 from edgellm.convert.pack import pack
-from edgellm.errors import Cancelled, ConvertError, EdgeLLMError, InvalidArgumentError, UnsupportedFeatureError
+from edgellm.errors import (
+    Cancelled,
+    ConvertError,
+    EdgeLLMError,
+    InvalidArgumentError,
+    NonFiniteError,
+    UnsupportedFeatureError,
+)
 from edgellm.gguf import open_gguf
 from edgellm.perplexity import perplexity
 from edgellm.prune import prune
@@ -272,6 +279,14 @@ def test_weights_that_are_not_finite(tmp_path: Path) -> None:
     with pytest.raises(ConvertError, match="finite"):
         prune(bad, tmp_path / "out.gguf", text=TEXT, **CUT)
     assert sorted(os.listdir(tmp_path)) == ["bad.gguf", "in.gguf"]
+
+
+def test_a_model_whose_logits_are_not_finite(tmp_path: Path) -> None:
+    src, bad = tiny(tmp_path), tmp_path / "bad.gguf"
+    twins.with_tensors(src, bad, {"output_norm.weight": np.full(64, 3e38, np.float32)})
+    with pytest.raises(NonFiniteError, match="held-out"):
+        prune(bad, tmp_path / "out.gguf", text=TEXT, **CUT)
+    assert not (tmp_path / "out.gguf").exists()
 
 
 @pytest.mark.parametrize("stop_at", [0, 3, 20])

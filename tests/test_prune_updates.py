@@ -14,7 +14,7 @@ from test_prune import CUT, TEXT
 from tiny_families import tiny_family_gguf
 
 from edgellm.errors import Cancelled, ConvertError
-from edgellm.prune import prune, pruner
+from edgellm.prune import prune, zeroing
 from edgellm.prune.sparsegpt import inverse_root, prune_with_updates
 from edgellm.prune.statistics import Grams, rounds
 
@@ -138,7 +138,7 @@ def test_experts_and_joined_tensors_in_rounds(
     how = {"pattern": pattern, "method": "sparsegpt", "text": TEXT, "backend": "reference", **CUT}
     one = prune(src, tmp_path / "one.gguf", **how)
     told: list[object] = []
-    monkeypatch.setattr(pruner, "rounds", lambda sizes: rounds(sizes, 1))  # a round for every matrix
+    monkeypatch.setattr(zeroing, "rounds", lambda sizes: rounds(sizes, 1))  # a round for every matrix
     many = prune(src, tmp_path / "many.gguf", progress=told.append, **how)
     assert (tmp_path / "one.gguf").read_bytes() == (tmp_path / "many.gguf").read_bytes()
     assert one.tensors == many.tensors and told[-1].done == told[-1].total

@@ -19,22 +19,27 @@ sys.path.insert(0, str(ROOT))
 
 from edgellm.builtin import builtin_model  # noqa: E402
 from edgellm.prune import PruneReport, prune  # noqa: E402
-from edgellm.prune.wish import METHODS, PATTERNS  # noqa: E402
+from edgellm.prune.wish import METHODS, PATTERNS, WHOLE  # noqa: E402
 
 TEXT = ROOT.parent / "shared" / "data" / "text" / "grimm.txt"
 
 
 def measure(args: argparse.Namespace, folder: str) -> dict[tuple[str, str], PruneReport]:
-    """The report of each (pattern, method)."""
+    """The report of each (pattern, method); heads and layers have no method."""
     text, found = args.text.read_text(encoding="utf-8"), {}
-    for pattern in PATTERNS:
-        for method in METHODS:
-            print(f"{pattern} {method}", file=sys.stderr, flush=True)
-            found[pattern, method] = prune(
-                args.model, Path(folder) / "pruned.gguf", None if pattern == "2:4" else args.sparsity, pattern, method,
-                text=text, n_chunks=args.chunks, held_out=args.held_out, type=args.type,
-            )  # fmt: skip
+    rows = [(pattern, method, args.sparsity) for pattern in PATTERNS if pattern not in WHOLE for method in METHODS]
+    rows += [(pattern, None, share) for pattern in WHOLE for share in (0.25, 0.5)]
+    for pattern, method, share in rows:
+        print(f"{pattern} {method or share}", file=sys.stderr, flush=True)
+        found[pattern, method or str(share)] = prune(
+            args.model, Path(folder) / "pruned.gguf", None if pattern == "2:4" else share, pattern, method,
+            text=text, n_chunks=args.chunks, held_out=args.held_out, type=args.type,
+        )  # fmt: skip
     return found
+
+
+def cell(report: PruneReport) -> str:
+    return f"{report.ppl_after:.2f} ± {report.ppl_after_error:.2f}"
 
 
 def main() -> int:
@@ -53,8 +58,11 @@ def main() -> int:
     print(f"weights were chosen by {args.chunks} others.\n")
     print("| pattern | " + " | ".join(METHODS) + " |\n|---" + "|---:" * len(METHODS) + "|")
     for pattern in PATTERNS:
-        row = [found[pattern, method] for method in METHODS]
-        print(f"| {pattern} | " + " | ".join(f"{r.ppl_after:.2f} ± {r.ppl_after_error:.2f}" for r in row) + " |")
+        if pattern not in WHOLE:
+            print(f"| {pattern} | " + " | ".join(cell(found[pattern, method]) for method in METHODS) + " |")
+    print("\n| what goes | 25 % | 50 % |\n|---|---:|---:|")
+    for pattern in WHOLE:
+        print(f"| {pattern} | {cell(found[pattern, '0.25'])} | {cell(found[pattern, '0.5'])} |")
     ppl = [found["unstructured", method].ppl_after for method in METHODS]
     return int(any(b > a for a, b in zip(ppl, ppl[1:], strict=False)))
 

@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 @click.command("prune")
 @click.argument("source", metavar="IN.gguf")
 @click.argument("out", metavar="OUT.gguf")
-@click.option("--sparsity", type=float, metavar="S", help="Share of the weights that go, such as 0.5 [default: 0.5].")
+@click.option("--sparsity", type=float, metavar="S",
+              help="Share of the weights, heads or layers that go [default: 0.5].")
 @click.option("--pattern", default="unstructured", show_default=True, metavar="PATTERN",
-              help="unstructured, 2:4 or block16.")
+              help="unstructured, 2:4, block16, heads or layers.")
 @click.option("--method", metavar="METHOD", help="magnitude, wanda or sparsegpt [default: wanda].")
 @click.option("-f", "--file", "text_file", metavar="TEXT",
               help="Text (UTF-8) that weights are chosen by, and whose end perplexity is measured on.")
@@ -41,9 +42,9 @@ def command(
 
     Weights are chosen by METHOD: the smallest (magnitude), the smallest times their inputs (wanda), or those that the
     others can best make up for, which are changed to do so (sparsegpt). PATTERN says which may go together: any
-    (unstructured), two of every four in a row (2:4), or blocks of 16 rows x 64 columns (block16). TEXT goes through
-    the model layer by layer; its last windows are held out, and perplexity is measured on them before and after.
-    Where it fails, no file is left.
+    (unstructured), two of every four in a row (2:4), or blocks of 16 rows x 64 columns (block16). Heads of attention
+    and whole layers go by their measured influence, without a METHOD. TEXT goes through the model layer by layer; its
+    last windows are held out, and perplexity is measured on them before and after. Where it fails, no file is left.
     """
     from edgellm.prune import prune
 
@@ -79,6 +80,9 @@ def _print(report: PruneReport, by_tensor: bool) -> None:
         f"{report.path}: {size_text(report.bytes_after)}, before {size_text(report.bytes_before)} ({types}); "
         f"{report.zeros:.1%} zeros by {report.method}, {report.pattern}; {report.seconds:.1f} s"
     )
+    if report.removed:
+        told = ", ".join(f"{i}: {x:.3f}" for i, x in enumerate(report.influence))
+        lines.append(f"layers that went: {', '.join(map(str, report.removed))}; block influence of each: {told}")
     lines.append(_perplexity(report))
     lines.append(f"speed: {report.speed}")
     for line in [*lines, *(f"note: {note}" for note in report.notes)]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +14,9 @@ from ..convert.mixes import QUANTIZATION_VERSION, layer_of, stays_f32
 from ..convert.pipeline import Weight, join_notes, packed_rows
 from ..errors import InvalidArgumentError
 from ..gguf import GGUFFile, GGUFWriter, TensorInfo
-from ..ops import Op
 from ..progress import Meter
 from ..quantize import copied, rows_of
-from ..weights import part_of
+from .heads import find_attention, n_gone
 from .report import PREFIX
 from .walk import LayerWalk
 from .wish import PruneWish, check_zeros
@@ -50,7 +49,7 @@ class Jobs:
 def plan_jobs(file: GGUFFile, walk: LayerWalk, wish: PruneWish) -> Jobs:
     """Raises ConvertError where a type cannot hold the zeros, InvalidArgumentError where there is nothing to prune."""
     types, notes = _types(file, wish)
-    targets = [_matrices(walk, i) for i in range(walk.n_layers)]
+    targets = [_targets(file, walk, i, wish) for i in range(walk.n_layers)]
     outer: list[Job] = []
     layers: list[list[Job]] = [[] for _ in targets]
     for info in file.tensors.values():
@@ -60,9 +59,9 @@ def plan_jobs(file: GGUFFile, walk: LayerWalk, wish: PruneWish) -> Jobs:
             continue
         job = Job(info, types[info.name], info.name in targets[layer] and not stays_f32(info.name, info.shape))
         if job.pruned:
-            check_zeros(job.type, wish, info.name, file.path)
+            check_zeros(job.type, wish.pattern, info.name, file.path)
         layers[layer].append(job)
-    if not any(job.pruned for layer in layers for job in layer):
+    if wish.pattern != "layers" and not any(job.pruned for layer in layers for job in layer):
         raise InvalidArgumentError("this model has no matrices in its layers, there is nothing to prune")
     again = sorted({j.type.name for layer in layers for j in layer if j.pruned and j.info.type.block_size > 1})
     if again:
@@ -82,20 +81,27 @@ def _types(file: GGUFFile, wish: PruneWish) -> tuple[dict[str, BlockType], list[
     return chosen, join_notes(notes)
 
 
-def _matrices(walk: LayerWalk, layer: int) -> set[str]:
-    """Names of the tensors that a layer multiplies with."""
-    found = set()
-    for step in walk.steps(layer):
-        if step.op in (Op.LINEAR, Op.EXPERTS):
-            for name in step.weights if step.op is Op.EXPERTS else step.weights[:1]:
-                part = part_of(name)
-                found.add(part[0] if part else name)
-    return found
+def _targets(file: GGUFFile, walk: LayerWalk, layer: int, wish: PruneWish) -> set[str]:
+    """Names of the tensors of a layer that lose weights."""
+    if wish.pattern == "layers":
+        return set()
+    if wish.pattern == "heads":
+        attention = find_attention(walk.steps(layer), file.path)
+        n_gone(attention.n_heads, wish.sparsity)
+        return attention.tensors
+    return set(walk.leaders(layer))
 
 
-def describe(file: GGUFFile, writer: GGUFWriter, jobs: Jobs, wish: PruneWish, keys: list[tuple[str, Any, str]]) -> None:
-    """Everything that stands before the data: the source's metadata, `keys`, and all tensors."""
-    replaced = {"general.architecture", "general.alignment"}
+def describe(
+    file: GGUFFile, writer: GGUFWriter, jobs: Jobs, wish: PruneWish, keys: Sequence[tuple[str, Any, str]],
+    changed: Mapping[str, tuple[Any, str]] | None = None, names: Mapping[str, str] | None = None,
+) -> None:  # fmt: skip
+    """Everything that stands before the data: the source's metadata, `keys`, and all tensors.
+
+    `changed`: {key: (value, kind)} in the place of the source's, or besides; `names`: what the tensors of layers are
+    called in the output, which has no others.
+    """
+    replaced = {"general.architecture", "general.alignment", *(changed or {})}
     if wish.type is not None:
         replaced |= {"general.file_type", "general.quantization_version"}
     for key, (value_type, item_type) in file.metadata.types.items():
@@ -104,10 +110,15 @@ def describe(file: GGUFFile, writer: GGUFWriter, jobs: Jobs, wish: PruneWish, ke
     if wish.type is not None:
         writer.add("general.quantization_version", QUANTIZATION_VERSION, "u32")
         writer.add("general.file_type", wish.type.mix.file_type, "u32")
+    for key, (value, kind) in (changed or {}).items():
+        writer.add(key, value, kind)
     for key, value, kind in keys:
         writer.add(key, value, kind)
-    for job in jobs.all:
+    for job in jobs.outer:
         writer.add_tensor_info(job.info.name, job.info.shape, job.type)
+    for job in (job for layer in jobs.layers for job in layer):
+        if names is None or job.info.name in names:
+            writer.add_tensor_info(names[job.info.name] if names else job.info.name, job.info.shape, job.type)
 
 
 def converted(file: GGUFFile, job: Job) -> Iterator[Any]:

@@ -11,7 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..errors import NonFiniteError
 from ..plan import Plan, Step
+
+_WORST = 88.0  # nats; e^88 is 1.7e38
 
 
 @dataclass(frozen=True)
@@ -45,27 +48,29 @@ def token_losses(
 
     top, total = np.full(len(hidden), -np.inf), np.zeros(len(hidden))
     wanted = np.full(len(hidden), np.nan)
-    for start, rows in stretches:
-        with np.errstate(all="ignore"):
+    with np.errstate(all="ignore"):  # what is not finite is refused by `quality`
+        for start, rows in stretches:
             logits = hidden @ rows.T
-        if bias is not None:
-            logits = logits + bias[start : start + len(rows)]
-        for step in after:
-            logits = BODIES[step.op](step, None, plan, logits)
-        wide = logits.astype(np.float64)
-        new_top = np.maximum(top, wide.max(axis=1))
-        total = total * np.exp(top - new_top) + np.exp(wide - new_top[:, None]).sum(axis=1)
-        top = new_top
-        inside = np.flatnonzero((targets >= start) & (targets < start + len(rows)))
-        wanted[inside] = wide[inside, targets[inside] - start]
-    losses: np.ndarray = top + np.log(total) - wanted
+            if bias is not None:
+                logits = logits + bias[start : start + len(rows)]
+            for step in after:
+                logits = BODIES[step.op](step, None, plan, logits)
+            wide = logits.astype(np.float64)
+            new_top = np.maximum(top, wide.max(axis=1))
+            total = total * np.exp(top - new_top) + np.exp(wide - new_top[:, None]).sum(axis=1)
+            top = new_top
+            inside = np.flatnonzero((targets >= start) & (targets < start + len(rows)))
+            wanted[inside] = wide[inside, targets[inside] - start]
+        losses: np.ndarray = top + np.log(total) - wanted
     return losses
 
 
 def quality(losses: np.ndarray) -> Quality:
-    """Perplexity of losses float64 (n,); infinite where it is beyond numbers."""
+    """Perplexity of losses float64 (n,). Raises NonFiniteError where it is beyond float32, which the metadata hold."""
     nll = float(losses.mean())
-    ppl = math.exp(nll) if nll < 700 else math.inf
+    if not nll < _WORST:
+        raise NonFiniteError("output", f"the mean loss on the held-out text is {nll:.3g}")
+    ppl = math.exp(nll)
     spread = float(losses.std()) / math.sqrt(len(losses) - 1) if len(losses) > 1 else 0.0
     return Quality(ppl, ppl * spread, len(losses))
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ..gguf import GGUFWriter
+from .losses import Quality
 from .wish import PruneWish
 
 PREFIX = "edgellm.prune."
@@ -29,6 +31,9 @@ class PruneReport:
     `ppl_after`, their errors) are of the `held_out` last windows of `n_ctx` tokens, which `chunks`, the windows that
     weights were chosen by, do not hold; None: there was no text. `faster`: whether edgellm runs the file faster than
     the one that it was made from; `speed` says it in words. `notes`: remarks that a person should read.
+
+    Pattern layers: `removed` are the numbers of the layers that went, `influence` the block influence of each one that
+    was there, `zeros` the share of the layers' weights that went, and `tensors` is empty.
     """
 
     path: str
@@ -51,6 +56,8 @@ class PruneReport:
     notes: tuple[str, ...]
     seconds: float
     tensors: tuple[TensorReport, ...]
+    removed: tuple[int, ...] = ()
+    influence: tuple[float, ...] = ()
 
 
 def metadata(wish: PruneWish, dataset: str, n_ctx: int, chunks: int, held_out: int) -> list[tuple[str, Any, str]]:
@@ -64,3 +71,11 @@ def metadata(wish: PruneWish, dataset: str, n_ctx: int, chunks: int, held_out: i
     if held_out:
         keys += [("perplexity_before", 0.0, "f32"), ("perplexity_after", 0.0, "f32")]
     return [(PREFIX + key, value, kind) for key, value, kind in keys]
+
+
+def measured(writer: GGUFWriter, before: Quality | None, after: Quality | None, zeros: float) -> None:
+    """Put what only the data tell in the place of the zeros of `metadata`."""
+    writer.replace(PREFIX + "zeros", zeros, "f32")
+    if before is not None and after is not None:
+        writer.replace(PREFIX + "perplexity_before", before.ppl, "f32")
+        writer.replace(PREFIX + "perplexity_after", after.ppl, "f32")

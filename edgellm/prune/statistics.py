@@ -36,11 +36,14 @@ class Grams:
             self.sums[unit] = product
         self.counts[unit] = self.counts.get(unit, 0) + len(x)
 
+    def mean(self, unit: Unit, k: int) -> np.ndarray:
+        """The mean of x x^T (k, k); where nothing was seen, that of inputs of size 1 that are not alike."""
+        return self.sums[unit] / self.counts[unit] if unit in self.sums else np.eye(k)
+
     def root(self, unit: Unit, k: int) -> InverseRoot:
-        """Of the mean of x x^T; where nothing was seen, of inputs of size 1 that are not alike. The last is kept."""
+        """Of `mean`. The last is kept."""
         if self._last is None or self._last[0] != unit:
-            gram = self.sums[unit] / self.counts[unit] if unit in self.sums else np.eye(k)
-            self._last = unit, inverse_root(gram)
+            self._last = unit, inverse_root(self.mean(unit, k))
         return self._last[1]
 
 

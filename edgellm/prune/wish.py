@@ -9,7 +9,9 @@ from ..blocks import BlockType
 from ..convert.choice import Wish, parse_wish
 from ..errors import ConvertError, InvalidArgumentError, one_line
 
-PATTERNS = ("unstructured", "2:4", "block16")
+PATTERNS = ("unstructured", "2:4", "block16", "heads", "layers")
+WHOLE = ("heads", "layers")  # patterns of whole parts of the model, which have a measure of their own
+INFLUENCE = "influence"
 METHODS = ("magnitude", "wanda", "sparsegpt")
 # Types that write a single 0 as exactly 0, whatever stands beside it. In the others only whole groups of 32 can be 0.
 EXACT_ZERO = frozenset({"F32", "F16", "BF16", "Q4_0", "Q5_0", "Q8_0", "Q3_K", "Q6_K", "TQ1_0", "TQ2_0", "MXFP4"})
@@ -19,7 +21,8 @@ TILE_ROWS = 16
 
 @dataclass(frozen=True)
 class PruneWish:
-    """`sparsity`: the share of weights that go, 0 < sparsity < 1. `type`: those of the output; None: as they were."""
+    """`sparsity`: the share of weights, heads or layers that go, 0 < sparsity < 1. `type`: those of the output;
+    None: as they were."""
 
     sparsity: float
     pattern: str
@@ -33,10 +36,16 @@ class PruneWish:
 
 
 def parse(sparsity: float | None, pattern: str, method: str | None, type: str | None) -> PruneWish:
-    """The options of the command; `sparsity` None is 0.5, `method` None is wanda. Raises InvalidArgumentError."""
+    """The options of the command; `sparsity` None is 0.5, `method` None is wanda, or the
+    influence of heads and layers. Raises InvalidArgumentError."""
     _one_of("pattern", pattern, PATTERNS)
-    method = "wanda" if method is None else method
-    _one_of("method", method, METHODS)
+    if pattern in WHOLE:
+        if method not in (None, INFLUENCE):
+            raise InvalidArgumentError(f"{pattern} go by their measured influence; leave the method out")
+        method = INFLUENCE
+    else:
+        method = "wanda" if method is None else method
+        _one_of("method", method, METHODS)
     sparsity = 0.5 if sparsity is None else sparsity
     if isinstance(sparsity, bool) or not isinstance(sparsity, (int, float)) or not math.isfinite(sparsity):
         raise InvalidArgumentError(f"sparsity is {one_line(str(sparsity))}; give a number between 0 and 1, such as 0.5")
@@ -47,9 +56,9 @@ def parse(sparsity: float | None, pattern: str, method: str | None, type: str | 
     return PruneWish(float(sparsity), pattern, method, None if type is None else parse_wish(type))
 
 
-def check_zeros(kind: BlockType, wish: PruneWish, name: str, path: str) -> None:
+def check_zeros(kind: BlockType, pattern: str, name: str, path: str) -> None:
     """Raises ConvertError where the type cannot hold the pattern's zeros as exact zeros."""
-    if wish.pattern in ("unstructured", "2:4") and kind.name not in EXACT_ZERO:
+    if pattern in ("unstructured", "2:4") and kind.name not in EXACT_ZERO:
         raise ConvertError(
             f"{kind.name} cannot write a single weight as exactly 0, only whole groups of 32; choose another type for "
             "the output (--type F16, Q8_0 or Q4_0), or --pattern block16",
