@@ -1,8 +1,8 @@
 """Pruning: GGUF -> GGUF with weights that are zero, chosen by what the model's own activations say (`edgellm prune`).
 
-`wish.py` what was asked for, checked; `walk.py` the model layer by layer, `streams.py` the text on its way through it;
-`masks.py`, `sparsegpt.py`, `heads.py` what goes; `zeroing.py` and `dropping.py` the work on a file, `pruner.py` the door
-to it; `report.py` what is told, and what the file's metadata say.
+`wish.py` what was asked for, checked; `walk.py` the model layer by layer, `streams.py` a text on its way through it;
+`masks.py`, `sparsegpt.py`, `heads.py` what goes; `zeroing.py` and `dropping.py` the work on a file, `pruner.py` the
+door to it; `report.py` what is told, and what the file's metadata say.
 """
 
 from .pruner import prune
