@@ -57,7 +57,7 @@ def open_window(app, monkeypatch):
     monkeypatch.syspath_prepend(str(EXAMPLES))
     import qt_chat
 
-    windows = []
+    windows, before = [], set(threading.enumerate())  # other tests may have models that they share
 
     def make(path: str | None = None, loaded: bool = True):
         window = qt_chat.Window(path)
@@ -75,7 +75,7 @@ def open_window(app, monkeypatch):
         window.deleteLater()  # now: the collector might do it on a thread of the model, which Qt does not survive
     app.sendPostedEvents(None, QEvent.Type.DeferredDelete)
     # a load that was cancelled may still be at the tokenizer
-    until(lambda: not [t.name for t in threading.enumerate() if t.name.startswith("edgellm")])
+    until(lambda: not [t for t in threading.enumerate() if t.name.startswith("edgellm") and t not in before])
 
 
 def test_a_conversation(open_window):
