@@ -331,7 +331,7 @@ def _answer(engine: Engine, seq: Cached, job: Job, first: int, n: int, speculate
     """`n` passes or fewer, from token `first` on, each token the most probable one; guesses checked and come true."""
     from edgellm.speculate import Decoding, make_proposer
 
-    proposer = make_proposer(speculate) if engine.backend.any_width else None
+    proposer = make_proposer(engine.speculation(speculate))
     steps = Decoding(engine, seq, job.flag, proposer=proposer, control=engine.control)
     steps.begin(seq.ids)
     token = first

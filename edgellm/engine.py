@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from edgellm.worker import Job
 
 PREFILL_CHUNK = PASS_TOKENS  # prompt tokens per pass
+SMALL_MODEL = 8 << 20  # bytes of weights below which "auto" does not speculate
 
 
 class Engine:
@@ -37,7 +38,9 @@ class Engine:
     def __init__(
         self, backend: Backend, pool: PagePool, tokenizer: Any, n_ctx: int, threads: int, isa: str,
         exact: bool = False, overflow: Overflow | None = None, source: GGUFFile | None = None,
+        weight_bytes: int = 0,
     ) -> None:  # fmt: skip
+        self.weight_bytes = weight_bytes
         self.backend, self.pool, self.tokenizer = backend, pool, tokenizer
         self.source = source  # the mapped file, where passes read it
         self.n_ctx, self.threads, self.isa, self.overflow = n_ctx, threads, isa, overflow
@@ -63,6 +66,12 @@ class Engine:
     def set_exact(self, exact: bool) -> None:
         """Whether the following passes keep to kernels whose bits do not depend on how tokens are cut into passes."""
         self.backend.exact = exact
+
+    def speculation(self, kind: str) -> str:
+        """What `speculate=kind` comes to here: "off" where passes of other widths have other bits, and where "auto"
+        would cost more than it brings, because a token takes a tenth of a millisecond anyway."""
+        small = kind == "auto" and self.weight_bytes < SMALL_MODEL
+        return "off" if small or not self.backend.any_width else kind
 
     def new_sequence(self, overflow: Overflow | None = None, ids: SequenceOf[int] = ()) -> Sequence:
         """A sequence that begins with the longest cached prefix of `ids` (those that were run are `seq.length`).

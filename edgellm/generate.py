@@ -177,7 +177,7 @@ class Generation:
     def _decoding(self) -> Decoding:
         """The passes behind the prompt."""
         engine, request = self.engine, self.request
-        proposer = make_proposer(request.speculate) if engine.backend.any_width else None
+        proposer = make_proposer(engine.speculation(request.speculate))
         return Decoding(
             engine, self.seq, self.job.flag, stop_ids=request.stop_ids, proposer=proposer, control=engine.control
         )

@@ -132,7 +132,7 @@ class Loaded:
         self.pool = self._pool(found.available - MARGIN - found.total + found.cache)
         self.engine = Engine(
             self.runner, self.pool, self.tokenizer, self.n_ctx, self.threads, self.isa, self.exact, self.overflow,
-            source=self.file if self.runner.reads_file else None,
+            source=self.file if self.runner.reads_file else None, weight_bytes=weights.n_bytes,
         )  # fmt: skip
 
     def _lock(self) -> None:

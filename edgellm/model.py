@@ -87,7 +87,7 @@ def load(
       on this machine yet is downloaded (`edgellm.pull`); for one that is, there is no request either.
     - `speculate`: "auto" guesses the next tokens where the text repeats itself and checks several in one pass; answers
       are the same, token for token, and come faster. "off" does not. "suffix" names the one kind of guesses there is
-      so far. Calls may choose; the reference backend always does without.
+      so far. Calls may choose; the reference backend always does without, and "auto" for models under 8 MB.
     - `max_queue`: how many calls may wait behind the one that runs; one more raises QueueFullError. None: any number.
 
     Raises ModelFileNotFoundError, ModelFormatError and its subclasses (a file that is damaged or not supported),

@@ -13,6 +13,7 @@ from tiny_families import FAMILIES, tiny_family_gguf
 
 import edgellm
 from edgellm import clib, generate
+from edgellm import engine as engine_module
 from edgellm.engine import Engine
 from edgellm.errors import InvalidArgumentError, NonFiniteError
 from edgellm.generate import Generation, Request
@@ -44,6 +45,12 @@ class Oracle:
         guess += [7] * (k - len(guess))
         tokens = [(t + 1) % self.n_vocab if self.random.random() < self.wrong else t for t in guess]
         return Draft(tuple(tokens), (0,) * k, self.source)
+
+
+@pytest.fixture(autouse=True)
+def no_model_is_small(monkeypatch):
+    """"auto" speculates with these tests' models, too."""
+    monkeypatch.setattr(engine_module, "SMALL_MODEL", 0)
 
 
 @pytest.fixture
@@ -563,6 +570,15 @@ def test_options(path):
         assert model.generate(text, speculate="off", **bias).stats.draft_tokens == 0
         with model.session(max_tokens=30) as chat:
             assert chat.send("hello", speculate="off").stats.draft_tokens == 0
+
+
+def test_auto_leaves_small_models_alone(path, monkeypatch):
+    """A token of theirs takes less time than looking for guesses."""
+    monkeypatch.setattr(engine_module, "SMALL_MODEL", 1 << 30)
+    with edgellm.load(path, backend=FAST[0]) as model:
+        engine = model._loaded.engine
+        assert [engine.speculation(kind) for kind in ("auto", "suffix", "off")] == ["off", "suffix", "off"]
+        assert engine.weight_bytes == sum(info.n_bytes for info in model._loaded.file.tensors.values())
 
 
 def test_without_a_compiled_library(monkeypatch):
