@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -77,6 +78,13 @@ def test_run_prints_only_the_text(run, models):
     assert run("run", models["plain"], "-p", "hello", "-n", 8, "--temp", 0, "--no-stream", *FAST)[1] == out
 
 
+def test_run_without_a_prompt(run, models, monkeypatch):
+    """An empty pipe is no prompt, unless - asks for it."""
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    code, out, err = run("run", models["plain"], "-n", 2, *FAST)
+    assert (code, out) == (2, "") and "there is no prompt" in err
+
+
 def test_run_json(run, models):
     code, out, err = run("run", models["plain"], "-p", "hello", "-n", 8, "-s", 3, "--json", *FAST)
     answer = json.loads(out)
@@ -89,8 +97,6 @@ def test_run_json(run, models):
 
 
 def test_prompt_from_everywhere(run, models, tmp_path, monkeypatch):
-    import io
-
     file = tmp_path / "prompt.txt"
     file.write_text("once upon\n")
     tail = ["-n", 6, "--temp", 0, *FAST]

@@ -83,8 +83,10 @@ def _prompt(text: str | None, option: str | None, file: str | None, model: str |
         raise click.UsageError("give the prompt once: as an argument, with -p, or with -f")
     if file is not None:
         return _without_newline(sys.stdin.read() if file == "-" else read_text(file))
-    if text == "-" or (not given and not sys.stdin.isatty()):
+    if text == "-":
         return _without_newline(sys.stdin.read())
+    if not given and not sys.stdin.isatty() and (piped := _without_newline(sys.stdin.read())):
+        return piped
     if not given and model is not None:
         raise click.UsageError(f"there is no prompt for the model {model!r}; if that is the prompt: -p {model!r}")
     if not given:
