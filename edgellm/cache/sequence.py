@@ -164,6 +164,9 @@ class Sequence:
             raise InvalidArgumentError(f"commit of {n_tokens} tokens; the sequence has {self.length}")
         if len(new) != n_tokens - self.length:
             raise InvalidArgumentError(f"commit of {n_tokens - self.length} tokens with {len(new)} ids")
+        if not new:  # nothing was accepted, so nothing is dropped for it
+            self.span = self._settled
+            return
         self._ids += new
         if exact and self.exact == self.length:
             self.exact = n_tokens
