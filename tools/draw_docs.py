@@ -39,6 +39,15 @@ class Canvas:
         style = {"color": INK, "fontsize": size, "va": "center", "linespacing": 1.35, **more}
         self.axes.text(x, y, text, **style)
 
+    def chain(self, y: float, steps: tuple[tuple[str, str, str], ...]) -> None:
+        """Boxes from left to right, each (text, where it is in the code, colour), joined by arrows."""
+        for i, (text, where, fill) in enumerate(steps):
+            x = 13 + i * 21.5
+            self.box(x, y, 17.5, 11, text, fill=fill)
+            self.text(x + 8.75, y + 15, where, size=7.5, ha="center", color="#8d97a5")
+            if i:
+                self.arrow((x - 4, y + 5.5), (x, y + 5.5))
+
     def note(self, y: float, text: str) -> None:
         self.text(3, y, text, size=8, color="#8d97a5")
 
@@ -59,24 +68,14 @@ def token() -> Canvas:
         ("plan: a flat list\nof steps", "models/, plan.py", BLUE),
         ("weights in panels,\n2 MB pages", "backends/, native/pack.c", GREEN),
     )
-    for i, (text, where, fill) in enumerate(once):
-        x = 13 + i * 21.5
-        c.box(x, 8, 17.5, 11, text, fill=fill)
-        c.text(x + 8.75, 23, where, size=7.5, ha="center", color="#8d97a5")
-        if i:
-            c.arrow((x - 4, 13.5), (x, 13.5))
+    c.chain(8, once)
     each = (
         ("what is in the\ncache already", "cache/", BLUE),
         ("one C call:\nthe whole pass", "native/run.c", GREEN),
         ("sampler", "native/sampler.c", GREEN),
         ("text, whole\ncharacters", "tokenizers/", BLUE),
     )
-    for i, (text, where, fill) in enumerate(each):
-        x = 13 + i * 21.5
-        c.box(x, 35, 17.5, 11, text, fill=fill)
-        c.text(x + 8.75, 50, where, size=7.5, ha="center", color="#8d97a5")
-        if i:
-            c.arrow((x - 4, 40.5), (x, 40.5))
+    c.chain(35, each)
     c.arrow((60, 46.4), (40.5, 46.4), colour="#7fd1ae", bend=-0.28)
     c.arrow((78.5, 19.4), (45, 35))
     c.text(97, 53, "to your thread, through a queue", size=7.5, ha="right", color="#8d97a5")
