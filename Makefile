@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 PY     := $(BIN)/python
+WORKERS ?= -n auto --maxprocesses 8# of the tests: a process per core; WORKERS= runs all in one
 
 .PHONY: help
 help:
@@ -42,7 +43,7 @@ chat: $(VENV)/installed-chat
 
 .PHONY: test
 test: $(VENV)/installed
-	@$(PY) -m pytest
+	@OPENBLAS_NUM_THREADS=1 $(PY) -m pytest $(WORKERS)
 
 # For development: PY may point to any interpreter that has the dependencies.
 .PHONY: native
