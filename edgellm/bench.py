@@ -329,13 +329,14 @@ def _decode(engine: Engine, seq: Cached, job: Job, tokens: Iterable[int]) -> Non
 
 def _answer(engine: Engine, seq: Cached, job: Job, first: int, n: int, speculate: str) -> tuple[int, int]:
     """`n` passes or fewer, from token `first` on, each token the most probable one; guesses checked and come true."""
-    from edgellm.speculate import Decoding, make_proposer
+    from edgellm.sampling import Sampler, Sampling
 
-    proposer = make_proposer(engine.speculation(speculate))
-    steps = Decoding(engine, seq, job.flag, proposer=proposer, control=engine.control)
+    greedy = Sampler(Sampling(temperature=0.0), engine.tokenizer.n_vocab)
+    steps = engine.decoding(seq, job.flag, speculate, greedy)
     steps.begin(seq.ids)
     token = first
     for i in range(n):
-        token = int(steps.next(token, n - i)[: engine.tokenizer.n_vocab].argmax())
+        token = greedy.sample(steps.next(token, n - i)[: engine.tokenizer.n_vocab])
     steps.end()
+    steps.close()
     return steps.n_drafted, steps.n_accepted

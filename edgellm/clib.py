@@ -319,6 +319,15 @@ class SampleCall:
         self._token = self._ffi.new("int32_t *")
         self._reserve(0)
 
+    @property
+    def mu(self) -> float:
+        """The surprise in bits that Mirostat allows the next token: all that a call changes here."""
+        return float(self._mu[0])
+
+    @mu.setter
+    def mu(self, value: float) -> None:
+        self._mu[0] = value
+
     def _fields(self, params: dict[str, Any]) -> dict[str, Any]:
         order = [getattr(self._lib, f"EL_SAMPLER_{name.upper()}") for name in params["samplers"]]
         return params | {"samplers": order, "n_samplers": len(order)}

@@ -17,7 +17,7 @@ class Clock:
 
     def stats(
         self, worked: int, n_tokens: int, passes: int, *, threads: int, backend: str, isa: str, draft_tokens: int = 0,
-        draft_accepted: int = 0, draft_gain: float = 1.0,
+        draft_accepted: int = 0, draft_gain: float = 1.0, drafts: tuple[tuple[str, int, int], ...] = (),
     ) -> Stats:  # fmt: skip
         """Where `worked` tokens of the prompt went through the model and `n_tokens` came out, in `passes` passes."""
         now = time.perf_counter()
@@ -37,4 +37,5 @@ class Clock:
             draft_tokens=draft_tokens,
             draft_accepted=draft_accepted,
             draft_gain=draft_gain,
+            drafts=drafts,
         )

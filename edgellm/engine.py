@@ -6,7 +6,7 @@ is new.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from collections.abc import Sequence as SequenceOf
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -15,13 +15,14 @@ import numpy as np
 
 from edgellm.cache import PASS_TOKENS, PrefixTree, Sequence
 from edgellm.errors import Cancelled
-from edgellm.speculate import Control
+from edgellm.speculate import Control, Decoding, DraftMaker, make_proposer
 
 if TYPE_CHECKING:
     from edgellm.backends import Backend
     from edgellm.cache import Overflow, PagePool
     from edgellm.callbacks import TappedJob
     from edgellm.gguf import GGUFFile
+    from edgellm.sampling import Sampler
     from edgellm.worker import Job
 
 PREFILL_CHUNK = PASS_TOKENS  # prompt tokens per pass
@@ -46,6 +47,7 @@ class Engine:
         self.n_ctx, self.threads, self.isa, self.overflow = n_ctx, threads, isa, overflow
         self.set_exact(exact)
         self.passes, self.control = 0, Control()
+        self.draft_makers: dict[str, DraftMaker] = {}  # by kind: what can run passes for drafts
         self.gate: AbstractContextManager[Any] = nullcontext()  # the worker's; open around what a fork may interrupt
         self._undo: list[Callable[[], Any]] = []
         self.tree = PrefixTree(pool)
@@ -72,6 +74,16 @@ class Engine:
         would cost more than it brings, because a token takes a tenth of a millisecond anyway."""
         small = kind == "auto" and self.weight_bytes < SMALL_MODEL
         return "off" if small or not self.backend.any_width else kind
+
+    def decoding(
+        self, seq: Sequence, cancel: np.ndarray | None, kind: str, sampler: Sampler, stop_ids: Container[int] = ()
+    ) -> Decoding:
+        """The passes of an answer behind a prompt in `seq`, with guesses as `speculate=kind` says. Close it."""
+        proposer = make_proposer(
+            self.speculation(kind), seq, cancel, sampler=sampler, control=self.control, makers=self.draft_makers,
+            stop_ids=stop_ids,
+        )  # fmt: skip
+        return Decoding(self, seq, cancel, stop_ids=stop_ids, proposer=proposer, control=self.control)
 
     def new_sequence(self, overflow: Overflow | None = None, ids: SequenceOf[int] = ()) -> Sequence:
         """A sequence that begins with the longest cached prefix of `ids` (those that were run are `seq.length`).

@@ -17,13 +17,13 @@ from edgellm.clock import Clock
 from edgellm.errors import Cancelled
 from edgellm.results import Context, Event, FinishReason, Result, Usage
 from edgellm.sampling.constraint import check_processed
-from edgellm.speculate import Decoding, make_proposer
 
 if TYPE_CHECKING:
     from edgellm.cache import Overflow, Sequence
     from edgellm.callbacks import TappedJob
     from edgellm.engine import Engine
     from edgellm.sampling import Constraint, Processor, Sampling
+    from edgellm.speculate import Decoding
     from edgellm.toolcalls import ToolReader
     from edgellm.worker import Job
 
@@ -136,13 +136,16 @@ class Generation:
         engine, seq, passes = self.engine, self.seq, self.engine.passes
         reused = seq.length - seq.dropped
         history = seq.ids + ids
-        steps = self._decoding()
+        request = self.request
+        steps = engine.decoding(seq, self.job.flag, request.speculate, self.sampler, request.stop_ids)
         try:
             reason = self._loop(ids, history, steps)
         except Cancelled:
             if not self.job.keep:
                 raise
             reason = self.job.why
+        finally:
+            steps.close()
         if self.job.stopped and not self.job.keep:
             raise Cancelled()
         steps.end()
@@ -155,7 +158,7 @@ class Generation:
             stats=self.clock.stats(
                 len(ids), len(self.tokens), engine.passes - passes, threads=engine.threads,
                 backend=engine.backend.name, isa=engine.isa, draft_tokens=steps.n_drafted,
-                draft_accepted=steps.n_accepted, draft_gain=steps.gain,
+                draft_accepted=steps.n_accepted, draft_gain=steps.gain, drafts=steps.drafts,
             ),
             context=Context(
                 used=seq.length - seq.dropped, n_ctx=engine.n_ctx, reused=reused,
@@ -173,14 +176,6 @@ class Generation:
             self.seq.rewind(0)
         else:
             self.seq.restore(backup)
-
-    def _decoding(self) -> Decoding:
-        """The passes behind the prompt."""
-        engine, request = self.engine, self.request
-        proposer = make_proposer(engine.speculation(request.speculate))
-        return Decoding(
-            engine, self.seq, self.job.flag, stop_ids=request.stop_ids, proposer=proposer, control=engine.control
-        )
 
     def _loop(self, ids: list[int], history: list[int], steps: Decoding) -> FinishReason:
         request, job = self.request, self.job

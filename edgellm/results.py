@@ -30,7 +30,8 @@ class Stats:
     0.0 where there was nothing to measure. `peak_rss` is the most memory that this process has ever had resident, in
     bytes, mapped files included; 0 where the system does not say. `draft_tokens` were guessed and checked beside
     another token in one pass, `draft_accepted` of them came true; `draft_gain` says how many times faster that made the
-    passes of the answer (1.0: no guesses, or nothing to compare with).
+    passes of the answer (1.0: no guesses, or nothing to compare with). `drafts` has (source, tokens checked, tokens
+    that came true) for each source of guesses: "suffix", "self", ...
     """
 
     ttft: float
@@ -46,6 +47,7 @@ class Stats:
     draft_tokens: int = 0
     draft_accepted: int = 0
     draft_gain: float = 1.0
+    drafts: tuple[tuple[str, int, int], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from helpers import tiny_llama_gguf
 from tiny_families import FAMILIES, tiny_family_gguf
 
 import edgellm
-from edgellm import clib, generate
+from edgellm import clib
 from edgellm import engine as engine_module
 from edgellm.engine import Engine
 from edgellm.errors import InvalidArgumentError, NonFiniteError
@@ -27,7 +28,7 @@ PROMPT = [1, 300, 304, 310, 300, 304, 310, 311, 300, 304]
 class Oracle:
     """A proposer that knows the answer. Each guess is wrong with probability `wrong`."""
 
-    source, priors = "oracle", (0.9,)
+    source, priors, cost = "oracle", (0.9,), 0.0
 
     def __init__(self, answer: tuple[int, ...], n_vocab: int, wrong: float, seed: int) -> None:
         self.answer, self.n_vocab, self.wrong, self.random = answer, n_vocab, wrong, random.Random(seed)
@@ -46,6 +47,9 @@ class Oracle:
         tokens = [(t + 1) % self.n_vocab if self.random.random() < self.wrong else t for t in guess]
         return Draft(tuple(tokens), (0,) * k, self.source)
 
+    def end(self):
+        pass
+
 
 @pytest.fixture(autouse=True)
 def no_model_is_small(monkeypatch):
@@ -59,7 +63,7 @@ def guess(monkeypatch):
 
     def set_up(model, answer, wrong=0.3, seed=0, length=None):
         made = Oracle(answer, model.n_vocab, wrong, seed)
-        monkeypatch.setattr(generate, "make_proposer", lambda kind: None if kind == "off" else made)
+        monkeypatch.setattr(engine_module, "make_proposer", lambda kind, *a, **b: None if kind == "off" else made)
         monkeypatch.setattr(Control, "length", lambda self, draft: length or len(draft))
         monkeypatch.setattr(type(model._loaded.engine.backend), "any_width", True)  # the reference too
 
@@ -462,7 +466,7 @@ def test_numbers_behind_a_wrong_guess_do_no_harm(monkeypatch):
 
 def control(prior=0.5):
     made = Control()
-    made.begin("test", (prior, 0.1))
+    made.begin(SimpleNamespace(source="test", priors=(prior, 0.1), cost=0.0))
     made.costs.note(1, 1.0)
     return made
 
@@ -502,7 +506,7 @@ def test_classes_learn_and_forget():
         one.note(draft(0, 1), 0, 2)
     assert rates.rate(0) < 0.06 and rates.rate(1) < 0.05, "what stands behind a wrong guess says nothing of its class"
     before = rates.rate(0)
-    one.begin("test", (0.5, 0.1))
+    one.begin(SimpleNamespace(source="test", priors=(0.5, 0.1), cost=0.0))
     assert rates.rate(0) > before, "another text begins nearer to the prior"
 
 
@@ -555,7 +559,7 @@ def test_memory_is_counted_for_the_widest_pass():
 
 
 def test_options(path):
-    with pytest.raises(InvalidArgumentError, match="speculate is 'sufix'; choose auto, off, suffix"):
+    with pytest.raises(InvalidArgumentError, match="speculate is 'sufix'; choose auto, off, suffix, self"):
         edgellm.load(path, speculate="sufix")
     text = [1, *[300, 301, 302, 303, 304, 305] * 6]
     bias = {"logit_bias": {304: 100.0}, "temperature": 0, "max_tokens": 40}
@@ -563,7 +567,7 @@ def test_options(path):
         assert model.generate(text, **bias).stats.draft_tokens == 0
         fast = model.generate(text, speculate="suffix", **bias).stats
         assert fast.draft_tokens >= fast.draft_accepted > 0 and fast.passes < 40 and fast.draft_gain > 0
-        with pytest.raises(InvalidArgumentError, match="choose auto, off, suffix"):
+        with pytest.raises(InvalidArgumentError, match="choose auto, off, suffix, self"):
             model.generate(text, speculate="draft", **bias)
     with edgellm.load(path, backend=FAST[0]) as model:
         assert model.speculate == "auto" and (model.generate(text, **bias).stats.draft_tokens > 0) == clib.available()
@@ -585,8 +589,11 @@ def test_without_a_compiled_library(monkeypatch):
     from edgellm import speculate
 
     monkeypatch.setattr(clib, "available", lambda: False)
-    assert speculate.make_proposer("auto") is None and speculate.make_proposer("off") is None
-    made = speculate.make_proposer("suffix")
+    def make(kind):
+        return speculate.make_proposer(kind, None, None, sampler=None, control=Control(), makers={})
+
+    assert make("auto") is None and make("off") is None
+    made = make("suffix")
     made.begin([1, 2, 3, 4, 1, 2, 3])
     assert made.propose(1).tokens == (4,)
 

@@ -41,3 +41,10 @@ class RecentTokens:
     def ids(self) -> np.ndarray:
         """int32 (n,), a view: it holds until the next change."""
         return self._ids[self._start : self._end]
+
+    def followed_by(self, ids: Sequence[int]) -> np.ndarray:
+        """int32 (n,): what `ids` would be with these added; nothing changes."""
+        if not ids or self.limit == 0:
+            return self.ids
+        joined = np.concatenate((self.ids, np.asarray(ids, np.int32)))
+        return joined if self.limit is None else joined[max(0, len(joined) - self.limit) :]

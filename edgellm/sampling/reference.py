@@ -275,7 +275,7 @@ class ReferenceSampler:
     """The samplers of one generation, in the place of `clib.SampleCall`."""
 
     def __init__(self, sampling: Sampling, tables: TokenTables) -> None:
-        self._sampling, self._tables, self._mu = sampling, tables, 2.0 * sampling.mirostat_tau
+        self._sampling, self._tables, self.mu = sampling, tables, 2.0 * sampling.mirostat_tau
 
     def __call__(self, logits: np.ndarray, recent: np.ndarray, seed: int, counter: int) -> int:
         """The token id for one row of float32 logits (n_vocab,).
@@ -299,7 +299,7 @@ class ReferenceSampler:
         if sampling.greedy:
             return int(ids[np.argmax(x)])
         if sampling.mirostat:
-            kept, chosen, self._mu = mirostat(x, sampling, self._mu, at_and_chance[0])
+            kept, chosen, self.mu = mirostat(x, sampling, self.mu, at_and_chance[0])
             return int(ids[kept[chosen]])
         return int(ids[draw(x, temperature, at_and_chance[0])])
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -13,6 +13,12 @@ from edgellm.sampling.params import MAX_SEED, Sampling
 from edgellm.sampling.recent import RecentTokens
 from edgellm.sampling.reference import ReferenceSampler
 from edgellm.sampling.tables import TokenTables, token_tables
+
+
+class _Call(Protocol):
+    mu: float  # what Mirostat goes on with: the one thing that a call changes
+
+    def __call__(self, logits: np.ndarray, recent: np.ndarray, seed: int, counter: int, /) -> int: ...
 
 
 class Sampler:
@@ -34,9 +40,7 @@ class Sampler:
         self._recent = RecentTokens(sampling.history)
         self._call = self._pick(token_tables(sampling, n_vocab, tokenizer), native)
 
-    def _pick(
-        self, tables: TokenTables, native: bool | None
-    ) -> Callable[[np.ndarray, np.ndarray, int, int], int]:
+    def _pick(self, tables: TokenTables, native: bool | None) -> _Call:
         from edgellm import clib
 
         if native or (native is None and clib.available()):
@@ -74,3 +78,15 @@ class Sampler:
         self.n_drawn += 1
         self._recent.append(token)
         return token
+
+    def peek(self, logits: np.ndarray, drafted: Sequence[int] = ()) -> int:
+        """The token that `sample` would give for float32 logits (n_vocab,) once `drafted` were drawn; nothing changes.
+
+        Exact but for Mirostat, whose surprise at `drafted` is not counted. Raises NonFiniteError.
+        """
+        recent = self._recent.followed_by(drafted)
+        mu = self._call.mu
+        try:
+            return self._call(np.ascontiguousarray(logits), recent, self.seed, (self.n_drawn + len(drafted)) & MAX_SEED)
+        finally:
+            self._call.mu = mu

@@ -21,7 +21,7 @@ import numpy as np
 from edgellm.cache import Sequence
 from edgellm.errors import NonFiniteError
 from edgellm.speculate.control import MAX_COLUMNS, Control
-from edgellm.speculate.drafts import Draft, Proposer
+from edgellm.speculate.drafts import NOTHING, Draft, Proposer
 
 REST_AFTER = 16  # tokens without a draft that was worth checking, after which only
 REST = 4  # one in four is a moment to look for drafts
@@ -44,7 +44,7 @@ class Decoding:
 
     `stop_ids` end the answer, so nothing behind them is guessed. `n_drafted` and `n_accepted` count the guesses that
     were checked and those that came true; `gain` is how many times faster than without them the answer was made, by
-    the times of its passes (1.0 where none were made, or where no pass without guesses was ever timed).
+    the times of its passes and drafts (1.0 where none were checked, or where no pass without guesses was ever timed).
     """
 
     def __init__(
@@ -59,12 +59,13 @@ class Decoding:
         self._untold: list[int] = []  # tokens of the answer that the proposer does not know of yet
         self._n_idle = 0  # tokens since a draft was last worth checking
         self._seconds, self._n_rows = 0.0, 0  # of all passes so far; rows that were used
-        self.n_drafted = self.n_accepted = 0
+        self._counts: dict[str, list[int]] = {}  # source -> tokens checked, tokens that came true
 
     def begin(self, history: SequenceOf[int]) -> None:
         """The answer begins behind the ids `history`."""
         if self._proposer is not None:
-            self._control.begin(self._proposer.source, self._proposer.priors)
+            for proposer in getattr(self._proposer, "members", (self._proposer,)):
+                self._control.begin(proposer)
             self._proposer.begin(history)
 
     def next(self, token: int, most: int | None = None) -> np.ndarray:
@@ -94,6 +95,24 @@ class Decoding:
         self._settle(None)
         self._seq.trim()
 
+    def close(self) -> None:
+        """The answer is done, or has failed: what made the drafts can go."""
+        if self._proposer is not None:
+            self._proposer.end()
+
+    @property
+    def drafts(self) -> tuple[tuple[str, int, int], ...]:
+        """(source, guesses that were checked, those that came true) for each source of drafts that were checked."""
+        return tuple((source, n, true) for source, (n, true) in self._counts.items())
+
+    @property
+    def n_drafted(self) -> int:
+        return sum(n for _, n, _ in self.drafts)
+
+    @property
+    def n_accepted(self) -> int:
+        return sum(true for _, _, true in self.drafts)
+
     @property
     def gain(self) -> float:
         plain = self._control.costs.plain()
@@ -112,8 +131,12 @@ class Decoding:
         if draft is None:
             return
         self._draft = None
-        self.n_drafted, self.n_accepted = self.n_drafted + checked, self.n_accepted + true
+        if checked:
+            counts = self._counts.setdefault(draft.source, [0, 0])
+            counts[0], counts[1] = counts[0] + checked, counts[1] + true
         self._untold += draft.tokens[:true]
+        for other in draft.watched:
+            self._compare(other, draft.tokens[:true] if token is None else (*draft.tokens[:true], token))
         if token is None:
             self._control.note(draft, true, true)
         elif true < len(draft):  # one more is known, also where it was not worth a column
@@ -123,6 +146,12 @@ class Decoding:
         if checked > true:
             self._seq.trim()
 
+    def _compare(self, draft: Draft, said: SequenceOf[int]) -> None:
+        """A draft that was not checked, with the tokens that came."""
+        seen = min(len(draft), len(said))
+        true = next((i for i in range(seen) if draft.tokens[i] != said[i]), seen)
+        self._control.note(draft, true, seen)
+
     def _propose(self, token: int, most: int | None) -> list[int]:
         """The guesses behind `token` that are worth a longer pass."""
         if self._proposer is None:
@@ -131,21 +160,22 @@ class Decoding:
         self._n_idle += 1
         if self._n_idle > REST_AFTER and self._n_idle % REST:  # a look costs microseconds: a small model feels them
             return []
+        room = MAX_COLUMNS - 1 if most is None else min(MAX_COLUMNS - 1, most - 1)
+        room = self._seq.spare(room)
+        start = time.perf_counter()
         self._proposer.accept(self._untold)
         self._untold.clear()
-        self._draft = draft = self._proposer.propose(MAX_COLUMNS - 1)
+        draft = self._proposer.propose(room) if room > 0 else NOTHING
+        self._seconds += time.perf_counter() - start
         self._n_checked = self._n_true = 0
         if not draft.tokens:
-            self._draft = None
             return []
+        self._draft = draft
         length = self._control.length(draft)
         if length:
             self._n_idle = 0
-        if length and most is not None:
-            length = min(length, most - 1)
         tokens = list(draft.tokens[:length])
-        tokens = tokens[: next((i for i, t in enumerate(tokens) if t in self._stop_ids), len(tokens))]
-        return tokens[: self._seq.spare(len(tokens))]
+        return tokens[: next((i for i, t in enumerate(tokens) if t in self._stop_ids), len(tokens))]
 
     def _row(self, i: int) -> np.ndarray:
         """Logits (n_vocab,) of the latest pass."""

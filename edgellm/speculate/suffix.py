@@ -13,7 +13,7 @@ import numpy as np
 
 from edgellm import clib
 from edgellm.errors import InvalidArgumentError
-from edgellm.speculate.drafts import Draft
+from edgellm.speculate.drafts import NOTHING, Draft
 from edgellm.speculate.suffix_reference import MAX_DRAFT, Found, ReferenceSuffixIndex
 
 LIMIT = 1 << 18  # tokens that are remembered; 16 to 32 bytes each
@@ -22,7 +22,6 @@ LIMIT = 1 << 18  # tokens that are remembered; 16 to 32 bytes each
 # so (less than half, half or more, all). How often guesses of each come true, before anything is known; rows: lengths.
 _PRIORS: tuple[float, ...] = (0.15, 0.25, 0.35, 0.2, 0.35, 0.5, 0.3, 0.45, 0.6, 0.35, 0.5, 0.75, 0.4, 0.6, 0.85)
 _LENGTH_CLASSES = (0, 0, 0, 0, 3, 6, 6, 9, 9, 9, 9, *[12] * 14)  # by length, 0 to 24
-NONE = Draft((), (), "suffix")
 _NOTHING = Found()
 
 
@@ -82,11 +81,9 @@ class SuffixProposer:
     """
 
     source = "suffix"
-    priors = _PRIORS
+    priors, cost = _PRIORS, 0.0
 
-    def __init__(
-        self, corpus: Sequence[Sequence[int]] = (), *, limit: int = LIMIT, native: bool | None = None
-    ) -> None:
+    def __init__(self, corpus: Sequence[Sequence[int]] = (), *, limit: int = LIMIT, native: bool | None = None) -> None:
         if native is None:
             native = clib.available()
         self._index: _Index = NativeSuffixIndex(limit) if native else ReferenceSuffixIndex(limit)
@@ -108,9 +105,12 @@ class SuffixProposer:
     def propose(self, k: int) -> Draft:
         found = self._index.propose(min(k, MAX_DRAFT))
         if not found.tokens:
-            return NONE
+            return NOTHING
         classes = []
         for match, votes, total in zip(range(found.match, found.match + 8), found.votes, found.totals, strict=False):
             share = 2 if votes == total else 1 if 2 * votes >= total else 0
             classes.append(_LENGTH_CLASSES[match] + share)  # a token that came true makes the match longer
         return Draft(found.tokens, tuple(classes), self.source)
+
+    def end(self) -> None:
+        pass
