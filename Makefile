@@ -196,14 +196,17 @@ qt-gap:
 grammar-check:
 	$(PY) tools/grammar_check.py --write docs/structured_output.md $(GRAMMAR)
 
-.PHONY: clean
-# Answers with speculation beside answers without: 2,000 prompts, none may differ; and how much faster (idle machine).
+# Answers with speculation beside answers without: 2,000 prompts, none may differ (docs/speculation.md).
+.PHONY: speculation-check
 speculation-check:
 	$(PY) tools/speculation_check.py --write docs/speculation.md
 
+# How much faster, for MODEL (none: the built-in one), nothing else running. SPECULATION: options, as --speculate FILE.
+.PHONY: speculation
 speculation:
-	$(PY) tools/speculation.py $(MODEL) --write docs/speculation.md
+	$(PY) tools/speculation.py $(MODEL) --write docs/speculation.md $(SPECULATION)
 
+.PHONY: clean
 clean:
 	rm -rf build dist *.egg-info edgellm/*.so
 

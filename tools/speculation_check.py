@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from speculation_prompts import ROOT, noise, write
+from speculation_figures import write_region
+from speculation_prompts import ROOT, noise
 
 import edgellm
 from edgellm.convert import convert
@@ -134,7 +135,7 @@ def main() -> int:
     lines = [f"{n:,} prompts, each at temperature 0 and 0.8, answers of up to {args.tokens} tokens.", "", *HEADER]
     lines += [tally.row() for tally in tallies]
     if args.write is not None:
-        write(args.write, "speculation_check", lines)
+        write_region(args.write, "speculation_check", lines)
     return int(any(tally.differ for tally in tallies))
 
 

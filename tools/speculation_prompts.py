@@ -1,50 +1,115 @@
-"""Prompts for measuring and checking speculation, always the same ones, and how repetitive an answer is."""
+#!/usr/bin/env python3
+"""Prompts for measuring and checking speculation, always the same ones, and how repetitive an answer is.
+
+    tools/speculation_prompts.py [--grimm ../shared/data/text/grimm.txt]     writes tools/speculation_prompts.json again
+
+100 prompts for each of three classes lie in tools/speculation_prompts.json. They are made from a seed by the generator
+of the built-in model's training text (tools/demo_text), with another seed than the training, so that this model and
+larger ones trained on that text have something to say:
+
+- chat: none to three exchanges of any kind, then a wish for a story (every second), one of the held-out questions of
+  tools/demo_prompts.json, or a question of another kind.
+- copy: one to three exchanges of copying and editing, then such a wish again, or "Say that again.".
+- random: 60 characters at random, no chat.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
 import random
+import string
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    from demo_text.generator import Generator
 
 ROOT = Path(__file__).resolve().parent.parent
-DEMO = ROOT / "tools" / "demo_prompts.json"
-NAMES = ("Anna", "Ben", "Clara", "David", "Emma", "Felix", "Greta", "Henry", "Iris", "Jack", "Kate", "Leo", "Mia")
-THINGS = ("apple", "ball", "boat", "book", "bird", "cake", "car", "cat", "chair", "dog", "door", "drum", "fish", "hat")
-VERBS = ("found", "lost", "painted", "carried", "washed", "sold", "hid", "threw", "bought", "kept")
-PLACES = ("garden", "kitchen", "forest", "school", "market", "river", "attic")
+PROMPTS = ROOT / "tools" / "speculation_prompts.json"
+HELD_OUT = ROOT / "tools" / "demo_prompts.json"
+SEED, COUNT = 20_000_003, 100  # the training text has seed 1, its held-out rows 1,000,003
+OTHERS = ("facts", "arithmetic", "smalltalk", "memory")
+RANDOM_LENGTH = 60  # characters
+Message: TypeAlias = dict[str, str]  # {"role": ..., "content": ...}
+Prompt: TypeAlias = "list[Message] | str"  # a conversation that the model is to answer, or a text to go on with
 
 
-def chat(n: int, seed: int = 1) -> list[str]:
-    """Questions of the kinds that the built-in model knows, and stories to tell."""
-    rng = random.Random(seed)
-    known = [item["prompt"] for item in json.loads(DEMO.read_text(encoding="utf-8"))]
-    stories = [f"Tell me a story about a {rng.choice(THINGS)} and a {rng.choice(THINGS)}." for _ in range(n)]
-    return [known[i // 2 % len(known)] if i % 2 else stories[i] for i in range(n)]
+def load_prompts(name: str, count: int = COUNT) -> list[Prompt]:
+    """The first `count` prompts of a class: "chat", "copy" or "random"."""
+    prompts: list[Prompt] = json.loads(PROMPTS.read_text(encoding="utf-8"))[name][:count]
+    return prompts
 
 
-def passage(rng: random.Random, n: int) -> str:
-    """`n` sentences that nobody has read before."""
-    return " ".join(
-        f"{rng.choice(NAMES)} {rng.choice(VERBS)} the {rng.choice(THINGS)} in the {rng.choice(PLACES)}."
-        for _ in range(n)
-    )
+# ---- making them -------------------------------------------------------------------------------------------
 
 
-def copies(n: int, seed: int = 2) -> list[str]:
-    """A passage twice and its first sentence: a model that has learned to copy goes on with the second."""
-    out = []
+def messages(pairs: Sequence[tuple[str, str]]) -> list[Message]:
+    """A conversation up to the user's last message."""
+    return [{"role": role, "content": text} for role, text in pairs[:-1]]
+
+
+def chat(generator: Generator, n: int) -> list[list[Message]]:
+    """Conversations of which every second ends with the wish for a story."""
+    rng, out = generator.rng, []
+    held = [item["prompt"] for item in json.loads(HELD_OUT.read_text(encoding="utf-8"))]
+    rng.shuffle(held)
     for i in range(n):
-        text = passage(random.Random(seed * 1000 + i), 6)
-        out.append(f"{text}\n{text}\n{text.split('.')[0]}.")
+        before = [pair for _ in range(rng.randrange(4)) for pair in generator.any().messages]
+        if i % 2 == 0:
+            last = generator.one("stories").messages
+        elif i % 4 == 1:
+            last = (("user", held[i // 4 % len(held)]), ("assistant", ""))
+        else:
+            last = generator.one(rng.choice(OTHERS)).messages
+        out.append(messages([*before, *last]))
     return out
+
+
+def copies(generator: Generator, n: int) -> list[list[Message]]:
+    """Wishes to give words back, some with a small change, behind others of that kind; the longest of several."""
+    from demo_text.conversations import AGAIN
+
+    rng, out = generator.rng, []
+    skills = ("copying", "editing")
+
+    def long(skill: str) -> tuple[tuple[str, str], ...]:
+        return max((generator.one(skill).messages for _ in range(8)), key=lambda m: len(m[1][1]))
+
+    for i in range(n):
+        before = [pair for _ in range(rng.randint(1, 3)) for pair in long(rng.choice(skills))]
+        last = long(skills[i % 3 - 1]) if i % 3 else (("user", rng.choice(AGAIN)), ("assistant", ""))
+        out.append(messages([*before, *last]))
+    return out
+
+
+def random_texts(n: int, seed: int = SEED) -> list[str]:
+    """Characters at random, one in six of them a blank."""
+    rng = random.Random(seed)
+    letters = string.ascii_letters + string.digits + string.punctuation
+    return ["".join(rng.choice(letters) if rng.randrange(6) else " " for _ in range(RANDOM_LENGTH)) for _ in range(n)]
+
+
+def made(prose: str) -> dict[str, list[Prompt]]:
+    """All prompts; the words to copy are the common ones of `prose`, as in training."""
+    from demo_text.corpus import split_prose
+    from demo_text.generator import Generator
+    from demo_text.words import Words
+
+    generator = Generator(Words(split_prose(prose, 0.02)[0]), SEED)
+    return {"chat": [*chat(generator, COUNT)], "copy": [*copies(generator, COUNT)], "random": [*random_texts(COUNT)]}
 
 
 def noise(n: int, n_vocab: int, length: int = 40, seed: int = 3) -> list[list[int]]:
     """Token ids at random."""
     rng = random.Random(seed)
     return [[rng.randrange(min(3, n_vocab - 1), n_vocab) for _ in range(length)] for _ in range(n)]
+
+
+# ---- judging -----------------------------------------------------------------------------------
 
 
 def repeated(ids: Sequence[int], n: int = 4) -> float:
@@ -54,10 +119,15 @@ def repeated(ids: Sequence[int], n: int = 4) -> float:
     return 1.0 - len(grams) / total if total else 0.0
 
 
-def write(page: Path, name: str, lines: Sequence[str]) -> None:
-    """Replaces what stands on a page between the marks `<!-- NAME: begin -->` and `<!-- NAME: end -->`."""
-    text = page.read_text(encoding="utf-8")
-    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
-    before, rest = text.split(begin, 1)
-    after = rest.split(end, 1)[1]
-    page.write_text("\n".join([before + begin, *lines, end + after]), encoding="utf-8")
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--grimm", type=Path, default=ROOT.parent / "shared" / "data" / "text" / "grimm.txt")
+    prompts = made(parser.parse_args().grimm.read_text(encoding="utf-8"))
+    rows = [f"{json.dumps(name)}: [\n" + ",\n".join(map(json.dumps, items)) + "\n]" for name, items in prompts.items()]
+    PROMPTS.write_text("{\n" + ",\n".join(rows) + "\n}\n", encoding="utf-8")
+    print(f"{PROMPTS}: {PROMPTS.stat().st_size / 1000:.0f} KB", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
