@@ -188,4 +188,7 @@ class Engine:
 
     def close(self) -> None:
         """Give back what was kept. Backend and pool are closed by their owner."""
+        for maker in self.draft_makers.values():
+            maker.close()
+        self.draft_makers.clear()
         self.tree.clear()

@@ -19,7 +19,7 @@ from edgellm.errors import (
 )
 from edgellm.progress import Meter, ProgressCallback, tell
 from edgellm.results import Progress
-from edgellm.speculate import checked_kind
+from edgellm.speculate import LayerDrafts, checked_kind, read_skip_set
 
 if TYPE_CHECKING:
     from edgellm.cache import Overflow, PagePool
@@ -134,6 +134,13 @@ class Loaded:
             self.runner, self.pool, self.tokenizer, self.n_ctx, self.threads, self.isa, self.exact, self.overflow,
             source=self.file if self.runner.reads_file else None, weight_bytes=weights.n_bytes,
         )  # fmt: skip
+        self._add_drafts()
+
+    def _add_drafts(self) -> None:
+        """What the file has for speculation. Raises ModelFormatError for layers that are none."""
+        skip = read_skip_set(self.file, self.plan.kv.n_layers)
+        if skip is not None:
+            self.engine.draft_makers["self"] = LayerDrafts(self.runner, self.plan, self.weights, skip)
 
     def _lock(self) -> None:
         """Keep the weights in memory. Raises NotEnoughMemoryError where the system does not allow so much."""

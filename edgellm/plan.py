@@ -75,7 +75,8 @@ class Plan:
     `weights` maps each tensor name to the shape that the steps need (output features first); "name[a:b]" stands for
     rows a .. b - 1 of a tensor that holds several matrices. `logits` is the id of the (outputs, n_vocab) buffer that
     holds the result, None for an encoder, which has no head. `hidden` is that of the (outputs, dim) buffer with what
-    the head reads: the hidden states after the last norm, for embeddings; None where a plan does not say.
+    the head reads: the hidden states after the last norm, for embeddings; None where a plan does not say. A `partial`
+    plan leaves layers of the cache out.
     """
 
     name: str
@@ -87,6 +88,7 @@ class Plan:
     n_vocab: int
     weights: Mapping[str, tuple[int, ...]]
     hidden: int | None = None
+    partial: bool = False
 
     def __post_init__(self) -> None:
         verify(self)
@@ -98,7 +100,7 @@ class Plan:
         for step in self.steps:
             if step.op is Op.ATTENTION:
                 found.setdefault(step.params["window"], []).append(step.params["layer"])
-        if len(found) == 1:
+        if len(found) == 1 and not self.partial:
             return {w: slice(None) for w in found}
         return {w: layers for w, layers in found.items()}
 

@@ -83,6 +83,10 @@ class Backend(Protocol):
         """Sets a plan buffer to `values`, float32 (rows, cols)."""
         ...
 
+    def sibling(self, plan: Plan, max_tokens: int) -> Backend:
+        """Another backend over the same weights, for a plan that uses no others; to be closed before this one."""
+        ...
+
     def close(self) -> None: ...
 
 

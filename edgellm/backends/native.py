@@ -8,6 +8,7 @@ to `edgellm.cache`. This file only turns Python objects into the structs of nati
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 from collections.abc import Callable, Iterator
@@ -59,6 +60,7 @@ class NativeBackend:
         self.plan, self.n_threads, self.max_tokens = plan, n_threads, max_tokens
         self.exact = False
         self.calls = 0  # native calls for forward passes, for the tests
+        self._owns_table = True
         self._table = _WeightTable(plan, weights, n_threads, pack, huge_pages, progress)
         self.reads_file, self.arena = self._table.reads_file, self._table.arena
         self._fused = _NativePlan(plan, lower(plan), self._table, max_tokens)
@@ -124,9 +126,16 @@ class NativeBackend:
         n = tokens.size if self.plan.buffers[buffer].rows == "tokens" else outputs.size
         return self._single.view(buffer, n)
 
+    def sibling(self, plan: Plan, max_tokens: int) -> NativeBackend:
+        """See `Backend`: the table of weights is this one's, the buffers are its own."""
+        other = copy.copy(self)
+        other.plan, other.max_tokens, other.calls, other._single, other._debug = plan, max_tokens, 0, None, None
+        other._fused, other._owns_table = _NativePlan(plan, lower(plan), self._table, max_tokens), False
+        return other
+
     def close(self) -> None:
         """Gives the arena and the buffers back; calling it again does nothing."""
-        for part in (self._fused, self._single, self._table):
+        for part in (self._fused, self._single, self._table if self._owns_table else None):
             if part is not None:
                 part.close()
 

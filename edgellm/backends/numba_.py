@@ -7,6 +7,7 @@ or heads to threads. Kernels are compiled when `prepare` or the first pass needs
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -121,6 +122,14 @@ class NumbaBackend:
 
     def write(self, buffer: int, values: np.ndarray) -> None:
         self._view(buffer)[...] = values
+
+    def sibling(self, plan: Plan, max_tokens: int) -> NumbaBackend:
+        """See `Backend`: the matrices are this one's, the buffers are its own."""
+        other = copy.copy(self)
+        other.plan, other.max_tokens, other._now = plan, max_tokens, None
+        other._scratch = Scratch(plan, self._matrices, max_tokens)
+        other._fused, other._plain = lower(plan), lower(plan, fuse=False)
+        return other
 
     def close(self) -> None:
         self._matrices, self._vectors, self._now = {}, {}, None

@@ -6,6 +6,7 @@ do, so with f16 pages K and V are rounded to f16, and with q8_0 pages to 8 bits.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -95,8 +96,14 @@ class ReferenceBackend:
     def write(self, buffer: int, values: np.ndarray) -> None:
         self._now().values[buffer] = np.array(values, dtype=np.float32)
 
+    def sibling(self, plan: Plan, max_tokens: int) -> ReferenceBackend:
+        """See `Backend`: what was decoded is decoded for both."""
+        other = copy.copy(self)
+        other.plan, other.max_tokens, other._pass = plan, max_tokens, None
+        return other
+
     def close(self) -> None:
-        self._weights.clear()
+        self._weights = {}
         self._pass = self._source = None
 
     def _now(self) -> _Pass:

@@ -35,7 +35,9 @@ def verify(plan: Plan) -> None:
         turned.update({b: _rotation(step) if step.op is Op.ROPE else () for b in step.outputs})
         if step.op is Op.ATTENTION:
             layers.append(step.params["layer"])
-    if sorted(layers) != list(range(plan.kv.n_layers)):
+    if len(set(layers)) < len(layers) or set(layers) - set(range(plan.kv.n_layers)):
+        raise PlanError(f"attention steps do not each use one of the {plan.kv.n_layers} layers of the KV cache")
+    if len(layers) < plan.kv.n_layers and not plan.partial:
         raise PlanError(f"the {plan.kv.n_layers} layers of the KV cache are not each used by one attention step")
     if plan.logits is None and plan.hidden is None:
         raise PlanError("the plan has no result: neither logits nor hidden states")

@@ -15,13 +15,15 @@ from edgellm.speculate.control import Control
 from edgellm.speculate.decoding import Decoding
 from edgellm.speculate.drafts import Draft, Proposer
 from edgellm.speculate.drawn import DraftMaker, DraftPasses, DrawnProposer
+from edgellm.speculate.layers import LayerDrafts
+from edgellm.speculate.skipping import SkipSet, read_skip_set
 from edgellm.speculate.suffix import SuffixProposer
 
 KINDS = ("auto", "off", "suffix", "self")
 
 __all__ = [
-    "KINDS", "Chain", "Control", "Decoding", "Draft", "DraftMaker", "DraftPasses", "DrawnProposer", "Proposer",
-    "SuffixProposer", "checked_kind", "make_proposer",
+    "KINDS", "Chain", "Control", "Decoding", "Draft", "DraftMaker", "DraftPasses", "DrawnProposer", "LayerDrafts",
+    "Proposer", "SkipSet", "SuffixProposer", "checked_kind", "make_proposer", "read_skip_set",
 ]  # fmt: skip
 
 

@@ -143,8 +143,7 @@ class Decoding:
             self._control.note(draft, true + (draft.tokens[true] == token), true + 1)
         else:
             self._control.note(draft, true, true)
-        if checked > true:
-            self._seq.trim()
+        self._seq.trim()
 
     def _compare(self, draft: Draft, said: SequenceOf[int]) -> None:
         """A draft that was not checked, with the tokens that came."""

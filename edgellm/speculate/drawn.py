@@ -10,7 +10,7 @@ that it would be without guesses, token for token, because a guess only counts w
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Container, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -58,8 +58,14 @@ class DraftPasses(Protocol):
         ...
 
 
-# Makes the passes for one answer, whose tokens go to a sequence of the cache; the array is its cancel flag.
-DraftMaker = Callable[[CacheSequence, "np.ndarray | None"], DraftPasses]
+class DraftMaker(Protocol):
+    """Makes the passes for answers; it belongs to an engine, which closes it before its backend."""
+
+    def __call__(self, seq: CacheSequence, cancel: np.ndarray | None) -> DraftPasses:
+        """For the answer whose tokens go to `seq`; `cancel` is its flag, int32 (1,)."""
+        ...
+
+    def close(self) -> None: ...
 
 
 class DrawnProposer:
