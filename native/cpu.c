@@ -47,7 +47,7 @@ static uint32_t features(uint64_t saved) {
     uint32_t last = r[EAX];
     if (last < 1) return 0;
     cpuid(1, 0, r);
-    uint32_t osxsave = bit(r[ECX], 27), avx = bit(r[ECX], 28), fma = bit(r[ECX], 12), f16c = bit(r[ECX], 29);
+    uint32_t osxsave = bit(r[ECX], 27), avx = bit(r[ECX], 28), fma = bit(r[ECX], 12), f16c = bit(r[ECX], 29), popcnt = bit(r[ECX], 23);
     if ((!osxsave && saved != ALL_SAVED) || !avx || (saved & 6u) != 6u) return 0; /* XMM and YMM state */
     if (fma) bits |= EL_CPU_FMA;
     if (f16c) bits |= EL_CPU_F16C;
@@ -58,6 +58,7 @@ static uint32_t features(uint64_t saved) {
         if ((saved & 0xe6u) == 0xe6u && bit(ebx, 16) && bit(ebx, 17) && bit(ebx, 30) && bit(ebx, 31)) { /* F DQ BW VL; ZMM, k */
             bits |= EL_CPU_AVX512;
             if (bit(ecx, 11)) bits |= EL_CPU_AVX512VNNI;
+            if (bit(ecx, 6) && popcnt) bits |= EL_CPU_VBMI2;
         }
         if (deepest >= 1) {
             cpuid(7, 1, r);
@@ -124,7 +125,7 @@ uint32_t el_cpu_features(void) {
 uint32_t el_cpu_announced(void) { return features(ALL_SAVED) | el_cpu_features(); }
 
 const char *el_cpu_feature_name(int number) {
-    static const char *const names[] = {"avx2", "fma", "f16c", "avx_vnni", "avx512", "avx512_vnni"};
+    static const char *const names[] = {"avx2", "fma", "f16c", "avx_vnni", "avx512", "avx512_vnni", "avx512_vbmi2"};
     static const char *const arm[] = {"neon", "dotprod", "i8mm"};
     if (number >= 0 && number < (int)(sizeof names / sizeof *names)) return names[number];
     if (number >= 16 && number < 16 + (int)(sizeof arm / sizeof *arm)) return arm[number - 16];

@@ -18,6 +18,7 @@ static const el_kernels *const levels[] = {
     &el_kernels_avx2,
     &el_kernels_avxvnni,
     &el_kernels_avx512,
+    &el_kernels_vbmi2,
 #endif
 #if !defined(__aarch64__) || defined(EL_TILES_EMULATED)
     &el_kernels_amx,
@@ -26,8 +27,8 @@ static const el_kernels *const levels[] = {
 #define N_LEVELS ((int)(sizeof levels / sizeof *levels))
 
 el_kernels el_k;
-const char *el_linear_level[2][EL_TYPE_LIMIT];
-const char *el_prefill_level[2][EL_TYPE_LIMIT];
+const char *el_linear_level[EL_N_LAYOUTS][EL_TYPE_LIMIT];
+const char *el_prefill_level[EL_N_LAYOUTS][EL_TYPE_LIMIT];
 
 static int usable[N_LEVELS];
 static int current; /* highest level in use */
@@ -37,7 +38,7 @@ static void merge(el_kernels *into, const el_kernels *from) {
     into->name = from->name;
     into->need |= from->need;
     into->wide |= from->wide;
-    for (int layout = 0; layout < 2; layout++)
+    for (int layout = 0; layout < EL_N_LAYOUTS; layout++)
         for (int type = 0; type < EL_TYPE_LIMIT; type++) {
             if (from->linear[layout][type]) {
                 into->linear[layout][type] = from->linear[layout][type];
@@ -170,12 +171,12 @@ int el_break_level_test(const char *name, int fault) {
 }
 
 const char *el_kernel_level(int type, int layout) {
-    if (type < 0 || type >= EL_TYPE_LIMIT || (layout != EL_ROWS && layout != EL_PANELS)) return NULL;
+    if (type < 0 || type >= EL_TYPE_LIMIT || layout < 0 || layout >= EL_N_LAYOUTS) return NULL;
     return el_init(NULL) == EL_OK ? el_linear_level[layout][type] : NULL;
 }
 
 const char *el_prefill_kernel_level(int type, int layout) {
-    if (type < 0 || type >= EL_TYPE_LIMIT || (layout != EL_ROWS && layout != EL_PANELS)) return NULL;
+    if (type < 0 || type >= EL_TYPE_LIMIT || layout < 0 || layout >= EL_N_LAYOUTS) return NULL;
     return el_init(NULL) == EL_OK ? el_prefill_level[layout][type] : NULL;
 }
 
@@ -262,12 +263,13 @@ int el_linear_test(int type, int layout, const void *w, int64_t rows, int64_t k,
                    const float *x, int64_t n_cols, float *y, int64_t ldy) {
     int status = el_init(NULL);
     if (status != EL_OK) return status;
-    if ((layout != EL_ROWS && layout != EL_PANELS) || !format_of(type)) return EL_E_ARGUMENT;
+    if (layout < 0 || layout >= EL_N_LAYOUTS || !format_of(type)) return EL_E_ARGUMENT;
     el_linear_fn kernel = el_k.linear[layout][type];
     if (!kernel) return EL_E_UNSUPPORTED;
     if (!w || !x || !y || k < 1 || n_cols < 0 || row0 < 0 || row1 < row0 || row1 > rows || ldy < row1 - row0 ||
-        (layout == EL_PANELS ? row0 % EL_PANEL_ROWS || el_panel_bytes(type, rows, k) < 0 : el_row_bytes(type, k) < 0) ||
-        k > INT64_MAX / 16 || (n_cols && k + 512 > INT64_MAX / 16 / n_cols))
+        (layout != EL_ROWS && row0 % EL_PANEL_ROWS) || el_row_bytes(type, k) < 0 ||
+        (layout == EL_PANELS && el_panel_bytes(type, rows, k) < 0) ||
+        (layout == EL_COMPRESSED && el_compressed_index_bytes(type, rows, k) < 0) || k > INT64_MAX / 16 || (n_cols && k + 512 > INT64_MAX / 16 / n_cols))
         return EL_E_ARGUMENT;
     test_columns t = {0};
     status = quantise_for_test(&t, formats[type].act, x, k, n_cols);

@@ -60,7 +60,8 @@ int el_guard_faulted(int32_t slot);       /* 1: zeros were read in place of the 
 int el_guard_arm(void);
 
 /* ---- weights: types, panels, conversion --------------------------------------------------------- */
-enum el_layout { EL_ROWS = 0, EL_PANELS = 1 };
+enum el_layout { EL_ROWS = 0, EL_PANELS = 1, EL_SPARSE = 2, EL_COMPRESSED = 3 };
+#define EL_N_LAYOUTS 4
 
 int64_t el_row_bytes(int type, int64_t k);                       /* -1: k does not fit the block */
 int64_t el_panel_bytes(int type, int64_t rows, int64_t k);       /* -1: no panel form */
@@ -68,6 +69,22 @@ int64_t el_panel_bytes(int type, int64_t rows, int64_t k);       /* -1: no panel
 int el_pack_panels(int type, const void *src, void *dst, int64_t rows, int64_t k, int64_t row0, int64_t row1);
 /* row `row` of a matrix in panels as floats (embedding lookups) */
 int el_panel_row(int type, const void *panels, int64_t rows, int64_t k, int64_t row, float *dst);
+/* Compressed panels (EL_COMPRESSED): codes of zeros are not stored. An index, then a stream per group; made in three steps. */
+int64_t el_compressed_index_bytes(int type, int64_t rows, int64_t k); /* -1: no such form */
+/* 1: counts the codes of rows [row0, row1) at src (as for el_pack_panels) for their records */
+int el_compressed_scan(int type, const void *src, void *index, int64_t rows, int64_t k, int64_t row0, int64_t row1);
+/* 2: fills in the offsets when all rows were scanned; returns the bytes of the matrix, -1 for an index that cannot be */
+int64_t el_compressed_place(int type, void *index, int64_t rows, int64_t k);
+/* 3: the streams of rows [row0, row1) behind the index at dst, whose last EL_COMPRESSED_PAD bytes stay as they are */
+int el_pack_compressed(int type, const void *src, void *dst, int64_t rows, int64_t k, int64_t row0, int64_t row1);
+#define EL_COMPRESSED_PAD 1280 /* at a matrix's end: what kernels may read from a tile's first byte on, whatever it says */
+/* Looks at n_groups groups here and there: returns their bytes as panels, and *bytes those of their streams; -1 */
+int64_t el_compressed_sample(int type, const void *src, int64_t rows, int64_t k, int64_t n_groups, int64_t *bytes);
+/* 1: every group's stream lies within `bytes`; kernels read nothing beside these, whatever the streams say */
+int el_compressed_ok(int type, const void *panels, int64_t bytes, int64_t rows, int64_t k);
+int el_compressed_row(int type, const void *panels, int64_t rows, int64_t k, int64_t row, float *dst); /* as el_panel_row */
+/* rows [row0, row1) as panels (el_panel_bytes of them) */
+int el_compressed_expand(int type, const void *panels, int64_t rows, int64_t k, int64_t row0, int64_t row1, void *dst);
 int el_dequantize(int type, const void *src, float *dst, int64_t rows, int64_t k);
 int el_quantize(int type, const float *src, void *dst, int64_t rows, int64_t k);
 /* importance (k): how much an error in each column counts, finite and not negative; NULL: all the same */

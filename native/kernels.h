@@ -49,7 +49,7 @@ void el_tile_columns(int format, int64_t k_pad, const int8_t *q, const float *d,
                      float *tile_d, int32_t *tile_sum);
 
 /* y[m * ldy + r - row0] = dot(row r, column m) for r in [row0, row1), m in [0, n_cols).
- * `w` is the whole tensor. For panels row0 is a multiple of 16 and rows beyond row1 are not written. */
+ * `w` is the whole tensor. But in EL_ROWS row0 is a multiple of 16 and rows beyond row1 are not written. */
 typedef void (*el_linear_fn)(const void *w, int64_t row0, int64_t row1, const el_act *x, int64_t n_cols,
                              float *y, int64_t ldy);
 
@@ -82,7 +82,7 @@ typedef struct {
     const char *name;
     uint32_t need;                                /* EL_CPU_* bits this table requires */
     int wide;                                     /* its linear kernels make use of el_act's tiles */
-    el_linear_fn linear[2][EL_TYPE_LIMIT];        /* [layout][GGUF type id] */
+    el_linear_fn linear[EL_N_LAYOUTS][EL_TYPE_LIMIT]; /* [layout][GGUF type id] */
     /* x (k) -> q (k_pad), d, sum; the padding gets zeros */
     void (*quantize_q8_32)(const float *x, int64_t k, int8_t *q, float *d, int32_t *sum);
     void (*quantize_q8_256)(const float *x, int64_t k, int8_t *q, float *d, int32_t *sum);
@@ -107,7 +107,7 @@ typedef struct {
     void (*attn_store_v[EL_N_KV_TYPES])(const float *x, int64_t head_dim, int64_t t, void *v_page);
     /* the largest of `max` and x[0 .. n); NaN where one of them is */
     float (*largest)(const float *x, int64_t n, float max);
-    el_prefill_fn prefill[2][EL_TYPE_LIMIT];      /* [layout][GGUF type id]; NULL: the exact kernel serves */
+    el_prefill_fn prefill[EL_N_LAYOUTS][EL_TYPE_LIMIT]; /* [layout][GGUF type id]; NULL: the exact kernel serves */
     /* one column, x (k), into its lines of el_columns: 32 values every 16 * 32; low may be NULL */
     void (*prefill_column)(const float *x, int64_t k, uint16_t *high, uint16_t *low);
     /* in place: x = exp(x - max); returns nothing, *sum gets the total in lane order */
@@ -121,6 +121,7 @@ enum el_cpu_bits {
     EL_CPU_AVXVNNI = 8,
     EL_CPU_AVX512 = 16, /* F, BW, DQ and VL */
     EL_CPU_AVX512VNNI = 32,
+    EL_CPU_VBMI2 = 64,  /* AVX512-VBMI2 and POPCNT */
     EL_CPU_NEON = 1 << 16,
     EL_CPU_DOTPROD = 1 << 17,
     EL_CPU_I8MM = 1 << 18,
@@ -132,6 +133,7 @@ extern const el_kernels el_kernels_portable;
 extern const el_kernels el_kernels_avx2; /* all NULL where it was not compiled */
 extern const el_kernels el_kernels_avxvnni;
 extern const el_kernels el_kernels_avx512;
+extern const el_kernels el_kernels_vbmi2; /* only compressed matrices */
 extern const el_kernels el_kernels_neon;
 extern const el_kernels el_kernels_neon_dotprod;
 extern const el_kernels el_kernels_neon_i8mm;
@@ -139,8 +141,8 @@ extern const el_kernels el_kernels_amx; /* only prefill */
 const el_kernels *el_level_table(int level); /* the table of a level as compiled; NULL: no such level */
 
 extern el_kernels el_k; /* the merged table in use */
-extern const char *el_linear_level[2][EL_TYPE_LIMIT];
-extern const char *el_prefill_level[2][EL_TYPE_LIMIT];
+extern const char *el_linear_level[EL_N_LAYOUTS][EL_TYPE_LIMIT];
+extern const char *el_prefill_level[EL_N_LAYOUTS][EL_TYPE_LIMIT];
 
 /* Bytes of one head's K, or V, in a page; -1: not possible. */
 int64_t el_kv_half_bytes(int kv_type, int64_t head_dim);

@@ -113,6 +113,7 @@ static int step_ok(const el_plan *p, const el_step *s) {
 static int weight_ok(const el_weight *w) {
     if (!w->data || w->rows < 1 || w->cols < 1 || w->type < 0 || w->type >= EL_TYPE_LIMIT || w->cols > MAX_COLS) return 0;
     if (w->layout == EL_PANELS) return el_panel_bytes(w->type, w->rows, w->cols) == w->bytes;
+    if (w->layout == EL_COMPRESSED) return el_compressed_ok(w->type, w->data, w->bytes, w->rows, w->cols);
     int64_t row = el_row_bytes(w->type, w->cols);
     return w->layout == EL_ROWS && row > 0 && w->rows <= INT64_MAX / row && row * w->rows == w->bytes;
 }

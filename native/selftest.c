@@ -98,6 +98,19 @@ static void weights(int type, uint8_t *w, int64_t bytes, int kind, uint64_t *see
     }
 }
 
+/* Sets codes of Q4_0 and Q8_0 rows to zero: half of them, none, nearly all, or two of every four. */
+static void thin(int type, uint8_t *w, int64_t bytes, int kind, uint64_t *seed) {
+    int64_t unit = el_row_bytes(type, 32);
+    for (int64_t i = 0; i + unit <= bytes; i += unit)
+        for (int c = 0; c < 32; c++) {
+            int zero = kind == PLAIN ? (int)(next(seed) >> 31) : kind == TIES ? next(seed) >> 27 != 0 : kind == ZEROS && c % 4 / 2;
+            uint8_t *at = w + i + 2 + (type == EL_TYPE_Q4_0 ? c % 16 : c);
+            if (!zero) continue;
+            if (type == EL_TYPE_Q4_0) *at = (uint8_t)(c < 16 ? (*at & 0xf0) | 8 : (*at & 0x0f) | 0x80);
+            else *at = 0;
+        }
+}
+
 static int same_floats(const float *a, const float *b, int64_t n) {
     for (int64_t i = 0; i < n; i++)
         if (memcmp(a + i, b + i, 4) && !(a[i] != a[i] && b[i] != b[i])) return 0;
@@ -147,10 +160,51 @@ static el_act activations(pool *b, int format, int64_t k, int64_t n_cols, int ki
     return a;
 }
 
+/* `rows` rows of w, compressed into a buffer of just their size; NULL: no memory, or one of the steps refused */
+static uint8_t *compress_rows(pool *b, int type, const uint8_t *w, int64_t rows, int64_t k, int64_t *bytes) {
+    int64_t n_index = el_compressed_index_bytes(type, rows, k);
+    uint8_t *index = take(b, n_index, 64);
+    if (!index || el_compressed_scan(type, w, index, rows, k, 0, rows) != EL_OK) return NULL;
+    *bytes = el_compressed_place(type, index, rows, k);
+    uint8_t *panels = *bytes < 0 ? NULL : take(b, *bytes, 64);
+    if (panels) memcpy(panels, index, (size_t)n_index);
+    return panels && el_pack_compressed(type, w, panels, rows, k, 0, rows) == EL_OK ? panels : NULL;
+}
+
+/* A kernel of compressed matrices, against portable on the same rows as panels, and against portable on rubbish */
+static int check_compressed(el_linear_fn kernel, int type, int64_t rows, int64_t k, int64_t n_cols, uint64_t seed,
+                            const el_memory *memory) {
+    pool b = {.memory = memory};
+    el_linear_fn reference = el_kernels_portable.linear[EL_PANELS][type];
+    int kind = (int)(seed % N_KINDS), ok = 1;
+    int64_t row_bytes = el_row_bytes(type, k), ldy = rows + 3, bytes = 0, row0s[2] = {rows / 32 * 16, 0};
+    el_act x = activations(&b, el_act_format_of(type), k, n_cols, kind, &seed);
+    uint8_t *w = take(&b, rows * row_bytes, 1), *panels = take(&b, el_panel_bytes(type, rows, k), 64);
+    float *y = take(&b, n_cols * ldy * 4, 4), *expected = take(&b, n_cols * ldy * 4, 4);
+    if (b.failed) return finish(&b, -1);
+    weights(type, w, rows * row_bytes, kind, &seed);
+    thin(type, w, rows * row_bytes, kind, &seed);
+    uint8_t *squeezed = compress_rows(&b, type, w, rows, k, &bytes);
+    if (!squeezed || !el_compressed_ok(type, squeezed, bytes, rows, k) ||
+        el_pack_panels(type, w, panels, rows, k, 0, rows) != EL_OK)
+        return finish(&b, 0);
+    for (int i = 0; i < 2 && ok; i++) {
+        reference(panels, row0s[i], rows, &x, n_cols, expected, ldy);
+        kernel(squeezed, row0s[i], rows, &x, n_cols, y, ldy);
+        ok = same_floats(y, expected, n_cols * ldy);
+    }
+    for (int64_t i = el_compressed_index_bytes(type, rows, k); i < bytes; i++) /* damaged: all kernels agree, and stay inside */
+        squeezed[i] = kind == EXTREME ? 0xff : (uint8_t)(next(&seed) >> 24);
+    el_kernels_portable.linear[EL_COMPRESSED][type](squeezed, 0, rows, &x, n_cols, expected, ldy);
+    kernel(squeezed, 0, rows, &x, n_cols, y, ldy);
+    return finish(&b, ok && same_floats(y, expected, n_cols * ldy));
+}
+
 int el_check_linear(const el_kernels *table, int layout, int type, int64_t rows, int64_t k, int64_t n_cols,
                     uint64_t seed, const el_memory *memory) {
     el_linear_fn kernel = table->linear[layout][type], reference = el_kernels_portable.linear[layout][type];
     if (!kernel) return 1;
+    if (layout == EL_COMPRESSED) return check_compressed(kernel, type, rows, k, n_cols, seed, memory);
     pool b = {.memory = memory};
     int kind = (int)(seed % N_KINDS);
     int64_t row_bytes = el_row_bytes(type, k), ldy = rows + 3;
@@ -386,7 +440,7 @@ static int run_checks(const el_kernels *table) {
     static const el_memory memory = {plain_take, plain_give};
     static const int64_t widths[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 35}, rows[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 17};
     int ok = 1;
-    for (int layout = 0; layout < 2; layout++)
+    for (int layout = 0; layout < EL_N_LAYOUTS; layout++)
         for (int type = 0; type < EL_TYPE_LIMIT; type++) {
             int64_t prefill_k = el_row_bytes(type, 1) > 0 ? 77 : el_row_bytes(type, 32) > 0 ? 160 : 512;
             for (int64_t n_cols = 15; n_cols <= 33 && ok == 1; n_cols += 6)

@@ -1,8 +1,8 @@
-/* avx512.c: AVX-512 with VNNI (Intel since Cascade Lake and Ice Lake, AMD since Zen 4).
+/* avx512.c: AVX-512 with VNNI (Intel since Cascade Lake and Ice Lake, AMD since Zen 4), and with VBMI2 (Ice Lake, Zen 4).
  *
  * One vector is one line of a panel, so a kernel is little more than vpdpbusd with a broadcast quad of activations
  * (vnni_panels.h). Passes of 16 columns and more keep a block's weights in eight registers and run 16 columns past
- * them (avx512_wide.h).
+ * them (avx512_wide.h). VBMI2 is a level of its own that adds compressed matrices (avx512_compressed.h).
  */
 #include "arith.h"
 
@@ -125,6 +125,22 @@ const el_kernels el_kernels_avx512 = {
 
 #if defined(__clang__)
 #pragma clang attribute pop
+#pragma clang attribute push(__attribute__((target(TARGET_OPTIONS ",avx512vbmi2,popcnt"))), apply_to = function)
+#else
+#pragma GCC target("avx512vbmi2,popcnt") /* with those above */
+#endif
+
+#include "avx512_compressed.h"
+
+const el_kernels el_kernels_vbmi2 = {
+    .name = "avx512vbmi2",
+    .need = EL_CPU_AVX2 | EL_CPU_FMA | EL_CPU_F16C | EL_CPU_AVX512 | EL_CPU_AVX512VNNI | EL_CPU_VBMI2,
+    .wide = 1,
+    .linear[EL_COMPRESSED] = {[EL_TYPE_Q4_0] = compressed_q4_0, [EL_TYPE_Q8_0] = compressed_q8_0},
+};
+
+#if defined(__clang__)
+#pragma clang attribute pop
 #else
 #pragma GCC pop_options
 #endif
@@ -132,5 +148,6 @@ const el_kernels el_kernels_avx512 = {
 #else
 
 const el_kernels el_kernels_avx512 = {.name = "avx512vnni", .need = 0};
+const el_kernels el_kernels_vbmi2 = {.name = "avx512vbmi2", .need = 0};
 
 #endif

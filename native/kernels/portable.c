@@ -3,6 +3,7 @@
  * Loops are written so that compilers vectorise them for the baseline instruction set, but never so that
  * the order of a float sum changes.
  */
+#include "../compressed.h"
 #include "arith.h"
 
 #define COLUMNS 4 /* columns that share one decoding of a weight row */
@@ -213,6 +214,39 @@ static inline const uint8_t *panel_q8_0(const uint8_t *group, int64_t n_blocks, 
 PANELS(panels_q4_0, 576, 320, panel_q4_0)
 PANELS(panels_q8_0, 1088, 576, panel_q8_0)
 
+/* ---- compressed panels: each tile is expanded, then as above ------------------------------------------------ */
+static inline void compressed_group(int type, const void *w, int64_t group, const el_act *x, int64_t m0, int64_t n,
+                                    float acc[COLUMNS][EL_PANEL_ROWS]) {
+    el_walk walk = el_walk_group(w, group);
+    uint8_t codes[EL_TILE_LINES * EL_CODE_LINE];
+    int8_t q[EL_TILE_LINES * EL_CODE_LINE];
+    for (int64_t b = 0, n_blocks = x->k / 32; b < n_blocks; b += 2) {
+        int per_tile = b + 1 < n_blocks ? 2 : 1;
+        const uint8_t *tile = el_tile_at(walk);
+        walk.tile = el_expand_tile(type, 8 * per_tile, tile, codes);
+        for (int i = 0; i < 512 * per_tile; i++) q[i] = (int8_t)(codes[i] - el_zero_code(type));
+        for (int h = 0; h < per_tile; h++) panel_block(q + 512 * h, tile + 32 * h, x, b + h, m0, n, acc);
+    }
+}
+
+static inline void compressed(int type, const void *w, int64_t row0, int64_t row1, const el_act *x, int64_t n_cols,
+                              float *y, int64_t ldy) {
+    for (int64_t r0 = row0; r0 < row1; r0 += EL_PANEL_ROWS)
+        for (int64_t m0 = 0; m0 < n_cols; m0 += COLUMNS) {
+            int64_t n = min64(COLUMNS, n_cols - m0), n_rows = min64(EL_PANEL_ROWS, row1 - r0);
+            float acc[COLUMNS][EL_PANEL_ROWS] = {{0}};
+            compressed_group(type, w, r0 / EL_PANEL_ROWS, x, m0, n, acc);
+            for (int64_t m = 0; m < n; m++) memcpy(y + (m0 + m) * ldy + r0 - row0, acc[m], (size_t)n_rows * 4);
+        }
+}
+
+static void compressed_q4_0(const void *w, int64_t row0, int64_t row1, const el_act *x, int64_t n_cols, float *y, int64_t ldy) {
+    compressed(EL_TYPE_Q4_0, w, row0, row1, x, n_cols, y, ldy);
+}
+static void compressed_q8_0(const void *w, int64_t row0, int64_t row1, const el_act *x, int64_t n_cols, float *y, int64_t ldy) {
+    compressed(EL_TYPE_Q8_0, w, row0, row1, x, n_cols, y, ldy);
+}
+
 #include "portable_k.h"
 
 /* ---- activations to int8 -------------------------------------------------------------------------------- */
@@ -333,6 +367,7 @@ const el_kernels el_kernels_portable = {
             [EL_TYPE_Q5_K] = panels_q5_k,
             [EL_TYPE_Q6_K] = panels_q6_k,
         },
+    .linear[EL_COMPRESSED] = {[EL_TYPE_Q4_0] = compressed_q4_0, [EL_TYPE_Q8_0] = compressed_q8_0},
     .quantize_q8_32 = quantize_q8_32,
     .quantize_q8_256 = quantize_q8_256,
     .rmsnorm = rmsnorm,

@@ -84,7 +84,7 @@ static const sizes *depths(int type) {
 
 static void linear_suite(const el_kernels *table) {
     const sizes *rows = SIZES(row_counts), *columns = SIZES(widths);
-    for (int layout = 0; layout < 2; layout++)
+    for (int layout = 0; layout < EL_N_LAYOUTS; layout++)
         for (int type = 0; type < EL_TYPE_LIMIT; type++) {
             if (!table->linear[layout][type]) continue;
             const sizes *k = depths(type);
@@ -100,7 +100,7 @@ static void linear_suite(const el_kernels *table) {
 static void prefill_suite(const el_kernels *table) {
     static const int rows[] = {1, 16, 33, 70, 130}, block_k[] = {32, 96, 512, 544, 1056}, float_k[] = {1, 31, 64, 100, 515};
     static const int columns[] = {1, 16, 33, 47}, big_k[] = {256, 512, 768, 1024, 1280};
-    for (int layout = 0; layout < 2; layout++)
+    for (int layout = 0; layout < EL_N_LAYOUTS; layout++)
         for (int type = 0; type < EL_TYPE_LIMIT; type++) {
             if (!table->prefill[layout][type]) continue;
             int act = el_act_format_of(type);
@@ -250,7 +250,7 @@ static void refusal_suite(void) {
         for (int fault = EL_FAULT_RESULT; fault <= EL_FAULT_ILLEGAL; fault++) {
             int ok = el_break_level_test(name, fault) == EL_OK && el_level_usable(i) == -1 &&
                      el_set_isa(name) == EL_E_UNSUPPORTED && strcmp(el_isa(), name) != 0;
-            for (int layout = 0; layout < 2; layout++)
+            for (int layout = 0; layout < EL_N_LAYOUTS; layout++)
                 for (int type = 0; type < EL_TYPE_LIMIT; type++) {
                     const char *level = el_kernel_level(type, layout);
                     ok = ok && !(level && strcmp(level, name) == 0);
@@ -277,7 +277,7 @@ static void liar_suite(void) {
 /* The level that must be in use is, and linear kernels come from it. */
 static void expected_level(const char *name) {
     int n = 0;
-    for (int layout = 0; layout < 2; layout++)
+    for (int layout = 0; layout < EL_N_LAYOUTS; layout++)
         for (int type = 0; type < EL_TYPE_LIMIT; type++) {
             const char *level = el_kernel_level(type, layout);
             n += level && strcmp(level, name) == 0;
