@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 from edgellm import quants
 from edgellm.blocks import TypeId
 from edgellm.errors import InvalidArgumentError
-from edgellm.quants.panels_compressed import PAD, RECORD, check_compressed, index_bytes, pack_compressed, unpack_compressed
+from edgellm.quants.panels_compressed import (
+    PAD,
+    RECORD,
+    check_compressed,
+    index_bytes,
+    pack_compressed,
+    unpack_compressed,
+)
 
 try:
     from edgellm._native import ffi, lib
@@ -99,8 +106,10 @@ def test_products_are_those_of_dense_panels_to_the_bit(kind: str, n_cols: int) -
         data = thin_rows(kind, rows, k, share)
         y = [np.zeros((n_cols, rows), dtype=np.float32) for _ in range(2)]
         dense = quants.pack_panels(data, rows, k, kind)
-        for layout, w, out in ((lib.EL_PANELS, dense, y[0]), (lib.EL_COMPRESSED, pack_compressed(data, rows, k, kind), y[1])):
-            args = (rows, k, 0, rows, ffi.cast("float *", x.ctypes.data), n_cols, ffi.cast("float *", out.ctypes.data), rows)
+        squeezed = pack_compressed(data, rows, k, kind)
+        for layout, w, out in ((lib.EL_PANELS, dense, y[0]), (lib.EL_COMPRESSED, squeezed, y[1])):
+            source, target = (ffi.cast("float *", a.ctypes.data) for a in (x, out))
+            args = (rows, k, 0, rows, source, n_cols, target, rows)
             assert lib.el_linear_test(TypeId[kind], layout, pointer(w), *args) == lib.EL_OK
         assert y[0].tobytes() == y[1].tobytes()
 

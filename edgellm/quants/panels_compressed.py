@@ -1,7 +1,7 @@
 """Compressed panels: panels whose zero codes are not stored. The twin of the C packer; pictures in formats/panels.md.
 
-An index of one record per group of 16 rows comes first, then a stream of tiles per group. A tile keeps its scales, a mask
-with a bit for each code, and the codes that are not the code of 0; so rows come back bit for bit.
+An index of one record per group of 16 rows comes first, then a stream of tiles per group. A tile keeps its scales, a
+mask with a bit for each code, and the codes that are not the code of 0; so rows come back bit for bit.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def check_compressed(panels: np.ndarray, rows: int, k: int, type: BlockType | st
     """
     start, groups = index_bytes(rows, k, type), -(-rows // ROWS)
     if panels.size < start + PAD:
-        raise InvalidArgumentError(f"compressed panels of ({rows}, {k}) have {start + PAD} bytes and more, not {panels.size}")
+        raise InvalidArgumentError(f"compressed panels of ({rows}, {k}) take more than {panels.size} bytes")
     records = panels[: groups * RECORD.itemsize].view(RECORD)
     least, most = _stream_sizes(k, type)
     wrong = (records["bytes"] < least) | (records["bytes"] > most) | (records["bytes"] % LINE != 0)
@@ -76,7 +76,7 @@ def check_compressed(panels: np.ndarray, rows: int, k: int, type: BlockType | st
     wrong = records["offset"] != offsets.astype(np.uint64)
     if wrong.any():
         raise InvalidArgumentError(
-            f"compressed panels: group {int(wrong.argmax())} has an offset that does not follow from the groups before it"
+            f"compressed panels: group {int(wrong.argmax())} does not begin where the one before it ends"
         )
     if panels.size != ends[-1] + PAD:
         raise InvalidArgumentError(f"compressed panels of ({rows}, {k}) have {ends[-1] + PAD} bytes, not {panels.size}")
