@@ -206,6 +206,12 @@ speculation-check:
 speculation:
 	$(PY) tools/speculation.py $(MODEL) --write docs/speculation.md $(SPECULATION)
 
+# Chat with speculation beside llama.cpp with and without, on MODEL, into docs/speculation.md and README.md, nothing else
+# running: builds llama.cpp's server the first time. COMPARE: options, as --speculate FILE --draft FILE.
+.PHONY: compare-speculation
+compare-speculation:
+	$(PY) tools/compare_speculation.py $(MODEL) --write $(COMPARE)
+
 .PHONY: clean
 clean:
 	rm -rf build dist *.egg-info edgellm/*.so

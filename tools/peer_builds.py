@@ -138,6 +138,21 @@ def build(name: str, package: str, cmake_options: tuple[str, ...], cache: Path, 
     return Build(name, driver, cmake_options)
 
 
+def server(name: str, cache: Path, jobs: int = 0) -> Path:
+    """llama.cpp's server out of the build `name` ("cpu" or "amx"), built beside its library where it is not there."""
+    made = build(name, LLAMA, options(cpu_flags(), amx=name == "amx"), cache, jobs)
+    folder = made.driver.parent / "build"
+    program, log = folder / "bin" / "llama-server", made.driver.parent / "server.log"
+    if not (made.driver.parent / "server-complete").exists():
+        print(f"building llama.cpp's server ({LLAMA}): some 15 minutes; {log}", file=sys.stderr)
+        wanted = [f"-DLLAMA_BUILD_{part}=ON" for part in ("COMMON", "TOOLS", "SERVER")]
+        unwanted = [f"-DLLAMA_{part}=OFF" for part in ("BUILD_UI", "USE_PREBUILT_UI", "OPENSSL")]  # nothing is fetched
+        run(["cmake", "-S", str(fetch(LLAMA, cache)), "-B", str(folder), *wanted, *unwanted], log)
+        run(["cmake", "--build", str(folder), "--target", "llama-server", "-j", str(jobs or os.cpu_count() or 1)], log)
+        (made.driver.parent / "server-complete").touch()
+    return program
+
+
 def library_folders(top: Path) -> list[Path]:
     """Folders of the shared libraries that a build made."""
     return sorted({p.parent for pattern in ("*.so", "*.dylib") for p in top.rglob(pattern)})

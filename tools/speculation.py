@@ -85,10 +85,8 @@ class Timed:
 
 
 def drafts_of(stats: edgellm.Stats) -> dict[str, Drafts]:
-    """What was guessed for an answer, by source where the stats tell."""
-    sources = getattr(stats, "drafts", ())
-    found = {d.source: Drafts(d.drafted, d.accepted) for d in sources}
-    return found or ({"guesses": Drafts(stats.draft_tokens, stats.draft_accepted)} if stats.draft_tokens else {})
+    """What was guessed for an answer, by source."""
+    return {source: Drafts(checked, true) for source, checked, true in stats.drafts}
 
 
 def ids_of(model: edgellm.Model, prompt: Prompt) -> list[int]:
