@@ -102,8 +102,8 @@ class KMajor:
         data = np.ascontiguousarray(data).reshape(-1)
         if size < 0 or data.size != rows * kind.row_bytes(k):
             raise InvalidArgumentError(f"a {rows} x {k} matrix of {kind.name} cannot be stored by channel")
-        room = np.zeros(size + 64, np.uint8)
-        self.stored = room[-room.ctypes.data % 64 :][:size]  # on a cache line
+        room = np.zeros(size + (2 << 20), np.uint8)
+        self.stored = room[-room.ctypes.data % (2 << 20) :][:size]  # where a large page may begin
         self.struct = ffi.new("sa_matrix *", (kind.id, block_rows, rows, k, ffi.cast("uint8_t *", 0)))
         if lib.sa_pack(ffi.from_buffer(data), self.struct, ffi.from_buffer(self.stored)):
             raise InvalidArgumentError(f"a {rows} x {k} matrix of {kind.name} cannot be stored by channel")
@@ -115,9 +115,9 @@ class Lists:
     """Room for the live channels of inputs of up to `k`: `struct` is a sa_live without d and sum."""
 
     def __init__(self, module: Any, k: int) -> None:
-        n, size = k // 32, module.lib.SA_LIST
-        self._keep = [np.zeros((n, size), np.uint8), np.zeros((n, size), np.int8), np.zeros(n, np.int32)]
-        kinds = ("uint8_t[]", "int8_t[]", "int32_t[]")
+        size = k + module.lib.SA_ROOM
+        self._keep = [np.zeros(size, np.int32), np.zeros(size, np.int8), np.zeros(k // 32, np.int32)]
+        kinds = ("int32_t[]", "int8_t[]", "int32_t[]")
         fields = [module.ffi.from_buffer(kind, a) for kind, a in zip(kinds, self._keep, strict=True)]
         self._keep += fields
         null = module.ffi.NULL

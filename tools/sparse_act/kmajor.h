@@ -10,26 +10,27 @@
 #include <stdint.h>
 
 /* [cffi begin] */
-/* [rows / block_rows] blocks of [k / 32] groups; a group is
- *     scales   f16 [block_rows]                    of these 32 k
- *     codes    [32 channels][block_rows] of 4 or 8 bits, unsigned: Q4_0 has offset 8, Q8_0 128
- * A channel's run is lines of 64 bytes. Byte 16 i + 4 z + j of a line is row 16 z + 4 i + j of its 64 rows, so that four
- * runs, byte by byte in turns, are vectors of [16 rows][4 channels]. Q4_0: a line has 128 rows, the second 64 in the upper
- * halves of its bytes. Rows past the end have scale 0. */
+/* [rows / block_rows] blocks; a block is
+ *     scales   [k / 32][block_rows] f16
+ *     codes    [k][block_rows] of 4 or 8 bits, unsigned: Q4_0 has offset 8, Q8_0 128
+ * The codes of one k are a run: lines of 64 bytes. Byte 16 i + 4 z + j of a line is row 16 z + 4 i + j of its 64 rows, so
+ * that four runs, byte by byte in turns, are vectors of [16 rows][4 channels]. Q4_0: a line has 128 rows, the second 64 in
+ * the upper halves of its bytes. Rows past the end have scale 0. */
+enum { SA_MOST_ROWS = 256 };
 typedef struct {
     int32_t type;         /* GGUF type id of Q4_0 or Q8_0 */
-    int32_t block_rows;   /* 128 or 256 */
+    int32_t block_rows;   /* 128 or 256; more would not fit into registers */
     int64_t rows, k;      /* k is a multiple of 32 */
     const uint8_t *data;  /* sa_bytes(...), 64-byte aligned */
 } sa_matrix;
 
-/* The live channels of one input vector; each group's list is filled up to a multiple of 4 with code 0. */
-enum { SA_LIST = 48 };    /* bytes of a group's list: 32, and room for whole vectors to be stored */
+/* The live channels of one input vector, ascending; those of each 32 are filled up to a multiple of 4 with code 0. */
+enum { SA_ROOM = 128 };   /* entries of a list behind k: vectors are stored whole, and prefetching looks ahead */
 typedef struct {
     int64_t k;
-    uint8_t *channel;     /* (k / 32, SA_LIST) within the group */
-    int8_t *code;         /* (k / 32, SA_LIST) */
-    int32_t *quads;       /* (k / 32) quads of the list */
+    int32_t *channel;     /* (k + SA_ROOM), each below k, also where the list is over */
+    int8_t *code;         /* (k + SA_ROOM) */
+    int32_t *quads;       /* (k / 32) how many quads of the list are of these 32 */
     const float *d;       /* (k / 32) scale, as the runtime quantises */
     const int32_t *sum;   /* (k / 32) sum of codes */
 } sa_live;
@@ -48,9 +49,11 @@ int64_t sa_list_avx512(const int8_t *q, const sa_live *live);
 void sa_block_avx512(const sa_matrix *w, const sa_live *live, int64_t block, float *y);
 
 static inline int64_t sa_run_bytes(const sa_matrix *w) { return w->type == 2 ? w->block_rows / 2 : w->block_rows; }
-static inline int64_t sa_group_bytes(const sa_matrix *w) { return 2 * (int64_t)w->block_rows + 32 * sa_run_bytes(w); }
-static inline const uint8_t *sa_group(const sa_matrix *w, int64_t block, int64_t group) {
-    return w->data + (block * (w->k / 32) + group) * sa_group_bytes(w);
+static inline int64_t sa_block_bytes(const sa_matrix *w) { return w->k / 32 * 2 * w->block_rows + w->k * sa_run_bytes(w); }
+/* f16 (k / 32, block_rows), and runs (k, sa_run_bytes) */
+static inline const uint8_t *sa_scales(const sa_matrix *w, int64_t block) { return w->data + block * sa_block_bytes(w); }
+static inline const uint8_t *sa_codes(const sa_matrix *w, int64_t block) {
+    return sa_scales(w, block) + w->k / 32 * 2 * w->block_rows;
 }
 
 #endif

@@ -38,7 +38,7 @@ static void sparse_chunk(void *ctx, int64_t chunk, int worker) {
     const sparse_job *job = ctx;
     const el_plan *plan = job->run->plan;
     const sa_matrix *w = &job->site->matrix;
-    float y[256]; /* (block_rows) */
+    float y[SA_MOST_ROWS]; /* (block_rows) */
     sa_block(w, &scratch->live, chunk, y, 1);
     int64_t r0 = chunk * w->block_rows, n = w->rows - r0 < w->block_rows ? w->rows - r0 : w->block_rows;
     const float *bias = job->step->b[0] < 0 ? NULL : plan->weights[job->step->b[0]].data;
