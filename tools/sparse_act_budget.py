@@ -1,9 +1,9 @@
-"""How sparse each matrix's input may be: thresholds by quantiles, levels by a greedy path, its end by a perplexity budget.
+"""How sparse each matrix's input may be: thresholds by quantiles, levels by a greedy path, its end by a budget.
 
 Thresholds on the size of activations are TEAL's (Liu et al. 2024, *Training-free activation sparsity in large language
-models*, arXiv:2408.14690), and so is going greedily from level to level. The cost of a level here: the squared error of the
-matrix's output on calibration text, scaled so that at half sparsity it is the divergence of the model's predictions that was
-measured with this matrix alone sparse.
+models*, arXiv:2408.14690), and so is going greedily from level to level. What a level costs: the squared error of the
+matrix's output on calibration text, in a scale in which at half sparsity it is the divergence of the model's
+predictions that was measured with this matrix alone sparse. A budget is of perplexity on held-out text.
 """
 
 from __future__ import annotations
@@ -30,18 +30,19 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-# ---- the pure part -----------------------------------------------------------------------------------------------------
+# ---- the pure part ---------------------------------------------------------------------------------------------------
 
 
 def thresholds_of(x: np.ndarray) -> np.ndarray:
-    """float32 (len(LEVELS),): thresholds below which these shares of the sizes of x, of any shape, lie; the first is 0."""
+    """float32 (len(LEVELS),): below them lie these shares of the sizes of x (any shape); the first is 0."""
     found = np.quantile(np.abs(x), LEVELS).astype(np.float32)
     found[0] = 0
     return found
 
 
 def greedy_path(costs: np.ndarray, weights: Sequence[int]) -> list[tuple[int, ...]]:
-    """Levels of each matrix, from all 0 to all highest: each step raises the one whose next level costs least per weight.
+    """Levels of each matrix, from all 0 to all highest: each step raises the one
+    whose next level costs least per weight.
 
     `costs`: (n, levels), not falling along levels; `weights`: of each matrix (n,).
     """
@@ -69,7 +70,7 @@ def mean_level(levels: Sequence[int], weights: Sequence[int]) -> float:
     return sum(LEVELS[level] * w for level, w in zip(levels, weights, strict=True)) / sum(weights)
 
 
-# ---- what is measured ----------------------------------------------------------------------------------------------------
+# ---- what is measured ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -95,9 +96,11 @@ def dense(model: SparseModel, windows: np.ndarray) -> Reference:
     return Reference(np.stack([losses for losses, _ in found]), np.stack([top for _, top in found]))
 
 
-def quality(model: SparseModel, windows: np.ndarray, base: Reference, thresholds: Mapping[str, float]) -> dict[str, float]:
-    """Perplexity with these thresholds, its ratio to the dense one with the standard error of that (the same tokens), and
-    the share of places where both find the same token likeliest."""
+def quality(
+    model: SparseModel, windows: np.ndarray, base: Reference, thresholds: Mapping[str, float]
+) -> dict[str, float]:
+    """Perplexity with these thresholds, its ratio to the dense one with the standard error of that (the same tokens),
+    and the share of places where both find the same token likeliest."""
     found = [losses_and_top(model, window, thresholds) for window in windows]
     losses, top = np.stack([a for a, _ in found]), np.stack([b for _, b in found])
     change = (losses - base.losses).ravel()
@@ -128,13 +131,20 @@ def output_errors(w: np.ndarray, x: np.ndarray, thresholds: np.ndarray) -> np.nd
     return np.maximum.accumulate(np.array(changes))
 
 
-def divergence(model: SparseModel, windows: np.ndarray, base: Sequence[np.ndarray], thresholds: Mapping[str, float]) -> float:
+def divergence(
+    model: SparseModel, windows: np.ndarray, base: Sequence[np.ndarray], thresholds: Mapping[str, float]
+) -> float:
     """Mean KL divergence of predictions, nats; `base`: the dense log-probabilities of each window."""
-    total = [float((np.exp(p) * (p - model.window(w, thresholds))).sum(axis=1).mean()) for w, p in zip(windows, base, strict=True)]
+    total = [
+        float((np.exp(p) * (p - model.window(w, thresholds))).sum(axis=1).mean())
+        for w, p in zip(windows, base, strict=True)
+    ]
     return max(sum(total) / len(total), 0.0)
 
 
-def cost_table(model: SparseModel, windows: np.ndarray, seen: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def cost_table(
+    model: SparseModel, windows: np.ndarray, seen: Mapping[str, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
     """(thresholds float32, costs float64), each (n_sites, len(LEVELS)); this is where calibration takes its time."""
     some = windows[:KL_WINDOWS]
     base = [model.window(window) for window in some]
@@ -150,7 +160,7 @@ def cost_table(model: SparseModel, windows: np.ndarray, seen: Mapping[str, np.nd
     return np.stack(all_thresholds), np.stack(costs)
 
 
-# ---- all of it -----------------------------------------------------------------------------------------------------------
+# ---- all of it -------------------------------------------------------------------------------------------------------
 
 
 class Dial:
@@ -169,7 +179,10 @@ class Dial:
     def at(self, levels: tuple[int, ...]) -> dict[str, Any]:
         """The quality at these levels, with the thresholds by tensor."""
         if levels not in self._known:
-            chosen = {s.tensor: float(self.thresholds[i, lv]) for i, (s, lv) in enumerate(zip(self.model.sites, levels, strict=True))}
+            chosen = {
+                s.tensor: float(self.thresholds[i, lv])
+                for i, (s, lv) in enumerate(zip(self.model.sites, levels, strict=True))
+            }
             found = quality(self.model, self.windows.held_out, self.base, chosen)
             sparsity = mean_level(levels, self.weights)
             say(f"sparsity {sparsity:.2f}: perplexity {found['ppl']:.3f}, {100 * (found['ratio'] - 1):+.2f} %")
@@ -179,7 +192,10 @@ class Dial:
     def within(self, budget: float) -> dict[str, Any]:
         """The sparsest place of the path whose perplexity rises by no more than `budget`."""
         places = self.path[::STRIDE]
-        return {**self.at(places[furthest(len(places), lambda i: self.at(places[i])["ratio"] <= 1 + budget)]), "budget": budget}
+        return {
+            **self.at(places[furthest(len(places), lambda i: self.at(places[i])["ratio"] <= 1 + budget)]),
+            "budget": budget,
+        }
 
     def near(self, sparsity: float) -> dict[str, Any]:
         """The first place of the path that is so sparse."""

@@ -1,6 +1,7 @@
-"""A model whose `attn_output` and `ffn_down` matrices see only activations of some size, for the experiment of
-tools/sparse_act.py: a pass goes step by step through the runtime's own kernels, and what is below its matrix's threshold is
-set to 0 before the product. That is what the sparse products compute, bit for bit (tools/sparse_act/kmajor.h).
+"""A model whose `attn_output` and `ffn_down` matrices see only activations of some size (tools/sparse_act.py).
+
+A pass goes step by step through the runtime's own kernels, and what is below its matrix's threshold is set to 0 before
+the product. That is what the sparse products compute, bit for bit (tools/sparse_act/kmajor.h).
 """
 
 from __future__ import annotations

@@ -37,9 +37,7 @@ def runtime(folder: Path | None = None) -> Any:
     build = _load("native_build", ROOT / "native" / "build.py")
     sources = [name for name in build.sources() if name != "native/run.c"]  # pass.c includes it
     sources = [ROOT / name for name in sources] + [HERE / name for name in (*KERNEL, "pass.c")]
-    return _compiled(
-        "sparse_act_runtime", sources, [HERE / "kmajor.h", HERE / "pass.h"], build.declarations(), folder
-    )
+    return _compiled("sparse_act_runtime", sources, [HERE / "kmajor.h", HERE / "pass.h"], build.declarations(), folder)
 
 
 def take_over() -> Any:
@@ -125,7 +123,7 @@ class Lists:
 
 
 def quantise(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """int8 codes (k,), float32 scales (k / 32,) and int32 sums (k / 32,) of x float32 (k,), as formats/arithmetic.md."""
+    """int8 codes (k,), float32 scales and int32 sums (k / 32,) of x float32 (k,), as formats/arithmetic.md says."""
     groups = x.reshape(-1, 32)
     largest = np.abs(groups).max(axis=1)
     with np.errstate(divide="ignore"):

@@ -1,9 +1,9 @@
 """Whole tokens through the native backend, dense and sparse in turns, for the experiment of tools/sparse_act.py.
 
 What is timed is one call of the runtime's pass for one token of a text, in its context, with all of its steps, on all
-threads: embedding, norms, attention, all matrices, output head, all through the runtime's own kernels. In a sparse pass the
-products of `attn_output` and `ffn_down` are those of tools/sparse_act/kmajor.h, with thresholding, quantising and listing
-inside the time; nothing else differs. Not in it: sampling, text, Python's loop around passes, all the same for both.
+threads: embedding, norms, attention, all matrices, output head, all through the runtime's own kernels. In a sparse pass
+the products of `attn_output` and `ffn_down` are those of tools/sparse_act/kmajor.h, with thresholding, quantising and
+listing inside the time; nothing else differs. Not in it: sampling and text, which are the same for both.
 """
 
 from __future__ import annotations
@@ -113,11 +113,13 @@ class Bench:
         return {n: statistics.median(found) for n, found in times.items()}
 
 
-def measure(bench: Bench, settings: Mapping[str, Mapping[str, float]], rounds: int = ROUNDS) -> dict[str, dict[str, float]]:
-    """For each setting (thresholds by tensor) seconds per token and how much faster than dense, by the median over rounds.
+def measure(
+    bench: Bench, settings: Mapping[str, Mapping[str, float]], rounds: int = ROUNDS
+) -> dict[str, dict[str, float]]:
+    """For each setting (thresholds by tensor) seconds per token and how much faster than dense, medians over rounds.
 
-    A round runs dense and all settings over the same tokens, in an order that goes round; "dense" is in the result too, with
-    the ratio of a second dense run to the first: how far two equal things are apart here.
+    A round runs dense and all settings over the same tokens, in an order that goes round; "dense" is in the result too,
+    with the ratio of a second dense run to the first: how far two equal things are apart here.
     """
     names: list[str | None] = [None, "dense", *settings]
     times: dict[str | None, list[float]] = {name: [] for name in names}
@@ -125,7 +127,7 @@ def measure(bench: Bench, settings: Mapping[str, Mapping[str, float]], rounds: i
     places = range(PAST, len(bench.tokens) - RUN + 1, RUN)
     for i in range(rounds + 1):
         for name in names[i % len(names) :] + names[: i % len(names)]:
-            bench.passes.use(settings[name] if name in settings else None)
+            bench.passes.use(None if name is None else settings.get(name))
             seconds = bench.seconds(places[i % len(places)])
             if name in settings:
                 live[name] = bench.passes.live(RUN)
@@ -136,8 +138,8 @@ def measure(bench: Bench, settings: Mapping[str, Mapping[str, float]], rounds: i
         ratios = sorted(a / b for a, b in zip(times[None], times[name], strict=True))
         quarter = len(ratios) // 4
         found[str(name)] = {
-            "seconds": statistics.median(times[name]), "gain": statistics.median(ratios), "live": live.get(str(name), 1.0),
-            "gain_low": ratios[quarter], "gain_high": ratios[-1 - quarter],
+            "seconds": statistics.median(times[name]), "gain": statistics.median(ratios),
+            "live": live.get(str(name), 1.0), "gain_low": ratios[quarter], "gain_high": ratios[-1 - quarter],
         }  # fmt: skip
     return found
 
@@ -145,10 +147,11 @@ def measure(bench: Bench, settings: Mapping[str, Mapping[str, float]], rounds: i
 def draft_gain(same: float, cost: float, widths: Mapping[int, float]) -> tuple[float, int]:
     """(gain, guesses) of the sparse pass as a draft with dense verification, with the best number of guesses per pass.
 
-    `same`: share of guesses that come true; `cost`: of a sparse pass, in dense ones; `widths`: seconds of dense passes by
-    their tokens. Tokens per round are (1 - a^(k + 1)) / (1 - a) (Leviathan et al. 2023, arXiv:2211.17192), its cost is k
-    sparse passes and one dense pass over k + 1 tokens.
+    `same`: share of guesses that come true; `cost`: of a sparse pass, in dense ones; `widths`: seconds of dense passes
+    by their tokens. Tokens per round are (1 - a^(k + 1)) / (1 - a) (Leviathan et al. 2023, arXiv:2211.17192), its cost
+    is k sparse passes and one dense pass over k + 1 tokens.
     """
+
     def gain(k: int) -> float:
         expected = sum(same**i for i in range(k + 1))
         return expected / (k * cost + widths[k + 1] / widths[1])
@@ -158,7 +161,7 @@ def draft_gain(same: float, cost: float, widths: Mapping[int, float]) -> tuple[f
 
 
 def read_shares(model: SparseModel, live: float) -> tuple[float, float]:
-    """(of the bytes of the sites' matrices, of all matrices' bytes) what a token reads: scales always, codes of live channels."""
+    """What a token reads of the sites' matrices, and of all matrices, as shares: all scales, codes of live channels."""
     weights = model.loaded.weights
     every = {step.weights[0] for step in model.plan.steps if step.op is Op.LINEAR}
     total = sum(weights.span(name)[1] for name in every)
@@ -186,8 +189,8 @@ def speed(
     model: SparseModel, tokens: np.ndarray, settings: Mapping[str, Mapping[str, float]], rounds: int,
     block_rows: int | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """What the page needs of one model: `settings` as `measure` gives them, with the shares of bytes that are read, and the
-    cost of passes by their tokens. `tokens`: at least PAST + RUN; the first PAST are the context."""
+    """What the page needs of one model: `settings` as `measure` gives them, with the shares of bytes that are read, and
+    the cost of passes by their tokens. `tokens`: at least PAST + RUN; the first PAST are the context."""
     passes = SparsePasses(model, block_rows)
     bench = Bench(passes, tokens)
     for thresholds in settings.values():
