@@ -61,10 +61,17 @@ lint: $(VENV)/installed
 types:
 	$(PY) -m mypy
 
-# Perplexity of the built-in model pruned by each method, for docs/sparsity.md.
+# Perplexity of a model (the built-in one) pruned by each method, into docs/sparsity.md. PRUNE: options, as --model FILE.
 .PHONY: prune-table
 prune-table: native
-	$(PY) tools/prune_table.py
+	$(PY) tools/prune_table.py --write docs/sparsity.md $(PRUNE)
+
+# The experiment with sparse activations on MODELS (none: the built-in one), nothing else running, into docs/sparsity.md;
+# SPEED_ONLY: models with random weights; SPARSE_ACT: options.
+.PHONY: sparse-act
+sparse-act: native
+	$(PY) tools/sparse_act.py table $(MODELS) $(if $(SPEED_ONLY),--speed-only $(SPEED_ONLY)) \
+	    --write docs/sparsity.md --picture docs/pictures/sparse-act.png $(SPARSE_ACT)
 
 .PHONY: gen-check
 gen-check:

@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from speculation_prompts import write  # noqa: E402
+from speculation_figures import write_region  # noqa: E402
 
 from edgellm.builtin import builtin_model  # noqa: E402
 from edgellm.prune import PruneReport, prune  # noqa: E402
@@ -79,7 +79,7 @@ def main() -> int:
     lines = table(args, found)
     print("\n".join(lines))
     if args.write is not None:
-        write(args.write, args.mark, lines)
+        write_region(args.write, args.mark, lines)
     ppl = [found["unstructured", m].ppl_after for m in METHODS if ("unstructured", m) in found]
     return int(any(b > a for a, b in zip(ppl, ppl[1:], strict=False)))
 

@@ -76,7 +76,7 @@ def speeds(path: Path, calibration: dict[str, Any] | None, args: argparse.Namesp
 def table(args: argparse.Namespace) -> None:
     """All models, to stdout and where the arguments say."""
     from sparse_act_page import draw, page
-    from speculation_prompts import write
+    from speculation_figures import write_region
 
     from edgellm import clib
 
@@ -94,7 +94,7 @@ def table(args: argparse.Namespace) -> None:
     if args.picture is not None:
         draw(results, args.picture)
     if args.write is not None:
-        write(args.write, "sparse-act", lines)
+        write_region(args.write, "sparse-act", lines)
 
 
 def main() -> int:
