@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from edgellm.results import Event, Progress
+from edgellm.results import Event, Progress, Result
 from edgellm.worker import Job, StopReason
 
 Dispatch = Callable[[Callable[[], Any]], Any]
@@ -21,9 +21,10 @@ class Hooks:
         self,
         on_token: Callable[[Event], Any] | None,
         on_prefill: Callable[[Progress], Any] | None,
+        on_done: Callable[[Result | BaseException], Any] | None,
         dispatch: Dispatch | None,
     ) -> None:
-        self._on_token, self._on_prefill, self._dispatch = on_token, on_prefill, dispatch
+        self._on_token, self._on_prefill, self._on_done, self._dispatch = on_token, on_prefill, on_done, dispatch
 
     @property
     def prefill(self) -> Callable[[int, int], Any] | None:
@@ -35,6 +36,11 @@ class Hooks:
     def token(self, event: Event) -> bool:
         """Tell of a piece of text; False when the answer shall end."""
         return self._on_token is None or self._call(self._on_token, event) is not False
+
+    def done(self, end: Result | BaseException) -> None:
+        """Tell of the end: the result, or what was raised."""
+        if self._on_done is not None:
+            self._call(self._on_done, end)
 
     def _call(self, callback: Any, value: Any) -> Any:
         if self._dispatch is None:

@@ -74,8 +74,8 @@ class AnswerOptions(SamplingOptions, total=False):
     Tools: `tools` (OpenAI's shape, or Python functions), `tool_choice` ("auto", "none", "required", or a mapping that
     names one), `tool_format` ("hermes", "llama3", "mistral": how the model writes calls; None: as its template says).
     From outside: `cancel` (an event; setting it drops the answer), `timeout` (seconds from the call on; what was said
-    until then is kept), `on_token` and `on_prefill` (callbacks on the worker thread), `dispatch` (gets a function
-    without arguments per callback, to call where it likes: a GUI's thread).
+    until then is kept), `on_token` and `on_prefill` (callbacks on the worker thread), `on_done` (gets the result or the
+    error, once), `dispatch` (gets a function without arguments per callback, to call where it likes: a GUI's thread).
     """
 
     max_tokens: int | None
@@ -95,6 +95,7 @@ class AnswerOptions(SamplingOptions, total=False):
     timeout: float | None
     on_token: Callable[[Event], Any] | None
     on_prefill: Callable[[Progress], Any] | None
+    on_done: Callable[[Result | BaseException], Any] | None
     dispatch: Dispatch | None
 
 
@@ -105,6 +106,7 @@ class CallOptions(AnswerOptions, total=False):
 
 
 _SAMPLERS = frozenset(Sampling.__dataclass_fields__) - {"stop"}
+_CALLBACKS = ("on_token", "on_prefill", "on_done", "dispatch")
 _OPTIONS = CallOptions.__optional_keys__ - SamplingOptions.__optional_keys__
 
 
@@ -141,6 +143,7 @@ class Call:
     timeout: float | None = None
     on_token: Callable[[Event], Any] | None = None
     on_prefill: Callable[[Progress], Any] | None = None
+    on_done: Callable[[Result | BaseException], Any] | None = None
     dispatch: Dispatch | None = None
 
     def request(self, ids: list[int], tokenizer: Tokenizer, job: TappedJob, **more: Any) -> Request:
@@ -207,7 +210,7 @@ def gather(options: Mapping[str, Any], defaults: Defaults, tokenizer: Tokenizer,
         tool_format=form,
         cancel=_checked_event(given.get("cancel")),
         timeout=_checked_timeout(given.get("timeout")),
-        **{name: _checked_callable(name, given.get(name)) for name in ("on_token", "on_prefill", "dispatch")},
+        **{name: _checked_callable(name, given.get(name)) for name in _CALLBACKS},
     )
 
 
@@ -367,7 +370,8 @@ def submit(
 
     `whole`: where it is stopped before its first word there is nothing to keep, and it ends like a cancelled one.
     """
-    hooks, watch = Hooks(call.on_token, call.on_prefill, call.dispatch), Watch(call.cancel, call.timeout)
+    hooks = Hooks(call.on_token, call.on_prefill, call.on_done, call.dispatch)
+    watch = Watch(call.cancel, call.timeout)
 
     def run(job: Job) -> Result:
         try:
@@ -375,7 +379,11 @@ def submit(
         finally:
             watch.end()
 
-    job = worker.submit(run)
+    def told(end: Result | BaseException) -> None:
+        with worker.outside():
+            hooks.done(end)
+
+    job = worker.submit(run, on_end=None if call.on_done is None else told)
     job.unbegun = nothing
     watch.start(job)
     return job

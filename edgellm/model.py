@@ -158,8 +158,10 @@ class Model(Embeds):
         - `cancel`: a `threading.Event`; setting it drops the answer and raises `Cancelled`. `timeout`: seconds from
           now, waiting for other calls included; what was said until then is kept (`finish_reason` "timeout").
         - `on_token` gets each `Event`, and ends the answer by returning False; `on_prefill` gets a `Progress` before
-          and after each chunk of the prompt. They run on the worker thread, and what they raise ends the call; or
-          `dispatch` gets each as a function without arguments, to call where it likes (a GUI's thread).
+          and after each chunk of the prompt; `on_done` gets the `Result`, or the error that ended the call, once. They
+          run on the worker thread (`on_done` on the thread that stops a call before its turn), and what they raise
+          ends the call; or `dispatch` gets each as a function without arguments, to call where it likes (a GUI's
+          thread). What this method raises at once, `on_done` does not hear of.
         - `response_format` (OpenAI's shape, or a JSON schema), `grammar` (GBNF or Lark), `regex`: the answer's form.
         - `processors`: functions of (ids so far, logits float32 (n_vocab,)) that change the logits in place.
 

@@ -19,7 +19,7 @@ class Stream:
 
     `stop()` ends the answer and keeps what was said (`result.finish_reason` is "cancelled"); `cancel()` ends it and
     drops it (`result` raises `Cancelled`). Both may be called from any thread and take effect within 100 ms, while the
-    prompt is worked on too. An answer that nobody waits for any more is cancelled.
+    prompt is worked on too. An answer that nobody waits for any more (`on_done` does, too) is cancelled.
     """
 
     def __init__(self, owner: Any, job: Job) -> None:

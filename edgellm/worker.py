@@ -12,6 +12,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -32,14 +33,17 @@ class Job:
     """One piece of work: `run(job)` is called on the worker thread; items and the outcome come back through a queue.
 
     `flag` is an int32 array of one element, not zero once the job shall end. `keep` then says whether what was done so
-    far is kept (stop) or dropped (cancel), `why` what ended it.
+    far is kept (stop) or dropped (cancel), `why` what ended it. `on_end` gets the outcome or the error, once, before
+    anybody who waits does, on the thread that ends the job; what it raises becomes the error where there is none.
     """
 
-    def __init__(self, run: Callable[[Job], Any]) -> None:
+    def __init__(self, run: Callable[[Job], Any], on_end: Callable[[Any], Any] | None = None) -> None:
         self.flag = np.zeros(1, dtype=np.int32)
         self.keep = True
         self.why: StopReason = "cancelled"
         self.unbegun: Callable[[StopReason], Any] | None = None  # the outcome when it is stopped before its turn
+        self.on_end = on_end
+        self._teller: int | None = None  # the thread that `on_end` runs on
         self._heard: Callable[[], Any] | None = None
         self.outcome: Any = None
         self.error: BaseException | None = None
@@ -109,13 +113,20 @@ class Job:
         """In the child of a fork: whatever becomes of the job, this process does not hear of it."""
         self._claim = threading.Lock()
         self._items = queue.SimpleQueue()  # its lock may be held by a thread that is not here
-        self._heard = None  # an event loop of the parent
+        self._heard = self.on_end = None  # an event loop of the parent, and what it does at the end
         self.flag[0], self.keep = 1, False
         if not self._ended:
             self.refuse(Cancelled("cancelled: the call goes on in the process that has forked, not in its child"))
 
     def _end(self) -> None:
         self._run, self.unbegun = _nothing, None  # their closures may hold the engine
+        if self.on_end is not None:
+            self._teller = threading.get_ident()
+            try:
+                self.on_end(self.outcome if self.error is None else self.error)
+            except BaseException as error:
+                self.error = self.error or error
+            self.on_end = None
         self._ended = True
         self.put(_END)
 
@@ -145,7 +156,8 @@ class Job:
         May be called again after an interruption (Ctrl-C), and by several threads, which then share the items.
         """
         while True:
-            ended = self._ended  # read first: all items of an ended job are in the queue
+            # Read first: all items of an ended job are in the queue. `on_end` must not wait for its own end.
+            ended = self._ended or self._teller == threading.get_ident()
             try:
                 item = self._items.get(timeout=0 if ended else _SLICE)
             except queue.Empty:
@@ -181,10 +193,10 @@ def _nothing(job: Job) -> None:
 
 
 def drop_forgotten(job: weakref.ref[Job]) -> None:
-    """Nobody waits for a job any more. A weak reference: finalizers are held for ever by a list of Python's, and a job
-    that has failed leads, through its error's traceback, to whatever waited for it."""
+    """Nobody waits for a job any more, unless its `on_end` does. A weak reference: finalizers are held for ever by a
+    list of Python's, and a job that has failed leads, through its error's traceback, to whatever waited for it."""
     found = job()
-    if found is not None:
+    if found is not None and found.on_end is None:
         found.stop(keep=False)
 
 
@@ -246,9 +258,11 @@ class Worker:
         self._thread: threading.Thread | None = None
         self._current: Job | None = None
 
-    def submit(self, run: Callable[[Job], Any], always: bool = False) -> Job:
+    def submit(
+        self, run: Callable[[Job], Any], always: bool = False, on_end: Callable[[Any], Any] | None = None
+    ) -> Job:
         """Queue `run`. Raises ModelClosedError after `close()`, QueueFullError unless `always`."""
-        job = Job(run)
+        job = Job(run, on_end)
         with self._lock:
             self._check()
             if not always and self.max_queue is not None:
@@ -272,6 +286,10 @@ class Worker:
         n_waiting, busy = sum(job.waiting for job in self._line), self._current is not None
         if n_waiting + busy > limit:
             raise QueueFullError(n_waiting, limit)
+
+    def outside(self) -> AbstractContextManager[None]:
+        """The gate is open inside, whichever thread this is: for callbacks at the end of a job."""
+        return self.gate if self._thread is threading.current_thread() else nullcontext()
 
     def call(self, run: Callable[[Job], T], always: bool = False) -> T:
         """Run on the worker thread and wait; see `submit` and `Job.wait`."""

@@ -37,7 +37,6 @@ class Window(QMainWindow):
         self.model: edgellm.Model | None = None
         self.session: edgellm.Session | None = None
         self.stream: edgellm.Stream | None = None  # the answer that is being made
-        self.waiter: threading.Thread | None = None  # for the end of it
         self.said, self.closing = "", False  # text that is not drawn yet; the window is on its way out
         self.dispatch.connect(lambda work: work(), Qt.ConnectionType.QueuedConnection)
         self.lay_out()
@@ -74,12 +73,6 @@ class Window(QMainWindow):
         except edgellm.EdgeLLMError as error:
             self.dispatch.emit(partial(self.failed, error))
 
-    def wait(self, stream: edgellm.Stream) -> None:
-        try:
-            self.dispatch.emit(partial(self.finished, stream.result))
-        except edgellm.EdgeLLMError as error:
-            self.dispatch.emit(partial(self.failed, error))
-
     # ---- on the window's thread
 
     def show_progress(self, progress: edgellm.Progress) -> None:
@@ -112,14 +105,13 @@ class Window(QMainWindow):
         self.messages.add("assistant")
         try:  # comes back at once
             self.stream = self.session.send(
-                text, stream=True, on_token=self.take, on_prefill=self.show_progress, dispatch=self.dispatch.emit
-            )
+                text, stream=True, on_token=self.take, on_prefill=self.show_progress, on_done=self.finished,
+                dispatch=self.dispatch.emit,
+            )  # fmt: skip
         except edgellm.EdgeLLMError as error:
             return self.failed(error)
         self.button.setText("Stop")
         self.drawing.start()
-        self.waiter = threading.Thread(target=self.wait, args=(self.stream,))
-        self.waiter.start()
 
     def take(self, event: edgellm.Event) -> None:
         self.said += event.text
@@ -129,14 +121,16 @@ class Window(QMainWindow):
             self.messages.append(self.said)
             self.said = ""
 
-    def finished(self, result: edgellm.Result) -> None:
+    def finished(self, result: edgellm.Result | BaseException) -> None:
+        if isinstance(result, BaseException):
+            return self.failed(result)
         self.draw()
         context, speed = result.context, f"{result.stats.generation_tps:.0f} tokens per second"
         dropped = f", {context.dropped} dropped" if context.dropped else ""
         window = f"context {context.used} of {context.n_ctx} tokens{dropped}"
         self.ready("Ask something", f"{speed}, {window} ({result.finish_reason})")
 
-    def failed(self, error: Exception) -> None:
+    def failed(self, error: BaseException) -> None:
         self.draw()
         self.messages.add("error", str(error))
         self.ready("Ask something" if self.session else "There is no model", "")
@@ -147,8 +141,6 @@ class Window(QMainWindow):
         self.loader.join()
         if self.model is not None:
             self.model.close()
-        if self.waiter is not None:
-            self.waiter.join()
 
 
 def main() -> int:

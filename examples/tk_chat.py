@@ -34,8 +34,8 @@ class Window:
         self.entry.bind("<Return>", lambda _: self.send())
         root.title("edgellm")
         root.protocol("WM_DELETE_WINDOW", self.close)
-        self.threads = [threading.Thread(target=self.load, args=(path,))]
-        self.threads[0].start()
+        self.loader = threading.Thread(target=self.load, args=(path,))
+        self.loader.start()
         self.look()
 
     def look(self) -> None:
@@ -54,12 +54,6 @@ class Window:
         try:
             self.model = edgellm.load(path, progress=progress)
             self.inbox.put(self.loaded)
-        except edgellm.EdgeLLMError as error:
-            self.inbox.put(partial(self.finished, error))
-
-    def wait(self, stream: edgellm.Stream) -> None:
-        try:
-            self.inbox.put(partial(self.finished, stream.result))
         except edgellm.EdgeLLMError as error:
             self.inbox.put(partial(self.finished, error))
 
@@ -94,20 +88,18 @@ class Window:
         try:  # comes back at once
             self.stream = self.session.send(
                 question, stream=True, on_token=lambda event: self.take(event.text), on_prefill=self.show_progress,
-                dispatch=self.inbox.put,
+                on_done=self.finished, dispatch=self.inbox.put,
             )  # fmt: skip
         except edgellm.EdgeLLMError as error:
             return self.finished(error)
         self.button.configure(state="normal")
-        self.threads = [threading.Thread(target=self.wait, args=(self.stream,))]
-        self.threads[0].start()
 
     def stop(self) -> None:
         if self.stream is not None:
             self.stream.stop()
 
-    def finished(self, end: edgellm.Result | Exception | None) -> None:
-        if isinstance(end, Exception):
+    def finished(self, end: edgellm.Result | BaseException | None) -> None:
+        if isinstance(end, BaseException):
             self.take(f"[{end}]\n\n")
         elif end is not None:
             self.take(f"\n[{end.finish_reason}, {end.stats.generation_tps:.0f} tokens per second]\n\n")
@@ -121,12 +113,9 @@ class Window:
         """Ends what is running, within 100 ms; no thread stays behind."""
         self.closing = True
         self.root.after_cancel(self.timer)
-        if self.model is None:
-            self.threads[0].join()
+        self.loader.join()
         if self.model is not None:
             self.model.close()
-        for thread in self.threads:
-            thread.join()
         self.root.destroy()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 
@@ -68,7 +69,7 @@ def test_what_is_not_said_comes_from_the_defaults(model):
     "options",
     [
         {"max_tokens": -1}, {"max_tokens": 1.5}, {"max_tokens": True}, {"timeout": -1}, {"timeout": float("nan")},
-        {"timeout": "soon"}, {"cancel": True}, {"on_token": 3}, {"on_prefill": "f"}, {"dispatch": 1},
+        {"timeout": "soon"}, {"cancel": True}, {"on_token": 3}, {"on_prefill": "f"}, {"on_done": []}, {"dispatch": 1},
         {"processors": [1]}, {"temperatur": 0.5}, {"temperature": -1}, {"regex": "a", "grammar": "b"},
     ],
     ids=str,
@@ -176,6 +177,97 @@ def test_dispatch_gets_functions(ask):
     for call in waiting:
         call()
     assert "".join(e.text for e in events) == result.text
+
+
+def test_on_done_gets_the_result_before_the_caller_does(ask):
+    ends = []
+    result = ask(on_done=ends.append, max_tokens=4, ignore_eos=True)
+    assert len(ends) == 1 and ends[0] is result and result.usage.completion_tokens == 4
+    stream = ask(on_done=ends.append, max_tokens=4, ignore_eos=True, stream=True)
+    assert stream.result is ends[1] and len(ends) == 2
+    stopped = ask(on_token=lambda e: False, on_done=ends.append, max_tokens=8, ignore_eos=True)
+    assert ends[2] is stopped and stopped.finish_reason == "cancelled"
+
+
+def test_on_done_gets_the_error(ask):
+    ends, event = [], threading.Event()
+
+    def on_token(event):
+        raise LookupError("mine")
+
+    with pytest.raises(LookupError) as raised:
+        ask(on_token=on_token, on_done=ends.append, max_tokens=8, ignore_eos=True)
+    assert ends == [raised.value]
+    with pytest.raises(edgellm.Cancelled):
+        ask(cancel=event, on_token=lambda e: event.set(), on_done=ends.append, ignore_eos=True, timeout=60)
+    assert len(ends) == 2 and isinstance(ends[1], edgellm.Cancelled)
+    with pytest.raises(edgellm.InvalidArgumentError):
+        ask(on_done=ends.append, max_tokens=-1)
+    assert len(ends) == 2, "what the call raises at once is told once"
+
+
+def test_on_done_goes_through_dispatch_behind_all_text(ask):
+    waiting, heard = [], []
+    result = ask(dispatch=waiting.append, on_token=heard.append, on_done=heard.append, max_tokens=8, ignore_eos=True)
+    assert not heard
+    for call in waiting:
+        call()
+    assert heard[-1] is result and "".join(e.text for e in heard[:-1]) == result.text
+
+
+def test_what_on_done_raises_reaches_the_caller_but_not_over_another_error(ask):
+    def fails(end):
+        raise LookupError("mine")
+
+    with pytest.raises(LookupError, match="mine"):
+        ask(on_done=fails, max_tokens=2)
+    with pytest.raises(ValueError, match="first"):
+        ask(on_done=fails, processors=[lambda ids, logits: int("first")], max_tokens=2)
+    assert ask(max_tokens=2, ignore_eos=True).usage.completion_tokens == 2
+
+
+def test_a_call_that_never_began_is_told_once(ask):
+    """Stopped, cancelled or refused before its turn: on the thread that does it."""
+    go, ends = threading.Event(), []
+    running = ask(on_token=lambda e: go.wait(10), max_tokens=2, ignore_eos=True, stream=True)
+    cancelled = ask(on_done=lambda end: ends.append((end, threading.get_ident())), stream=True)
+    cancelled.cancel()
+    stopped = ask(on_done=lambda end: ends.append((end, threading.get_ident())), stream=True)
+    stopped.stop()
+    go.set()
+    assert running.result.usage.completion_tokens == 2
+    (first, here), (second, also_here) = ends
+    assert isinstance(first, edgellm.Cancelled) and here == also_here == threading.get_ident()
+    assert second is stopped.result and second.text == ""
+
+
+def test_a_stream_that_on_done_waits_for_goes_on_when_it_is_forgotten(ask):
+    ends, over = [], threading.Event()
+    ask(on_done=lambda end: (ends.append(end), over.set()), max_tokens=30, ignore_eos=True, stream=True)
+    gc.collect()
+    assert over.wait(60) and ends[0].finish_reason == "length"
+
+
+def test_on_done_may_ask_the_stream_itself(ask):
+    found, over, ready = [], threading.Event(), threading.Event()
+
+    def done(end):
+        ready.wait(10)
+        found.append(stream.result is end)
+        over.set()
+
+    stream = ask(on_done=done, max_tokens=2, ignore_eos=True, stream=True)
+    ready.set()
+    assert over.wait(10) and found == [True]
+
+
+def test_closing_the_model_tells_on_done(tmp_path):
+    ends = []
+    path = tiny_llama_gguf(tmp_path / "m.gguf")
+    with edgellm.load(path, backend="reference", overflow="sink") as model:
+        streams = [model.generate("hello", on_done=ends.append, ignore_eos=True, stream=True) for _ in range(2)]
+        next(streams[0])
+    assert [type(end) for end in ends] == [edgellm.ModelClosedError] * 2
 
 
 def test_processors_change_the_choice(ask, model):

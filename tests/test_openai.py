@@ -91,6 +91,19 @@ def test_closing_a_stream_cancels(client, model):
     assert len(seen) < 200
 
 
+def test_guesses_are_an_option_of_the_extra_body(client):
+    """And they change no answer."""
+
+    def tell(kind):
+        extra = {"ignore_eos": True, "speculate": kind}
+        answer = client.chat.completions.create(messages=HELLO, max_tokens=6, temperature=0, extra_body=extra)
+        return answer.choices[0].message.content
+
+    assert tell("suffix") == tell("off")
+    with pytest.raises(edgellm.InvalidArgumentError, match="speculate is 'never'"):
+        tell("never")
+
+
 def test_messages_as_openai_has_them(client, model):
     parts = [
         {"role": "developer", "content": "be short"},

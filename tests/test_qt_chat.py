@@ -71,7 +71,6 @@ def open_window(app, monkeypatch):
     for window in windows:
         window.close()
         assert not window.loader.is_alive()
-        assert window.waiter is None or not window.waiter.is_alive()
         window.deleteLater()  # now: the collector might do it on a thread of the model, which Qt does not survive
     app.sendPostedEvents(None, QEvent.Type.DeferredDelete)
     # a load that was cancelled may still be at the tokenizer

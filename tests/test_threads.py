@@ -361,7 +361,7 @@ def raises(*args):
     raise Oops("from a callback")
 
 
-@pytest.mark.parametrize("option", ["on_token", "on_prefill", "dispatch"])
+@pytest.mark.parametrize("option", ["on_token", "on_prefill", "dispatch"])  # on_done: tests/test_calls.py
 def test_what_a_callback_raises_reaches_the_caller(path, option):
     options = {option: raises} | ({"on_token": print} if option == "dispatch" else {})
     with edgellm.load(path) as model:

@@ -46,6 +46,7 @@ def callbacks(model: edgellm.Model) -> None:
         return "stop" not in event.text
 
     model.chat([], on_token=heard, on_prefill=print, dispatch=lambda call: call(), processors=[halve])
+    model.chat([], stream=True, on_done=lambda end: print(end.text if isinstance(end, edgellm.Result) else end))
 
 
 def sessions(model: edgellm.Model) -> None:
