@@ -31,7 +31,7 @@ FLOORS = [
     {"session_store"},
     {"session"},
     {"calibrate", "model"},
-    {"bench", "openai_shim", "perplexity", "prune"},
+    {"bench", "openai_shim", "perplexity", "prune", "skip_search"},
     {"edgellm"},  # the package's own __init__ offers all of the above
     {"chat", "doctor"},
     {"cli"},

@@ -29,6 +29,7 @@ COMMANDS = {
     "convert": ("convert", "Turn a Hugging Face folder or llama2.c checkpoint into a GGUF file."),
     "quantize": ("quantize", "Write a GGUF file with another weight type."),
     "prune": ("prune", "Write a GGUF file with a share of its weights set to zero."),
+    "draft": ("draft", "Find layers that guesses can do without, for `--speculate self`."),
     "pack": ("pack", "Write a GGUF file whose model starts at once; --unpack is the way back."),
     "imatrix": ("imatrix", "Measure which columns of the weights matter, for `quantize --imatrix`."),
     "perplexity": ("perplexity", "Measure how well a model foretells a text, and compare it with another."),

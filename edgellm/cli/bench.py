@@ -55,7 +55,7 @@ class NumberList(click.ParamType):
 @click.option("--machine", "only_machine", is_flag=True, help="Measure the machine only: reading, multiplying.")
 @click.option("--json", "as_json", is_flag=True, help="The same as -o json.")
 @click.option("--exact", is_flag=True, help="Only kernels whose bits do not depend on how a prompt is cut into passes.")
-@click.option("--speculate", type=click.Choice(["auto", "off", "suffix"]), default="off", show_default=True,
+@click.option("--speculate", type=click.Choice(["auto", "off", "suffix", "self"]), default="off", show_default=True,
               help="Guess tokens and check several in one pass (tg).")
 @click.option("-o", "--output", "form", type=click.Choice(["md", "json", "jsonl", "csv"]), default="md",
               show_default=True, help="Form of the output.")

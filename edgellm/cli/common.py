@@ -146,8 +146,11 @@ def overflow_option(function: _F) -> _F:
 
 def speculate_option(function: _F) -> _F:
     """--speculate; `load_model` takes it."""
-    text = "Guess tokens where the text repeats itself and check several in one pass: the same answers, sooner."
-    choice = click.Choice(["auto", "off", "suffix"])
+    text = (
+        "Guess tokens and check several in one pass: the same answers, sooner. suffix: where the text repeats itself; "
+        "self: by the model without some layers (`edgellm draft` finds them); auto: all there is."
+    )
+    choice = click.Choice(["auto", "off", "suffix", "self"])
     return click.option("--speculate", type=choice, default="auto", show_default=True, help=text)(function)
 
 

@@ -100,7 +100,18 @@ def _summary(file: Any) -> dict[str, Any]:
         "sliding_window": metadata.get(f"{arch}.attention.sliding_window") or None,
         "longrope_original_context": _longrope_limit(file, arch),
         "packed": _packed(file),
+        "draft": _draft(file, arch),
     }
+
+
+def _draft(file: Any, arch: str) -> dict[str, Any] | None:
+    """The parts of layers that self-drafts leave out; None where the file names none."""
+    from dataclasses import asdict
+
+    from edgellm.speculate import read_skip_set
+
+    skip = read_skip_set(file, file.get(f"{arch}.block_count", int, 0))
+    return None if skip is None else asdict(skip)
 
 
 def _longrope_limit(file: Any, arch: str) -> Any:
@@ -195,11 +206,21 @@ def _print_summary(s: dict[str, Any]) -> None:
         ("layers", s["layers"] if s["layers"] is not None else "-"),
         ("vocabulary", s["vocabulary"] if s["vocabulary"] is not None else "-"),
         ("chat template", "yes" if s["chat_template"] else "no"),
+        *_drafts(s),
     ]
     if s.get("packed"):
         source = s["packed"]["source"]
         pairs.insert(1, ("packed", f"from {one_line(source['name'], 100)}, {size_text(source['bytes'])}"))
     _rows(pairs)
+
+
+def _drafts(s: dict[str, Any]) -> list[tuple[str, str]]:
+    """What self-drafts leave out, where the file says it."""
+    if not s.get("draft"):
+        return []
+    d = s["draft"]
+    parts = f"{len(d['attention'])} attention and {len(d['feed_forward'])} feed-forward parts"
+    return [("self-drafts", f"without {parts}, {d['acceptance']:.0%} right")]
 
 
 def _limits(s: dict[str, Any]) -> list[tuple[str, str]]:

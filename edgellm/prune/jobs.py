@@ -16,6 +16,7 @@ from ..errors import InvalidArgumentError
 from ..gguf import GGUFFile, GGUFWriter, TensorInfo
 from ..progress import Meter
 from ..quantize import copied, rows_of
+from ..speculate.skipping import PREFIX as DRAFT_PREFIX
 from .heads import find_attention, n_gone
 from .report import PREFIX
 from .walk import LayerWalk
@@ -105,7 +106,7 @@ def describe(
     if wish.type is not None:
         replaced |= {"general.file_type", "general.quantization_version"}
     for key, (value_type, item_type) in file.metadata.types.items():
-        if key not in replaced and not key.startswith(PREFIX):
+        if key not in replaced and not key.startswith((PREFIX, DRAFT_PREFIX)):
             writer.add(key, file.metadata[key], value_type if item_type is None else item_type)
     if wish.type is not None:
         writer.add("general.quantization_version", QUANTIZATION_VERSION, "u32")

@@ -219,3 +219,14 @@ class Control:
         acceptance = self._sources[draft.source]
         for i, kind in enumerate(draft.classes[: min(n_seen, n_true + 1)]):
             acceptance.note(kind, i < n_true)
+
+
+def best_length(acceptance: float, cost: float, slope: float = SLOPE) -> tuple[int, float]:
+    """(length of a draft, 1 to 7, tokens for the time of a plain pass) where every guess comes true with probability
+    `acceptance` and takes `cost` plain passes, and a column more in a pass takes `slope`."""
+    found = {}
+    for k in range(1, MAX_COLUMNS):
+        tokens = sum(acceptance**i for i in range(k + 1))
+        found[k] = tokens / (cost * k + 1.0 + slope * k)
+    length = max(found, key=lambda k: found[k])
+    return length, found[length]
