@@ -5,17 +5,19 @@ is new.
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Container, Iterator
 from collections.abc import Sequence as SequenceOf
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgellm.cache import PASS_TOKENS, PrefixTree, Sequence
-from edgellm.errors import Cancelled
+from edgellm.errors import Cancelled, NonFiniteError
 from edgellm.speculate import Control, Decoding, DraftMaker, make_proposer
+from edgellm.speculate.control import MAX_COLUMNS
 
 if TYPE_CHECKING:
     from edgellm.backends import Backend
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 PREFILL_CHUNK = PASS_TOKENS  # prompt tokens per pass
 SMALL_MODEL = 8 << 20  # bytes of weights below which "auto" does not speculate
+QUICK_MODEL = 64 << 20  # bytes of weights below which passes are timed before the first answer with guesses
 
 
 class Engine:
@@ -79,11 +82,28 @@ class Engine:
         self, seq: Sequence, cancel: np.ndarray | None, kind: str, sampler: Sampler, stop_ids: Container[int] = ()
     ) -> Decoding:
         """The passes of an answer behind a prompt in `seq`, with guesses as `speculate=kind` says. Close it."""
+        kind = self.speculation(kind)
+        if kind != "off" and not self.control.costs.plain() and self.weight_bytes < QUICK_MODEL:
+            self._time_passes()
         proposer = make_proposer(
-            self.speculation(kind), seq, cancel, sampler=sampler, control=self.control, makers=self.draft_makers,
+            kind, seq, cancel, sampler=sampler, control=self.control, makers=self.draft_makers,
             stop_ids=stop_ids,
         )  # fmt: skip
         return Decoding(self, seq, cancel, stop_ids=stop_ids, proposer=proposer, control=self.control)
+
+    def _time_passes(self) -> None:
+        """What passes of several widths take, before the first answer with guesses: a few milliseconds, on pages that
+        nobody needs. Longer passes are timed as they come."""
+        if self.pool.n_free < 2 * self.pool.shape.n_layers:
+            return
+        with Sequence(self.pool, MAX_COLUMNS) as seq, suppress(NonFiniteError):  # the answer's own pass will tell
+            seq.ensure(MAX_COLUMNS)
+            for i, columns in enumerate((MAX_COLUMNS, 1, 2, 4, MAX_COLUMNS, 1)):
+                rows = np.arange(columns, dtype=np.int32)
+                start = time.perf_counter()
+                self.backend.forward(rows % self.tokenizer.n_vocab, 0, rows, seq)
+                if i:  # the first one warms up
+                    self.control.costs.note(columns, time.perf_counter() - start)
 
     def new_sequence(self, overflow: Overflow | None = None, ids: SequenceOf[int] = ()) -> Sequence:
         """A sequence that begins with the longest cached prefix of `ids` (those that were run are `seq.length`).

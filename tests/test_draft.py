@@ -207,7 +207,7 @@ def test_command(path, tmp_path, capsys):
     assert "self-drafts" in run("show", out)[1].out
     report = json.loads(run("draft", str(path), "--dry-run", "--json", *flags)[1].out)
     assert report["path"] is None and set(report["best"]["skip"]) == {"attention", "feed_forward", "acceptance"}
-    code, told = run("run", "-m", str(path), "--speculate", "self", "-p", "a")
+    code, told = run("run", str(path), "--speculate", "self", "-p", "a")
     assert code and "edgellm draft" in told.err
 
 

@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
 """Answers with speculation beside answers without it: they must be the same, token for token.
 
-    tools/speculation_check.py [MODEL.gguf ...] [--prompts 400] [--tokens 64] [--write docs/speculation.md]
+    tools/speculation_check.py [MODEL.gguf ...] [--drafts suffix,self,auto] [--prompts 400] [--write PAGE]
 
 For each model --prompts prompts: random tokens, a random stretch three times, a short period, and stretches of a text.
-Each is answered at temperature 0 and at 0.8 without speculation, with it as it is (`suffix`), and with every draft
-checked to its full length, whether it pays or not (`suffix, all`): there the most guesses are wrong. Without MODEL: the
-built-in model and four tiny families of ../shared/data/hf-tiny. Exit 1: an answer differs.
+Each is answered at temperature 0 and at 0.8 without speculation, with each kind of --drafts as it is (`suffix`), and
+with every draft made and checked to its full length, whether it pays or not (`suffix, all`): most guesses are wrong
+there. Kinds are those of --speculate; a model whose file names no layers to leave out (`edgellm draft`) gets self-
+drafts without the feed-forward part of every other layer. Without MODEL: the built-in model and four tiny families of
+../shared/data/hf-tiny. Exit 1: an answer differs.
 """
 
 from __future__ import annotations
@@ -25,8 +27,9 @@ from speculation_figures import write_region
 from speculation_prompts import ROOT, noise
 
 import edgellm
+from edgellm import engine
 from edgellm.convert import convert
-from edgellm.speculate import Control
+from edgellm.speculate import Control, LayerDrafts, SkipSet
 
 DATA = ROOT.parent / "shared" / "data"
 FAMILIES = ("llama", "qwen3", "gemma2", "mixtral")
@@ -44,6 +47,18 @@ class Tally:
     drafted: int = 0
     accepted: int = 0
     differ: int = 0
+
+    def note(self, plain: edgellm.Result, result: edgellm.Result, where: str) -> None:
+        """One more answer, with the one that it must be."""
+        self.answers += 1
+        self.tokens += len(result.token_ids)
+        self.passes += result.stats.passes
+        self.drafted += result.stats.draft_tokens
+        self.accepted += result.stats.draft_accepted
+        same = (plain.token_ids, plain.text, plain.finish_reason)
+        if (result.token_ids, result.text, result.finish_reason) != same:
+            self.differ += 1
+            print(f"{self.model}, {self.drafts}: prompt {where} differs", file=sys.stderr)
 
     def row(self) -> str:
         cells = (self.model, self.drafts, self.answers, self.tokens, self.drafted, self.accepted, self.passes)
@@ -75,37 +90,39 @@ def prompts_of(model: edgellm.Model, n: int) -> list[list[int]]:
 
 @contextmanager
 def every_draft() -> Iterator[None]:
-    """All of every draft is checked."""
-    real = Control.length
+    """All of every draft is made, and checked."""
+    length, goes_on = Control.length, Control.goes_on
     Control.length = lambda self, draft: len(draft)  # type: ignore[method-assign]
+    Control.goes_on = lambda self, source, classes: len(classes) < 7  # type: ignore[method-assign]
     try:
         yield
     finally:
-        Control.length = real  # type: ignore[method-assign]
+        Control.length, Control.goes_on = length, goes_on  # type: ignore[method-assign]
+
+
+def add_self_drafts(model: edgellm.Model) -> None:
+    """Self-drafts for a model whose file has no set of its own."""
+    loaded = model._loaded
+    if "self" not in loaded.engine.draft_makers:
+        skip = SkipSet((), tuple(range(1, loaded.plan.kv.n_layers, 2)))
+        loaded.engine.draft_makers["self"] = LayerDrafts(loaded.runner, loaded.plan, loaded.weights, skip)
 
 
 def check(name: str, path: Path | None, args: argparse.Namespace) -> list[Tally]:
-    """Both kinds of drafts beside none, for one model."""
-    tallies = [Tally(name, "suffix"), Tally(name, "suffix, all")]
+    """All kinds of drafts beside none, for one model."""
+    tallies = [Tally(name, kind + how) for kind in args.drafts for how in ("", ", all")]
     with edgellm.load(path, backend=args.backend, n_ctx=512) as model:
+        if "self" in args.drafts or "auto" in args.drafts:
+            add_self_drafts(model)
         for i, ids in enumerate(prompts_of(model, args.prompts)):
             for temperature in (0.0, 0.8):
                 options: dict[str, Any] = {"max_tokens": args.tokens, "temperature": temperature, "seed": i}
                 options["ignore_eos"] = i % 2 == 0
                 plain = model.generate(ids, speculate="off", **options)
-                fast = model.generate(ids, speculate="suffix", **options)
-                with every_draft():
-                    most = model.generate(ids, speculate="suffix", **options)
-                for tally, result in zip(tallies, (fast, most), strict=True):
-                    tally.answers += 1
-                    tally.tokens += len(result.token_ids)
-                    tally.passes += result.stats.passes
-                    tally.drafted += result.stats.draft_tokens
-                    tally.accepted += result.stats.draft_accepted
-                    same = (plain.token_ids, plain.text, plain.finish_reason)
-                    if (result.token_ids, result.text, result.finish_reason) != same:
-                        tally.differ += 1
-                        print(f"{name}: prompt {i} at temperature {temperature} differs", file=sys.stderr)
+                for kind, fast, most in zip(args.drafts, tallies[::2], tallies[1::2], strict=True):
+                    fast.note(plain, model.generate(ids, speculate=kind, **options), f"{i} at {temperature}")
+                    with every_draft():
+                        most.note(plain, model.generate(ids, speculate=kind, **options), f"{i} at {temperature}")
             if sys.stderr.isatty():
                 print(f"\r{name} {i + 1}/{args.prompts}", end="", file=sys.stderr)
     return tallies
@@ -116,9 +133,12 @@ def main() -> int:
     parser.add_argument("models", nargs="*", type=Path)
     parser.add_argument("--prompts", type=int, default=400, help="for each model")
     parser.add_argument("--tokens", type=int, default=64, help="of an answer")
+    parser.add_argument("--drafts", default=["suffix", "self", "auto"], type=lambda text: text.split(","),
+                        metavar="KINDS", help="kinds of drafts, with commas between them")  # fmt: skip
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--write", type=Path, metavar="PAGE", help="put the table into this page")
     args = parser.parse_args()
+    engine.SMALL_MODEL = 0  # "auto" would leave these models alone
     tallies: list[Tally] = []
     with tempfile.TemporaryDirectory() as folder:
         models: list[tuple[str, Path | None]] = [(path.stem, path) for path in args.models]
@@ -130,7 +150,7 @@ def main() -> int:
                 models.append((f"hf-tiny {family}", path))
         for name, path in models:
             tallies += check(name, path, args)
-            print("\n".join(t.row() for t in tallies[-2:]), flush=True)
+            print("\n".join(t.row() for t in tallies[-2 * len(args.drafts) :]), flush=True)
     n = args.prompts * len(models)
     lines = [f"{n:,} prompts, each at temperature 0 and 0.8, answers of up to {args.tokens} tokens.", "", *HEADER]
     lines += [tally.row() for tally in tallies]
