@@ -70,7 +70,7 @@ def speeds(path: Path, calibration: dict[str, Any] | None, args: argparse.Namesp
         else:
             settings = {f"budget {one['budget']:g}": one["thresholds"] for one in calibration["budgets"]}
             settings |= {f"{one['sparsity']:.2f}": one["thresholds"] for one in calibration["curve"][4:7]}
-        return speed(model, tokens, settings, args.rounds, args.block_rows)
+        return speed(model, tokens, settings, args.seconds, args.block_rows)
 
 
 def table(args: argparse.Namespace) -> None:
@@ -129,7 +129,7 @@ def parsed() -> argparse.Namespace:
             "--held-out", type=int, default=32, help="windows at the end that perplexity is measured on"
         )
     for command in (two, all_):
-        command.add_argument("--rounds", type=int, default=24, help="of timing")
+        command.add_argument("--seconds", type=float, default=40, help="of timing, for each model")
         command.add_argument("--block-rows", type=int, choices=(128, 256))
     one.add_argument("-o", "--output", type=Path)
     two.add_argument("-c", "--calibration", type=Path, help="what calibrate wrote; else shares of every input alike")

@@ -22,7 +22,7 @@ from edgellm.errors import InvalidArgumentError
 from edgellm.ops import Op
 
 RUN = 16  # tokens that are timed together
-ROUNDS = 24
+FEWEST, MOST = 8, 2000  # rounds
 PAST = 256  # tokens in the context
 WIDTHS = range(2, 9)  # tokens of a pass that verifies guesses
 
@@ -100,11 +100,11 @@ class Bench:
             self.one(position)
         return (time.perf_counter() - begin) / RUN
 
-    def widths(self) -> dict[int, float]:
+    def widths(self, rounds: int) -> dict[int, float]:
         """Seconds of a dense pass over so many tokens with all their logits: what verifying guesses costs."""
         self.passes.use(None)
         times: dict[int, list[float]] = {n: [] for n in (1, *WIDTHS)}
-        for _ in range(ROUNDS):
+        for _ in range(rounds):
             for n, found in times.items():
                 begin = time.perf_counter()
                 for start in range(PAST, PAST + RUN, 8):
@@ -113,9 +113,12 @@ class Bench:
         return {n: statistics.median(found) for n, found in times.items()}
 
 
-def measure(
-    bench: Bench, settings: Mapping[str, Mapping[str, float]], rounds: int = ROUNDS
-) -> dict[str, dict[str, float]]:
+def rounds_in(seconds: float, passes: int, each: float) -> int:
+    """Rounds of so many passes that fit into the time, within reason."""
+    return max(FEWEST, min(MOST, int(seconds / (passes * each))))
+
+
+def measure(bench: Bench, settings: Mapping[str, Mapping[str, float]], rounds: int) -> dict[str, dict[str, float]]:
     """For each setting (thresholds by tensor) seconds per token and how much faster than dense, medians over rounds.
 
     A round runs dense and all settings over the same tokens, in an order that goes round; "dense" is in the result too,
@@ -123,23 +126,24 @@ def measure(
     """
     names: list[str | None] = [None, "dense", *settings]
     times: dict[str | None, list[float]] = {name: [] for name in names}
-    live: dict[str, float] = {}
+    live: dict[str, list[float]] = {name: [] for name in settings}
     places = range(PAST, len(bench.tokens) - RUN + 1, RUN)
     for i in range(rounds + 1):
         for name in names[i % len(names) :] + names[: i % len(names)]:
             bench.passes.use(None if name is None else settings.get(name))
             seconds = bench.seconds(places[i % len(places)])
             if name in settings:
-                live[name] = bench.passes.live(RUN)
+                live[name].append(bench.passes.live(RUN))
             if i:  # the first round warms up
                 times[name].append(seconds)
     found = {}
-    for name in names[1:]:
+    for name in map(str, names[1:]):
         ratios = sorted(a / b for a, b in zip(times[None], times[name], strict=True))
         quarter = len(ratios) // 4
-        found[str(name)] = {
+        found[name] = {
             "seconds": statistics.median(times[name]), "gain": statistics.median(ratios),
-            "live": live.get(str(name), 1.0), "gain_low": ratios[quarter], "gain_high": ratios[-1 - quarter],
+            "live": statistics.mean(live.get(name, [1.0])),
+            "gain_low": ratios[quarter], "gain_high": ratios[-1 - quarter],
         }  # fmt: skip
     return found
 
@@ -186,19 +190,21 @@ def quick_thresholds(model: SparseModel, tokens: np.ndarray, shares: Sequence[fl
 
 
 def speed(
-    model: SparseModel, tokens: np.ndarray, settings: Mapping[str, Mapping[str, float]], rounds: int,
+    model: SparseModel, tokens: np.ndarray, settings: Mapping[str, Mapping[str, float]], seconds: float,
     block_rows: int | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """What the page needs of one model: `settings` as `measure` gives them, with the shares of bytes that are read, and
-    the cost of passes by their tokens. `tokens`: at least PAST + RUN; the first PAST are the context."""
+    the cost of passes by their tokens. `tokens`: at least PAST + RUN; the first PAST are the context. Passes run for
+    about `seconds`."""
     passes = SparsePasses(model, block_rows)
     bench = Bench(passes, tokens)
     for thresholds in settings.values():
         bench.check(thresholds)
-    found = measure(bench, settings, rounds)
+    each = min(bench.seconds(PAST) for _ in range(4))
+    found = measure(bench, settings, rounds_in(seconds, RUN * (len(settings) + 2), each))
     for one in found.values():
         one["read_sites"], one["read_all"] = read_shares(model, one["live"])
-    widths = bench.widths()
+    widths = bench.widths(rounds_in(seconds / 4, 2 * sum((1, *WIDTHS)), each))
     passes.use(None)
     bench.seq.close()
     return {
