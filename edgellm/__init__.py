@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # "as" tells type checkers that the names are meant for users
     from edgellm.errors import ContextOverflowError as ContextOverflowError
     from edgellm.errors import ConvertError as ConvertError
     from edgellm.errors import DownloadError as DownloadError
+    from edgellm.errors import DraftModelError as DraftModelError
     from edgellm.errors import EdgeLLMError as EdgeLLMError
     from edgellm.errors import GrammarError as GrammarError
     from edgellm.errors import InvalidArgumentError as InvalidArgumentError
@@ -78,8 +79,9 @@ _HOMES = {
     "Tokenizer": "edgellm.tokenizers",
     **dict.fromkeys(
         (
-            "BackendError", "Cancelled", "ContextOverflowError", "ConvertError", "DownloadError", "EdgeLLMError",
-            "GrammarError", "InvalidArgumentError", "MissingKeyError", "MissingPackageError", "MissingTensorError",
+            "BackendError", "Cancelled", "ContextOverflowError", "ConvertError", "DownloadError",
+            "DraftModelError", "EdgeLLMError", "GrammarError", "InvalidArgumentError", "MissingKeyError",
+            "MissingPackageError", "MissingTensorError",
             "ModelClosedError", "ModelFileChanged", "ModelFileNotFoundError", "ModelFormatError",
             "ModelReferenceError", "NonFiniteError", "NotEnoughMemoryError", "OutputError", "QueueFullError",
             "SessionFileError", "TemplateError", "TokenizerError", "UnsupportedArchitectureError",

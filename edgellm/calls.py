@@ -70,7 +70,7 @@ class AnswerOptions(SamplingOptions, total=False):
     Length and form: `max_tokens`, `sampling`, `stop`, `exact`, `ignore_eos` (end tokens do not end the answer),
     `processors` (`edgellm.sampling.Processor`s, which change the logits before a token is chosen), and at most one of
     `response_format` (OpenAI's shape or a JSON schema), `grammar` (GBNF or Lark text), `regex`. `speculate` ("auto",
-    "off", "suffix": see `edgellm.load`) changes the speed only.
+    "off", "suffix", "self", "draft": see `edgellm.load`) changes the speed only.
     Tools: `tools` (OpenAI's shape, or Python functions), `tool_choice` ("auto", "none", "required", or a mapping that
     names one), `tool_format` ("hermes", "llama3", "mistral": how the model writes calls; None: as its template says).
     From outside: `cancel` (an event; setting it drops the answer), `timeout` (seconds from the call on; what was said

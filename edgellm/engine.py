@@ -74,8 +74,9 @@ class Engine:
 
     def speculation(self, kind: str) -> str:
         """What `speculate=kind` comes to here: "off" where passes of other widths have other bits, and where "auto"
-        would cost more than it brings, because a token takes a tenth of a millisecond anyway."""
-        small = kind == "auto" and self.weight_bytes < SMALL_MODEL
+        would cost more than it brings, because a token takes a tenth of a millisecond anyway. A draft model that was
+        loaded beside a small one is used: somebody asked for it."""
+        small = kind == "auto" and self.weight_bytes < SMALL_MODEL and "draft" not in self.draft_makers
         return "off" if small or not self.backend.any_width else kind
 
     def decoding(
@@ -140,13 +141,14 @@ class Engine:
 
     def forward(
         self, seq: Sequence, tokens: SequenceOf[int], outputs: SequenceOf[int], cancel: np.ndarray | None,
-        hidden: bool = False, n_kept: int | None = None,
+        hidden: bool = False, n_kept: int | None = None, ahead: int = 0,
     ) -> np.ndarray:  # fmt: skip
         """One pass over `tokens` at the end of `seq`; logits (len(outputs), vocab), with `hidden` the hidden states
         (len(outputs), dim) before the output head. A failed pass changes nothing. `n_kept`: so many of the tokens
-        belong to `seq` now (None: all); `commit` adds further ones."""
-        position, end = seq.length, seq.length + len(tokens)
-        seq.ensure(end)
+        belong to `seq` now (None: all); `commit` adds further ones. With `ahead` the pass begins that many positions
+        behind the end: there stand the tokens of passes before it that do not belong to `seq`; keep none then."""
+        position = seq.length + ahead
+        seq.ensure(position + len(tokens))
         try:
             with self.gate:
                 logits = self.backend.forward(
@@ -155,7 +157,7 @@ class Engine:
             if self.source is not None:
                 self.source.check_faults()
         except BaseException as error:
-            seq.rewind(position)
+            seq.rewind(seq.length)
             if isinstance(error, Exception) and not isinstance(error, Cancelled):
                 self.check_file()  # what zeros in place of weights do to a pass says nothing
             raise

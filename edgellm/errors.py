@@ -194,6 +194,17 @@ class ModelFileChanged(EdgeLLMError):
         super().__init__(f"{one_line(str(path), 400)}: {message}")
 
 
+class DraftModelError(EdgeLLMError):
+    """A model cannot make drafts for another one: their tokens are not the same. `token`: the first id that differs."""
+
+    exit_code = 3
+
+    def __init__(self, path: object, model: object, message: str, token: int | None = None) -> None:
+        self.path, self.model, self.token = path, model, token
+        draft, text = one_line(str(path), 400), f"{one_line(str(model), 400)}: {one_line(message, 600)}"
+        super().__init__(f"{draft}: cannot draft for {text}; choose a small model of the same family")
+
+
 class OutputError(EdgeLLMError):
     """An output file could not be written (no permission, disk full, ...). Nothing half-written stays.
 

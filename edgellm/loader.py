@@ -19,12 +19,12 @@ from edgellm.errors import (
 )
 from edgellm.progress import Meter, ProgressCallback, tell
 from edgellm.results import Progress
-from edgellm.speculate import LayerDrafts, checked_kind, read_skip_set
+from edgellm.speculate import DraftModelPasses, LayerDrafts, checked_kind, read_skip_set
 
 if TYPE_CHECKING:
     from edgellm.cache import Overflow, PagePool
     from edgellm.gguf import GGUFFile
-    from edgellm.memory_estimate import MemoryEstimate
+    from edgellm.memory_estimate import DraftCosts, MemoryEstimate
     from edgellm.plan import Plan
     from edgellm.weights import Weights
 
@@ -34,7 +34,10 @@ _log = logging.getLogger("edgellm")
 class Loaded:
     """What `Model` stands on: the open file and everything made from it. `close()` frees it all.
 
-    Raises the errors of the reader, of the model families and of the backends, and NotEnoughMemoryError.
+    `draft` is the file of a model that makes drafts for this one: the attribute `draft` is then a `Loaded`, too.
+    `tokenizer`: that of a model with the same tokens; None: the file's own.
+
+    Raises the errors of the reader, of the model families and of the backends, DraftModelError, NotEnoughMemoryError.
     """
 
     def __init__(
@@ -52,10 +55,12 @@ class Loaded:
         huge_pages: bool = False,
         exact: bool = False,
         speculate: str = "auto",
+        draft: str | os.PathLike[str] | None = None,
         overflow: Overflow | str | None = None,
         cache_bytes: int | None = None,
         mmap: bool = True,
         mlock: bool = False,
+        tokenizer: Any = None,
     ) -> None:
         from edgellm.cache import Overflow
         from edgellm.gguf import open_gguf
@@ -63,6 +68,9 @@ class Loaded:
 
         start = time.perf_counter()
         self.seed, self.exact, self.speculate = seed, exact, checked_kind(speculate)
+        self.tokenizer: Any = tokenizer
+        self.draft: Loaded | None = None
+        self._draft_costs: DraftCosts | None = None
         self.identity: str | None = None  # of the file (edgellm.identity), once somebody asked
         self._mmap = bool(mmap)
         self.overflow, self._cache_bytes = Overflow.parse(overflow), cache_bytes
@@ -72,9 +80,13 @@ class Loaded:
         try:
             self.path, self.metadata = self.file.path, self.file.metadata
             with self.file.reading():
-                self._prepare(n_ctx, backend, kv_type, chat_template, progress, pack=pack, huge_pages=huge_pages)
+                self._prepare(
+                    n_ctx, backend, kv_type, chat_template, progress, draft, pack=pack, huge_pages=huge_pages
+                )
             if mlock:
                 self._lock()
+            if draft is not None:
+                self._load_draft(draft, backend, progress, pack=pack, huge_pages=huge_pages, mmap=mmap, mlock=mlock)
         except BaseException:
             self.close()
             raise
@@ -87,12 +99,13 @@ class Loaded:
         kv_type: str | tuple[str, str],
         chat_template: str | None,
         progress: ProgressCallback | None,
+        draft: str | os.PathLike[str] | None,
         **weight_options: bool,
     ) -> None:
         from edgellm.backends import NAMES, create
         from edgellm.cache import resolve_kv_type
         from edgellm.engine import PREFILL_CHUNK, Engine
-        from edgellm.memory_estimate import MARGIN
+        from edgellm.memory_estimate import MARGIN, draft_costs
         from edgellm.models import build_plan, read_config
         from edgellm.weights import Weights
 
@@ -103,16 +116,19 @@ class Loaded:
         self.plan = build_plan(config, self.file)
         weights = Weights(self.file, self.plan)
         self.kv_type = resolve_kv_type(kv_type, weights.matrix_types)
+        stored = {"mmap": self._mmap} | weight_options
+        if draft is not None:
+            self._draft_costs = draft_costs(self.file, draft, backend, self.threads, **stored)
         found = fit(
-            n_ctx, config.n_ctx_train, self.plan, weights, self.kv_type, backend, self.threads, mmap=self._mmap,
-            **weight_options,
+            n_ctx, config.n_ctx_train, self.plan, weights, self.kv_type, backend, self.threads, draft=self._draft_costs,
+            **stored,
         )
         self.n_ctx = self._within_budget(found.n_ctx, n_ctx is None)
         self.overflow.fit(self.n_ctx)
         self.plan = build_plan(config, self.file, self.n_ctx)  # the window may change the angles of the rotation
         if not self._mmap:
             self.file.read_in(Meter(progress, "reading", self.file.n_bytes).advance)
-        aside = _Aside(lambda: _tokenizer(self.file, self.plan.n_vocab))
+        aside = _Aside(lambda: _tokenizer(self.file, self.plan.n_vocab) if self.tokenizer is None else self.tokenizer)
         self.sampling_defaults = _sampling_defaults(self.file)
         self.chat_template = chat_template if chat_template is not None else _own_template(self.file)
         meter, n_bytes = Meter(progress, "loading", weights.n_bytes), weights.n_bytes
@@ -122,7 +138,6 @@ class Loaded:
             **weight_options,
         )  # fmt: skip
         self.tokenizer = aside.result(lambda: meter.reach(n_bytes - 1))
-        _check_vocabulary(self.file, self.tokenizer.n_vocab, self.plan.n_vocab)
         meter.reach(n_bytes)
         if hasattr(self.runner, "prepare"):  # compiles its kernels: seconds, the first time
             self.runner.prepare(self.kv_type, lambda n, of: tell(progress, Progress("compiling", n, of, "kernels")))
@@ -141,6 +156,19 @@ class Loaded:
         skip = read_skip_set(self.file, self.plan.kv.n_layers)
         if skip is not None:
             self.engine.draft_makers["self"] = LayerDrafts(self.runner, self.plan, self.weights, skip)
+
+    def _load_draft(
+        self, path: str | os.PathLike[str], backend: str, progress: ProgressCallback | None, **stored: Any
+    ) -> None:
+        """The draft model in the file `path`, whose tokens are this model's: it needs no tokenizer of its own."""
+        self.plan.result()  # an encoder says nothing that could be guessed
+        assert self._draft_costs is not None  # `draft` was looked at before this model was loaded
+        self.draft = Loaded(
+            path, n_ctx=self._draft_costs.window(self.n_ctx), threads=self.threads, backend=backend, kv_type="auto",
+            chat_template=None, seed=None, progress=progress, speculate="off", tokenizer=self.tokenizer, **stored,
+        )  # fmt: skip
+        share = self.draft.weights.n_bytes / max(1, self.weights.n_bytes)  # of what a pass reads, and so of its time
+        self.engine.draft_makers["draft"] = DraftModelPasses(self.draft.engine, self.tokenizer.n_vocab, share)
 
     def _lock(self) -> None:
         """Keep the weights in memory. Raises NotEnoughMemoryError where the system does not allow so much."""
@@ -176,7 +204,7 @@ class Loaded:
 
     def close(self) -> None:
         """Free everything, last made first; what was not made yet is skipped."""
-        for name in ("engine", "pool", "runner", "file"):
+        for name in ("engine", "draft", "pool", "runner", "file"):
             part = self.__dict__.pop(name, None)
             if part is not None:
                 part.close()
@@ -230,7 +258,7 @@ def backend_isa(runner: Any) -> str:
 
 def fit(
     n_ctx: int | None, trained: int, plan: Plan, weights: Weights, kv_type: str, backend: str, threads: int,
-    **weight_options: bool,
+    draft: DraftCosts | None = None, **stored: bool,
 ) -> MemoryEstimate:  # fmt: skip
     """What the model takes with the context window asked for, else with min(trained, what memory allows).
 
@@ -240,7 +268,7 @@ def fit(
 
     check_n_ctx(n_ctx)
     trained = trained_context(plan, trained, n_ctx)
-    found = Costs(plan, weights, backend, threads, **weight_options).estimate(n_ctx, trained, kv_type)
+    found = Costs(plan, weights, backend, threads, draft=draft, **stored).estimate(n_ctx, trained, kv_type)
     found.check()
     if found.n_ctx > trained:
         _log.warning("n_ctx=%d is more than the %d tokens that the model was trained for", found.n_ctx, trained)
@@ -248,17 +276,20 @@ def fit(
 
 
 def _tokenizer(file: GGUFFile, n_vocab: int) -> Any:
-    """The file's tokenizer. One of a kind that cannot be read stops only those calls that need text (rule V7)."""
+    """The file's tokenizer; `n_vocab` are the rows of the embedding. One of a kind that cannot be read stops only those
+    calls that need text (rule V7)."""
     from edgellm.tokenizers import Tokenizer
     from edgellm.tokenizers.missing import MissingTokenizer
 
     try:
-        return Tokenizer.from_gguf(file)
+        tokenizer = Tokenizer.from_gguf(file)
     except TokenizerError as error:
         if error.rule != "V7":
             raise
         _log.info("%s; the model runs on token ids only", error)  # who needs text gets the error itself
         return MissingTokenizer(n_vocab, error)
+    _check_vocabulary(file, tokenizer.n_vocab, n_vocab)
+    return tokenizer
 
 
 def _check_vocabulary(file: GGUFFile, pieces: int, rows: int) -> None:

@@ -32,6 +32,7 @@ class MemoryEstimate:
     - `cache`: keys and values of one sequence of `n_ctx` tokens in `kv_type`. (The pool keeps what earlier calls left,
       up to as much again where that is free, for prompts that begin alike.)
     - `scratch`: buffers of passes and of the sampler; `tokenizer`: the vocabulary; `runtime`: Numba, where it is used.
+    - `draft`: all of that for the draft model, where there is one.
     - `total`: all of them; `available`: what this process may take now, container limits counted.
     - `fits`: `total` and a margin of 32 MiB are available; `largest_n_ctx`: the longest context that does (0: none).
     - `suggestions`: what would fit, where this does not.
@@ -54,6 +55,7 @@ class MemoryEstimate:
     fits: bool
     largest_n_ctx: int
     suggestions: tuple[str, ...]
+    draft: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -77,39 +79,81 @@ def estimate(
     huge_pages: bool = False,
     mmap: bool = True,
     offline: bool | None = None,
+    speculate: str | os.PathLike[str] = "auto",
 ) -> MemoryEstimate:
     """What `edgellm.load` with these options would take; only the file's header is read. `path` as for `load`.
 
     `n_ctx` None stands for what `load` would choose: what the model was trained for, or less where memory is short.
-    Raises the errors of the reader and of the model families, InvalidArgumentError for an option; never
-    NotEnoughMemoryError.
+    `speculate` counts where it names a draft model. Raises the errors of the reader and of the model families,
+    InvalidArgumentError for an option, DraftModelError; never NotEnoughMemoryError.
     """
     from edgellm.cache import resolve_kv_type
     from edgellm.gguf import open_gguf
     from edgellm.hub import resolve
     from edgellm.machine import resolve_threads
     from edgellm.models import build_plan, read_config
+    from edgellm.speculate.choice import resolve_speculation
     from edgellm.weights import Weights
 
-    n_threads = resolve_threads(threads).n
+    n_threads, draft = resolve_threads(threads).n, resolve_speculation(speculate, offline=offline)[1]
     with open_gguf(resolve(path, offline=offline)) as file:
         config = read_config(file)
         plan = build_plan(config, file)
         weights = Weights(file, plan)
         kv_type = resolve_kv_type(kv_type, weights.matrix_types)
-        costs = Costs(plan, weights, backend, n_threads, pack=pack, huge_pages=huge_pages, mmap=mmap)
+        stored = {"pack": pack, "huge_pages": huge_pages, "mmap": mmap}
+        extra = None if draft is None else draft_costs(file, draft, backend, n_threads, **stored)
+        costs = Costs(plan, weights, backend, n_threads, **stored, draft=extra)
         return costs.estimate(n_ctx, trained_context(plan, config.n_ctx_train, n_ctx), kv_type)
 
 
+def draft_costs(
+    model: GGUFFile, path: str | os.PathLike[str], backend: str, n_threads: int, **stored: Any
+) -> DraftCosts:
+    """What the draft model in the file `path` takes beside `model`; `stored` are the options of `Costs`.
+
+    Raises DraftModelError where the two do not go together, and the errors of the reader and of the model families.
+    """
+    from edgellm.cache import resolve_kv_type
+    from edgellm.gguf import open_gguf
+    from edgellm.models import build_plan, read_config
+    from edgellm.speculate.vocabulary import check_draft_vocabulary
+    from edgellm.weights import Weights
+
+    with open_gguf(path) as file, file.reading():
+        config = read_config(file)
+        check_draft_vocabulary(model, file)
+        plan = build_plan(config, file)
+        plan.result()  # an encoder says nothing
+        weights = Weights(file, plan)
+        costs = Costs(plan, weights, backend, n_threads, **stored)
+        return DraftCosts(costs, config.n_ctx_train, resolve_kv_type("auto", weights.matrix_types))
+
+
+class DraftCosts:
+    """What a draft model takes beside its model, whose tokenizer serves both."""
+
+    def __init__(self, costs: Costs, n_ctx_train: int, kv_type: str) -> None:
+        self._costs, self._n_ctx_train, self._kv_type = costs, n_ctx_train, kv_type
+
+    def window(self, n_ctx: int) -> int:
+        """Its context window beside a model with one of `n_ctx` tokens: never longer than what it was trained for."""
+        return min(n_ctx, self._n_ctx_train)
+
+    def total(self, n_ctx: int) -> int:
+        """Bytes beside a model with a context window of `n_ctx` tokens."""
+        return self._costs.total(self.window(n_ctx), self._kv_type) - self._costs.tokenizer
+
+
 class Costs:
-    """What one plan takes in one backend, for any context and page type.
+    """What one plan takes in one backend, for any context and page type, with its draft model where there is one.
 
     Raises InvalidArgumentError (backend), BackendError (it cannot run here).
     """
 
     def __init__(
         self, plan: Plan, weights: Weights, backend: str, n_threads: int, *, pack: bool = True,
-        huge_pages: bool = False, mmap: bool = True,
+        huge_pages: bool = False, mmap: bool = True, draft: DraftCosts | None = None,
     ) -> None:  # fmt: skip
         from edgellm.backends import NAMES
         from edgellm.backends.sizes import resolve, runtime_bytes, scratch_sizer, weight_sizes
@@ -117,7 +161,7 @@ class Costs:
 
         if backend not in NAMES:
             raise InvalidArgumentError(f"backend is '{backend}'; choose {', '.join(NAMES)}")
-        self._plan, self._weights, self._threads = plan, weights, n_threads
+        self._plan, self._weights, self._threads, self._draft = plan, weights, n_threads, draft
         self._backend = resolve(backend)
         mapped, self._panels = weight_sizes(self._backend, plan, weights, pack, huge_pages)
         self._mapped = mapped + _header_bytes(weights.file)
@@ -125,7 +169,7 @@ class Costs:
             self._mapped, self._panels = 0, self._panels + weights.file.n_bytes
         self._scratch = scratch_sizer(self._backend, plan, weights, n_threads, PREFILL_CHUNK, pack)
         self._runtime = runtime_bytes(self._backend)
-        self._tokenizer = _tokenizer_bytes(weights.file)
+        self.tokenizer = _tokenizer_bytes(weights.file)
 
     def estimate(self, n_ctx: int | None, trained: int, kv_type: str) -> MemoryEstimate:
         """The estimate for `n_ctx` tokens (None: as many as fit, at most `trained`). Raises InvalidArgumentError."""
@@ -134,7 +178,7 @@ class Costs:
         check_n_ctx(n_ctx)
         have = memory().available
         room = have - MARGIN
-        largest = _largest(lambda n: self._total(n, kv_type) <= room, max(trained, n_ctx or 0))
+        largest = _largest(lambda n: self.total(n, kv_type) <= room, max(trained, n_ctx or 0))
         chosen = n_ctx if n_ctx is not None else largest or min(trained, 64)
         parts = self._parts(chosen, kv_type)
         total = sum(parts.values())
@@ -154,19 +198,21 @@ class Costs:
             "panels": self._panels,
             "cache": cache_bytes(self._plan.kv, kv_type, n_ctx),
             "scratch": scratch,
-            "tokenizer": self._tokenizer,
+            "tokenizer": self.tokenizer,
             "runtime": self._runtime,
+            "draft": 0 if self._draft is None else self._draft.total(n_ctx),
         }
 
-    def _total(self, n_ctx: int, kv_type: str) -> int:
+    def total(self, n_ctx: int, kv_type: str) -> int:
+        """Bytes of all parts together, for `n_ctx` tokens."""
         return sum(self._parts(n_ctx, kv_type).values())
 
     def _suggestions(self, n_ctx: int, kv_type: str, largest: int, room: int) -> tuple[str, ...]:
         """What would fit instead: a shorter context, smaller pages, a smaller quantisation; the most first."""
         found = [f"n_ctx={largest}"] if largest >= 64 else []
-        smaller = next((t for t in self._smaller_pages(kv_type) if self._total(n_ctx, t) <= room), None)
+        smaller = next((t for t in self._smaller_pages(kv_type) if self.total(n_ctx, t) <= room), None)
         found += [f"kv_type='{smaller}'"] if smaller else []
-        found += self._smaller_file(self._total(n_ctx if found else 64, kv_type), room)
+        found += self._smaller_file(self.total(n_ctx if found else 64, kv_type), room)
         return (*found, "a smaller model") if not found else tuple(found)
 
     def _smaller_pages(self, kv_type: str) -> list[str]:

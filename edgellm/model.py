@@ -52,7 +52,7 @@ def load(
     seed: int | None = None, exact: bool = False, progress: ProgressCallback | None = None, pack: bool = True,
     huge_pages: bool = False, overflow: Overflow | str | None = None, cache_bytes: int | None = None,
     mmap: bool = True, mlock: bool = False, gpu_layers: int | str = 0, offline: bool | None = None,
-    max_queue: int | None = None, speculate: str = "auto",
+    max_queue: int | None = None, speculate: str | os.PathLike[str] = "auto",
 ) -> Model:  # fmt: skip
     """Load a model: the path of a GGUF file, a model of Hugging Face's hub as `hf:owner/repo:Q4_K_M`, an alias, or None
     for the small built-in one.
@@ -85,23 +85,25 @@ def load(
     - `gpu_layers`: 0, or "auto". There is no GPU backend in this build: more raises BackendError.
     - `offline`: True never touches the network, and neither does HF_HUB_OFFLINE=1. Else a model of the hub that is not
       on this machine yet is downloaded (`edgellm.pull`); for one that is, there is no request either.
-    - `speculate`: "auto" guesses the next tokens where the text repeats itself and checks several in one pass; answers
-      are the same, token for token, and come faster. "off" does not. "suffix" names the one kind of guesses there is
-      so far. Calls may choose; the reference backend always does without, and "auto" for models under 8 MB.
+    - `speculate`: "auto" guesses tokens and checks several in one pass: the same answers, sooner. "off", "suffix" and
+      "self" are other kinds, which calls may choose, too; or a draft model, named as `path` is ("draft" in calls).
     - `max_queue`: how many calls may wait behind the one that runs; one more raises QueueFullError. None: any number.
 
     Raises ModelFileNotFoundError, ModelFormatError and its subclasses (a file that is damaged or not supported),
-    NotEnoughMemoryError, BackendError, InvalidArgumentError, Cancelled, and for the hub the errors of `edgellm.pull`.
+    DraftModelError (other tokens), NotEnoughMemoryError, BackendError, InvalidArgumentError, Cancelled, and for the hub
+    the errors of `edgellm.pull`.
     """
     from edgellm.hub import resolve
     from edgellm.loader import Loaded, check_gpu_layers
+    from edgellm.speculate import resolve_speculation
 
     check_gpu_layers(gpu_layers)
+    kind, draft = resolve_speculation(speculate, offline=offline, progress=progress)
     loaded = Loaded(
         resolve(path, offline=offline, progress=progress), n_ctx=n_ctx,
         threads=threads, backend=backend, kv_type=kv_type,
         chat_template=chat_template, seed=seed, exact=exact, progress=progress, pack=pack, huge_pages=huge_pages,
-        overflow=overflow, cache_bytes=cache_bytes, mmap=mmap, mlock=mlock, speculate=speculate,
+        overflow=overflow, cache_bytes=cache_bytes, mmap=mmap, mlock=mlock, speculate=kind, draft=draft,
     )  # fmt: skip
     return Model(loaded, max_queue)
 
@@ -125,6 +127,8 @@ class Model(Embeds):
         self._loaded, self._prompt = loaded, ChatPrompt(loaded.chat_template, loaded.tokenizer, loaded.path)
         self._worker = Worker(f"edgellm-{loaded.name}", max_queue)
         self._worker.on_fork, loaded.engine.gate = loaded.engine.undo_all, self._worker.gate
+        if loaded.draft is not None:
+            loaded.draft.engine.gate = self._worker.gate
         # The finalizer must not hold the model itself, or it would never be collected.
         self._close = weakref.finalize(self, _close, self._worker, loaded)
 

@@ -29,6 +29,7 @@ EXAMPLES: dict[type[EdgeLLMError], EdgeLLMError] = {
         errors.DownloadError("no answer", reference="hf:o/r", status=500, kept=12),
         errors.MissingPackageError("pull", "hub"),
         errors.ModelFileChanged("m.gguf"),
+        errors.DraftModelError("d.gguf", "m.gguf", "token 7 is 'a' in one", token=7),
         errors.OutputError("disk full", path="o.gguf", needed=10, free=5),
         errors.ConvertError("no config.json", path="folder"),
         errors.NotEnoughMemoryError(3 << 30, 1 << 30, ["--n-ctx 2048"]),
@@ -45,7 +46,7 @@ EXIT_CODES = {
     2: {"ModelFileNotFoundError", "ModelReferenceError", "GrammarError", "InvalidArgumentError"},
     3: {"ModelFormatError", "MissingKeyError", "WrongKeyTypeError", "MissingTensorError", "UnsupportedQuantError",
         "UnsupportedArchitectureError", "UnsupportedFeatureError", "TokenizerError", "ConvertError",
-        "SessionFileError"},
+        "SessionFileError", "DraftModelError"},
     4: {"NotEnoughMemoryError"},
 }  # fmt: skip
 

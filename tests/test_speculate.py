@@ -568,7 +568,7 @@ def test_options(path):
         fast = model.generate(text, speculate="suffix", **bias).stats
         assert fast.draft_tokens >= fast.draft_accepted > 0 and fast.passes < 40 and fast.draft_gain > 0
         with pytest.raises(InvalidArgumentError, match="choose auto, off, suffix, self"):
-            model.generate(text, speculate="draft", **bias)
+            model.generate(text, speculate="drafts", **bias)
     with edgellm.load(path, backend=FAST[0]) as model:
         assert model.speculate == "auto" and (model.generate(text, **bias).stats.draft_tokens > 0) == clib.available()
         assert model.generate(text, speculate="off", **bias).stats.draft_tokens == 0

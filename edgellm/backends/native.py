@@ -79,10 +79,9 @@ class NativeBackend:
     ) -> np.ndarray:
         """One pass -> float32 (m, n_vocab) or (m, dim), a view that is valid until the next call."""
         result = self.plan.result(hidden)
-        tokens, outputs = check_pass(self.plan, tokens, position, outputs, seq, self.max_tokens)
+        tokens, outputs = (np.ascontiguousarray(ids, dtype=np.int32) for ids in (tokens, outputs))
         native = self._fused
-        last = native.last_step(result)
-        self._run(native, tokens, position, outputs, seq, 0, last + 1, cancel, check_finite=True)
+        self._run(native, tokens, position, outputs, seq, 0, native.last[result] + 1, cancel, check_finite=True)
         return native.view(result, outputs.size)
 
     def _run(self, native, tokens, position, outputs, seq, first, last, cancel=None, check_finite=False) -> None:
@@ -100,6 +99,8 @@ class NativeBackend:
         rc = lib.el_forward(native.handle, one)
         if rc == clib.EL_E_NONFINITE:
             raise NonFiniteError(native.steps[one.bad_step].label)
+        if rc == clib.EL_E_ARGUMENT:  # C checks it all in a microsecond; here it is said what is wrong
+            check_pass(self.plan, tokens, position, outputs, seq, self.max_tokens)
         clib.check(rc, "the forward pass")
 
     # ---- step by step, for debugging -----------------------------------------------------------------------------
@@ -327,6 +328,7 @@ class _NativePlan:
     def __init__(self, plan: Plan, steps: list[LoweredStep], table: _WeightTable, max_tokens: int) -> None:
         self._ffi, self._lib = clib.library()
         self.plan, self.steps = plan, steps
+        self.last = {b: i for i, step in enumerate(steps) for b in step.outputs}  # buffer -> last step that writes it
         ffi = self._ffi
         c_steps = ffi.new("el_step[]", len(steps))
         for target, step in zip(c_steps, steps, strict=True):
@@ -381,10 +383,6 @@ class _NativePlan:
         elif step.op == "experts":
             n_experts = self.plan.buffers[step.inputs[1]].cols
             target.i[0:3] = [ACTIVATIONS.index(p["activation"]), n_experts, p["n_used"]]
-
-    def last_step(self, buffer: int) -> int:
-        """The index of the last step that writes to a buffer."""
-        return max(i for i, step in enumerate(self.steps) if buffer in step.outputs)
 
     def view(self, buffer: int, n_rows: int) -> np.ndarray:
         """float32 (n_rows, cols) view of a buffer."""

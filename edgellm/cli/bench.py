@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgellm.cli.common import kv_type_options, print_json, progress_bar
+from edgellm.cli.common import Speculation, kv_type_options, print_json, progress_bar
 
 if TYPE_CHECKING:
     from edgellm.bench import BenchResult
@@ -55,8 +55,8 @@ class NumberList(click.ParamType):
 @click.option("--machine", "only_machine", is_flag=True, help="Measure the machine only: reading, multiplying.")
 @click.option("--json", "as_json", is_flag=True, help="The same as -o json.")
 @click.option("--exact", is_flag=True, help="Only kernels whose bits do not depend on how a prompt is cut into passes.")
-@click.option("--speculate", type=click.Choice(["auto", "off", "suffix", "self"]), default="off", show_default=True,
-              help="Guess tokens and check several in one pass (tg).")
+@click.option("--speculate", type=Speculation(), default="off", show_default=True,
+              help="Guess tokens, also with a small MODEL, and check several in one pass (tg).")
 @click.option("-o", "--output", "form", type=click.Choice(["md", "json", "jsonl", "csv"]), default="md",
               show_default=True, help="Form of the output.")
 def command(
@@ -107,10 +107,10 @@ def _run(path: str | None, threads: Any, options: dict[str, Any], tests: Any) ->
 
     n_prompt, n_gen, n_depth, repetitions, shares, busy, speculate = tests
     with progress_bar() as report:
-        model = edgellm.load(path, threads=threads, progress=report, **options)
+        model = edgellm.load(path, threads=threads, progress=report, speculate=speculate, **options)
     with model:
         limits = limits_apart(model.threads) if shares else None
-        yield from run_tests(model, n_prompt, n_gen, n_depth, repetitions, limits, busy, speculate)
+        yield from run_tests(model, n_prompt, n_gen, n_depth, repetitions, limits, busy, model.speculate)
 
 
 # ---- output ------------------------------------------------------------------------------------------

@@ -144,14 +144,20 @@ def overflow_option(function: _F) -> _F:
     return click.option("--overflow", metavar="POLICY", callback=checked, help=text)(function)
 
 
+class Speculation(click.ParamType):
+    """A way to speculate, or a draft model; a word that is neither is refused when the model is loaded."""
+
+    name = "auto|off|suffix|self|MODEL"
+
+
 def speculate_option(function: _F) -> _F:
     """--speculate; `load_model` takes it."""
     text = (
         "Guess tokens and check several in one pass: the same answers, sooner. suffix: where the text repeats itself; "
-        "self: by the model without some layers (`edgellm draft` finds them); auto: all there is."
+        "self: by the model without some layers (`edgellm draft` finds them); auto: all there is; MODEL: also by a "
+        "small model with the same tokens."
     )
-    choice = click.Choice(["auto", "off", "suffix", "self"])
-    return click.option("--speculate", type=choice, default="auto", show_default=True, help=text)(function)
+    return click.option("--speculate", type=Speculation(), default="auto", show_default=True, help=text)(function)
 
 
 def quantize_options(function: _F) -> _F:

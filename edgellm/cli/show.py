@@ -29,6 +29,7 @@ _MAX_SHOWN = 60  # characters of a long value
 @click.option("--backend", type=click.Choice(["auto", "native", "numba", "reference"]), default="auto",
               show_default=True, help="With --fit: what runs the model.")
 @kv_type_options
+@click.option("--speculate", metavar="MODEL", default="auto", help="With --fit: a draft model that is loaded, too.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(
     model: str | None, tensors: bool, template: bool, tokenizer: bool, plan: bool, full: bool, fits: bool,

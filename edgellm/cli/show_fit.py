@@ -15,6 +15,7 @@ _PARTS = (
     ("scratch", "buffers", "of passes and of the sampler"),
     ("tokenizer", "tokenizer", ""),
     ("runtime", "Numba", "once per process"),
+    ("draft", "draft model", "its weights, cache, buffers and tokenizer"),
 )
 
 

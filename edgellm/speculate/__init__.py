@@ -2,36 +2,29 @@
 answer (docs/speculation.md)."""
 
 from collections.abc import Container, Mapping
-from typing import Any
 
 import numpy as np
 
 from edgellm import clib
 from edgellm.cache import Sequence
-from edgellm.errors import InvalidArgumentError, one_line
+from edgellm.errors import InvalidArgumentError
 from edgellm.sampling import Sampler
 from edgellm.speculate.chain import Chain
+from edgellm.speculate.choice import KINDS, checked_kind, resolve_speculation
 from edgellm.speculate.control import Control
 from edgellm.speculate.decoding import Decoding
+from edgellm.speculate.draft_model import DraftModelPasses
 from edgellm.speculate.drafts import Draft, Proposer
 from edgellm.speculate.drawn import DraftMaker, DraftPasses, DrawnProposer
 from edgellm.speculate.layers import LayerDrafts
 from edgellm.speculate.skipping import SkipSet, read_skip_set
 from edgellm.speculate.suffix import SuffixProposer
 
-KINDS = ("auto", "off", "suffix", "self")
-
 __all__ = [
-    "KINDS", "Chain", "Control", "Decoding", "Draft", "DraftMaker", "DraftPasses", "DrawnProposer", "LayerDrafts",
-    "Proposer", "SkipSet", "SuffixProposer", "checked_kind", "make_proposer", "read_skip_set",
+    "KINDS", "Chain", "Control", "Decoding", "Draft", "DraftMaker", "DraftModelPasses", "DraftPasses", "DrawnProposer",
+    "LayerDrafts", "Proposer", "SkipSet", "SuffixProposer", "checked_kind", "make_proposer", "read_skip_set",
+    "resolve_speculation",
 ]  # fmt: skip
-
-
-def checked_kind(kind: Any) -> str:
-    """The name of a way to speculate. Raises InvalidArgumentError."""
-    if kind not in KINDS:
-        raise InvalidArgumentError(f"speculate is '{one_line(kind)}'; choose {', '.join(KINDS)}")
-    return str(kind)
 
 
 def make_proposer(
@@ -56,5 +49,6 @@ def make_proposer(
 
 _MISSING = {
     "self": "speculate is 'self', but the file does not say which layers drafts may leave out; find that with "
-    "`edgellm draft MODEL`, or choose 'suffix'"
+    "`edgellm draft MODEL`, or choose 'suffix'",
+    "draft": "speculate is 'draft', but no draft model was loaded: edgellm.load(MODEL, speculate=DRAFT_MODEL)",
 }

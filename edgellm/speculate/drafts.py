@@ -7,6 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 
+class NoDrafts(Exception):
+    """Whatever makes drafts has failed, and makes none for the rest of this answer: the answer goes on without."""
+
+
 @dataclass(frozen=True)
 class Draft:
     """A guess at the next tokens of a text.

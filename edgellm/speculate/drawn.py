@@ -19,7 +19,7 @@ from edgellm.cache import Sequence as CacheSequence
 from edgellm.errors import NonFiniteError
 from edgellm.sampling import Sampler
 from edgellm.speculate.control import Control
-from edgellm.speculate.drafts import Draft
+from edgellm.speculate.drafts import Draft, NoDrafts
 
 # Classes of guesses: by how probable the drafter finds the token that it drew, at the sampler's temperature.
 _BORDERS = np.array([0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.97])
@@ -49,7 +49,7 @@ class DraftPasses(Protocol):
         """Logits float32 (n_vocab or more,), valid until the next call, behind the text and `drafted`.
 
         The first call behind a text drafts nothing, each further one a token more than the one before. Raises
-        NonFiniteError, Cancelled, NotEnoughMemoryError: the draft ends there.
+        NonFiniteError, NoDrafts: the draft ends there. Any other error ends the answer, as Cancelled does.
         """
         ...
 
@@ -90,7 +90,7 @@ class DrawnProposer:
             try:
                 logits = self._passes.run(tokens)[: self._sampler.n_vocab]
                 token = self._sampler.peek(logits, tokens)
-            except NonFiniteError:  # behind a token that the model would not have said, perhaps
+            except (NonFiniteError, NoDrafts):  # behind a token that the model would not have said, perhaps
                 break
             tokens.append(token)
             classes.append(self._class(logits, token))
