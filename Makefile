@@ -89,8 +89,8 @@ comma := ,
 # The kernels on their own: every level against the portable one, beside guard pages (tests/native/suite.c).
 # native-suite and asan emulate AMX (tests/native/tiles_emulated.h); suite-x86 runs the real one, where there is one.
 OS_LAYER := native/os_$(if $(filter Linux,$(shell uname -s)),linux,posix).c
-SUITE := tests/native/suite.c native/cpu.c native/columns.c native/dispatch.c native/selftest.c native/pack.c native/compress.c $(OS_LAYER) \
-         $(wildcard native/kernels/*.c)
+SUITE := tests/native/suite.c native/cpu.c native/columns.c native/dispatch.c native/selftest.c native/pack.c \
+         native/pack_sparse.c native/compress.c $(OS_LAYER) $(wildcard native/kernels/*.c)
 SUITE_FLAGS := -std=c11 -ffp-contract=off -fno-math-errno -Wall -Wextra -Werror -Inative -pthread
 EMULATED := -DEL_TILES_EMULATED -Inative/kernels -Itests/native -Wno-psabi
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)

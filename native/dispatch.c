@@ -225,7 +225,23 @@ int64_t el_kv_half_bytes(int kv_type, int64_t head_dim) {
     return head_dim * EL_PAGE_TOKENS * (kv_type == EL_KV_F16 ? 2 : 4);
 }
 
-/* ---- one linear call, for tests and tools ------------------------------------------------------------------ */
+/* ---- one linear call ------------------------------------------------------------------------------------------------ */
+static void nan_columns(int type, int64_t n_rows, const el_act *x, int64_t n_cols, float *y, int64_t ldy) {
+    int64_t n = x->k_pad / (formats[type].act == EL_ACTF_Q8_256 ? 256 : 32);
+    for (int64_t m = 0; m < n_cols; m++) {
+        float sum = 0.0f; /* d - d is 0 for finite d, NaN otherwise */
+        for (int64_t b = 0; b < n; b++) sum += x->d[m * n + b] - x->d[m * n + b];
+        for (int64_t r = 0; sum != 0.0f && r < n_rows; r++) y[m * ldy + r] = sum;
+    }
+}
+
+void el_linear(int type, int layout, const void *w, int64_t row0, int64_t row1, const el_act *x, int64_t n_cols, float *y,
+               int64_t ldy) {
+    el_k.linear[layout][type](w, row0, row1, x, n_cols, y, ldy);
+    if (layout == EL_SPARSE) nan_columns(type, row1 - row0, x, n_cols, y, ldy);
+}
+
+/* ---- the same for tests and tools ------------------------------------------------------------------ */
 static void *aligned64(void *p) { return (void *)(((uintptr_t)p + 63) & ~(uintptr_t)63); }
 
 typedef struct {
@@ -264,16 +280,16 @@ int el_linear_test(int type, int layout, const void *w, int64_t rows, int64_t k,
     int status = el_init(NULL);
     if (status != EL_OK) return status;
     if (layout < 0 || layout >= EL_N_LAYOUTS || !format_of(type)) return EL_E_ARGUMENT;
-    el_linear_fn kernel = el_k.linear[layout][type];
-    if (!kernel) return EL_E_UNSUPPORTED;
+    if (!el_k.linear[layout][type]) return EL_E_UNSUPPORTED;
     if (!w || !x || !y || k < 1 || n_cols < 0 || row0 < 0 || row1 < row0 || row1 > rows || ldy < row1 - row0 ||
         (layout != EL_ROWS && row0 % EL_PANEL_ROWS) || el_row_bytes(type, k) < 0 ||
-        (layout == EL_PANELS && el_panel_bytes(type, rows, k) < 0) ||
-        (layout == EL_COMPRESSED && el_compressed_index_bytes(type, rows, k) < 0) || k > INT64_MAX / 16 || (n_cols && k + 512 > INT64_MAX / 16 / n_cols))
+        ((layout == EL_PANELS || layout == EL_SPARSE) && el_panel_bytes(type, rows, k) < 0) ||
+        (layout == EL_COMPRESSED && el_compressed_index_bytes(type, rows, k) < 0) || k > INT64_MAX / 16 ||
+        (n_cols && k + 512 > INT64_MAX / 16 / n_cols))
         return EL_E_ARGUMENT;
     test_columns t = {0};
     status = quantise_for_test(&t, formats[type].act, x, k, n_cols);
-    if (status == EL_OK) kernel(w, row0, row1, &t.act, n_cols, y, ldy);
+    if (status == EL_OK) el_linear(type, layout, w, row0, row1, &t.act, n_cols, y, ldy);
     free(t.memory);
     return status;
 }

@@ -52,6 +52,10 @@ void el_tile_columns(int format, int64_t k_pad, const int8_t *q, const float *d,
  * `w` is the whole tensor. But in EL_ROWS row0 is a multiple of 16 and rows beyond row1 are not written. */
 typedef void (*el_linear_fn)(const void *w, int64_t row0, int64_t row1, const el_act *x, int64_t n_cols,
                              float *y, int64_t ldy);
+/* The kernel in use for a type and layout, which exists. Sparse panels: columns with a NaN or an infinity come out as NaN, so
+ * that none hides behind a tile that is not read. */
+void el_linear(int type, int layout, const void *w, int64_t row0, int64_t row1, const el_act *x, int64_t n_cols, float *y,
+               int64_t ldy);
 
 /* ---- prefill: many columns at once, allowed to round otherwise than formats/arithmetic.md ------- */
 /* A kernel file with matrix units may offer kernels for passes of many columns whose error against the weights as floats
@@ -146,6 +150,10 @@ extern const char *el_prefill_level[EL_N_LAYOUTS][EL_TYPE_LIMIT];
 
 /* Bytes of one head's K, or V, in a page; -1: not possible. */
 int64_t el_kv_half_bytes(int kv_type, int64_t head_dim);
+
+/* The block (at most 256 bytes) that stands for zeros in sparse panels; forms 0 .. el_zero_forms(type) - 1 */
+void el_zero_block(int type, int form, uint8_t *out);
+int el_zero_forms(int type);
 
 /* Which activation format a type's kernels read; -1: the type is unknown. */
 int el_act_format_of(int type);

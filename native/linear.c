@@ -8,7 +8,7 @@
 
 /* A chunk of a wide pass: its weights should stay in L2 while all columns run past them, and a cancel be seen within
  * a millisecond or two; without wide kernels an eighth of that. */
-enum { TARGET_CHUNKS_PER_WORKER = 6, MIN_CHUNK_BYTES = 24 << 10, MAX_CHUNK_MACS = 48 << 20, WIDE_CHUNK_MACS = 384 << 20 };
+enum { TARGET_CHUNKS_PER_WORKER = 6, SPARSE_CHUNKS_PER_WORKER = 16, MIN_CHUNK_BYTES = 24 << 10, MAX_CHUNK_MACS = 48 << 20, WIDE_CHUNK_MACS = 384 << 20 };
 
 int64_t el_linear_scratch(void) { return 2 * (int64_t)EL_COLUMN_BLOCK * EL_GATED_ROWS; }
 
@@ -109,7 +109,7 @@ int el_planes(const el_step *step, const el_weight *w) {
 void el_multiply(const el_plan *plan, const el_weight *w, const float *x, int planes, int64_t m0, int64_t n, int64_t r0,
                  int64_t r1, float *y, int64_t ldy) {
     el_act act = activations(plan, el_act_format_of(w->type), x, w->cols, m0, planes);
-    el_k.linear[w->layout][w->type](w->data, r0, r1, &act, n * planes, y, ldy);
+    el_linear(w->type, w->layout, w->data, r0, r1, &act, n * planes, y, ldy);
     for (int64_t m = 0; planes == 2 && m < n; m++) el_k.add(y + 2 * m * ldy, y + (2 * m + 1) * ldy, y + m * ldy, r1 - r0);
 }
 
@@ -212,12 +212,29 @@ static void gated_chunk(void *ctx, int64_t chunk, int worker) {
 
 /* ---- both --------------------------------------------------------------------------------------------- */
 
+static int is_sparse(const linear_job *job) {
+    int found = 0;
+    for (int j = 0; j < job->n_weights; j++) found |= job->run->plan->weights[job->step->w[j]].layout >= EL_SPARSE; /* or compressed */
+    return found;
+}
+
+/* Bytes of 16 rows, on the average */
+static int64_t bytes_of_group(const linear_job *job) {
+    int64_t bytes = 0, groups = 0;
+    for (int j = 0; j < job->n_weights; j++) {
+        bytes += job->run->plan->weights[job->step->w[j]].bytes;
+        groups += (job->run->plan->weights[job->step->w[j]].rows + EL_PANEL_ROWS - 1) / EL_PANEL_ROWS;
+    }
+    return bytes / groups + 1;
+}
+
 /* How many chunks: small enough to notice a cancel soon and to stay in L2, large enough to be worth drawing, as many for
- * each worker. `limit` is the most groups of a chunk. */
+ * each worker. Groups of sparse panels differ, so there are more chunks then. `limit` is the most groups of a chunk. */
 static int64_t count_chunks(const linear_job *job, int64_t group_bytes, int64_t limit) {
     int64_t workers = job->run->n_threads, pairs = (job->n_groups + 1) / 2;
     int64_t most = (el_k.wide ? WIDE_CHUNK_MACS : MAX_CHUNK_MACS) / (EL_PANEL_ROWS * job->k * job->n_cols);
-    int64_t size = job->n_groups / (workers * TARGET_CHUNKS_PER_WORKER), least = MIN_CHUNK_BYTES / group_bytes + 1;
+    int64_t target = is_sparse(job) ? SPARSE_CHUNKS_PER_WORKER : TARGET_CHUNKS_PER_WORKER;
+    int64_t size = job->n_groups / (workers * target), least = MIN_CHUNK_BYTES / group_bytes + 1;
     if (size < least) size = least;
     if (size > most) size = most;
     if (size > limit - 1) size = limit - 1; /* chunks are rounded to pairs */
@@ -241,7 +258,7 @@ int el_step_linear(el_run *run, const el_step *step) {
         job.first_group[j + 1] = job.first_group[j] + (rows + EL_PANEL_ROWS - 1) / EL_PANEL_ROWS;
     }
     job.n_groups = gated ? job.first_group[1] : job.first_group[job.n_weights];
-    int64_t group_bytes = (gated ? 2 : 1) * EL_PANEL_ROWS * el_row_bytes(w0->type, w0->cols);
+    int64_t group_bytes = (gated ? 2 : 1) * (is_sparse(&job) ? bytes_of_group(&job) : EL_PANEL_ROWS * el_row_bytes(w0->type, w0->cols));
     job.n_chunks = count_chunks(&job, group_bytes, gated ? EL_GATED_ROWS / EL_PANEL_ROWS : job.n_groups + 1);
     el_pool_run(gated ? gated_chunk : linear_chunk, &job, job.n_chunks, run->pass->cancel);
     return el_cancelled(run) ? EL_E_CANCELLED : EL_OK;

@@ -114,8 +114,22 @@ static int weight_ok(const el_weight *w) {
     if (!w->data || w->rows < 1 || w->cols < 1 || w->type < 0 || w->type >= EL_TYPE_LIMIT || w->cols > MAX_COLS) return 0;
     if (w->layout == EL_PANELS) return el_panel_bytes(w->type, w->rows, w->cols) == w->bytes;
     if (w->layout == EL_COMPRESSED) return el_compressed_ok(w->type, w->data, w->bytes, w->rows, w->cols);
+    if (w->layout == EL_SPARSE) return el_sparse_index_bytes(w->type, w->rows, w->cols) >= 0; /* bind_sparse looks inside */
     int64_t row = el_row_bytes(w->type, w->cols);
     return w->layout == EL_ROWS && row > 0 && w->rows <= INT64_MAX / row && row * w->rows == w->bytes;
+}
+
+static int bind_sparse(el_plan *p) {
+    for (int64_t i = 0; i < p->n_weights; i++) {
+        el_weight *w = &p->weights[i];
+        if (w->layout != EL_SPARSE) continue;
+        p->indexes[i] = malloc((size_t)el_sparse_index_bytes(w->type, w->rows, w->cols));
+        if (!p->indexes[i]) return EL_E_NOMEM;
+        int rc = el_sparse_bind(w->type, w->data, w->bytes, w->rows, w->cols, p->indexes[i]);
+        if (rc) return rc;
+        w->data = p->indexes[i];
+    }
+    return EL_OK;
 }
 
 /* ---- memory ------------------------------------------------------------------------------------------- */
@@ -131,11 +145,12 @@ static int copy_inputs(el_plan *p, const el_step *steps, const el_buffer *buffer
     p->steps = copy_of(steps, p->n_steps, sizeof *steps);
     p->buffers = copy_of(buffers, p->n_buffers, sizeof *buffers);
     p->weights = copy_of(weights, p->n_weights, sizeof *weights);
+    p->indexes = calloc((size_t)p->n_weights, sizeof *p->indexes);
     p->ropes = calloc((size_t)p->n_ropes + 1, sizeof *p->ropes);
     p->angles = calloc((size_t)p->n_ropes + 1, sizeof *p->angles);
     p->data = calloc((size_t)p->n_buffers + 1, sizeof *p->data);
     p->data_bytes = calloc((size_t)p->n_buffers + 1, sizeof *p->data_bytes);
-    if (!p->steps || !p->buffers || !p->weights || !p->ropes || !p->angles || !p->data || !p->data_bytes)
+    if (!p->steps || !p->buffers || !p->weights || !p->indexes || !p->ropes || !p->angles || !p->data || !p->data_bytes)
         return EL_E_NOMEM;
     for (int64_t i = 0; i < p->n_ropes; i++) {
         if (ropes[i].n < 1 || ropes[i].n > EL_MAX_HEAD_DIM || !ropes[i].inv_freq) return EL_E_ARGUMENT;
@@ -222,6 +237,7 @@ int el_plan_new(el_plan **out, const el_step *steps, int64_t n_steps, const el_b
     rc = copy_inputs(p, steps, buffers, weights, ropes);
     for (int64_t i = 0; !rc && i < n_weights; i++)
         if (!weight_ok(&p->weights[i])) rc = EL_E_ARGUMENT;
+    if (!rc) rc = bind_sparse(p);
     for (int64_t i = 0; !rc && i < n_steps; i++)
         if (!step_ok(p, &p->steps[i])) rc = EL_E_ARGUMENT;
     if (!rc) rc = allocate_buffers(p);
@@ -249,6 +265,8 @@ void el_plan_free(el_plan *p) {
     el_arena_free(p->partials, p->partial_bytes);
     el_experts_free(p);
     el_prefill_free(p);
+    for (int64_t i = 0; p->indexes && i < p->n_weights; i++) free(p->indexes[i]);
+    free(p->indexes);
     free(p->steps), free(p->buffers), free(p->weights), free(p->ropes), free(p->angles);
     free(p->data), free(p->data_bytes), free(p);
 }

@@ -10,6 +10,7 @@
 enum { CHUNKS_PER_WORKER = 4, ROWS = EL_PANEL_ROWS };
 
 #define C_FLOATS ((int64_t)EL_PREFILL_ROW_BLOCK * EL_PREFILL_COLUMN_BLOCK)
+#define SCRATCH_FLOATS (C_FLOATS + EL_PREFILL_SCRATCH / (int64_t)sizeof(float)) /* and behind it, expanded sparse panels */
 
 typedef struct {
     el_run *run;
@@ -21,7 +22,10 @@ typedef struct {
     el_columns x;
 } prefill_job;
 
-static el_prefill_fn kernel_of(const el_weight *w) { return el_k.prefill[w->layout][w->type]; }
+/* Sparse panels are expanded, a block of rows at a time. */
+static el_prefill_fn kernel_of(const el_weight *w) {
+    return el_k.prefill[w->layout == EL_SPARSE ? EL_PANELS : w->layout][w->type];
+}
 
 static int is_linear(const el_step *s) { return s->op == EL_OP_LINEAR || s->op == EL_OP_LINEAR_GATED; }
 static int weights_of(const el_step *s) { return s->op == EL_OP_LINEAR_GATED ? 2 : s->n; }
@@ -40,6 +44,17 @@ static int step_has_kernels(const el_plan *p, const el_step *s, int *parts) {
     return 1;
 }
 
+/* Room for a block of rows of the widest sparse weight */
+static int64_t expanded_floats(const el_plan *p) {
+    int64_t most = 0;
+    for (int64_t i = 0; i < p->n_weights; i++) {
+        const el_weight *w = &p->weights[i];
+        int64_t bytes = w->layout == EL_SPARSE ? el_panel_bytes(w->type, EL_PREFILL_ROW_BLOCK, w->cols) : 0;
+        if (bytes > most) most = bytes;
+    }
+    return most / (int64_t)sizeof(float);
+}
+
 int el_prefill_allocate(el_plan *p) {
     int64_t columns = (p->max_tokens + ROWS - 1) / ROWS * ROWS;
     if (p->max_tokens < EL_PREFILL_FROM) return EL_OK;
@@ -51,7 +66,7 @@ int el_prefill_allocate(el_plan *p) {
             if (bytes > p->prefill_bytes[part]) p->prefill_bytes[part] = bytes;
     }
     if (!p->prefill_bytes[0]) return EL_OK;
-    int64_t floats = C_FLOATS + EL_PREFILL_SCRATCH / (int64_t)sizeof(float);
+    int64_t floats = SCRATCH_FLOATS + expanded_floats(p);
     if (floats > p->worker_floats) p->worker_floats = floats;
     for (int part = 0; part < 2; part++)
         if (p->prefill_bytes[part] && !(p->prefill_columns[part] = el_arena_alloc(p->prefill_bytes[part]))) return EL_E_NOMEM;
@@ -123,6 +138,18 @@ static void finish_gated(const prefill_job *job, int64_t r0, int64_t r1, int64_t
     }
 }
 
+/* c: rows [r0, r1) of w times n_tiles tiles of columns; scratch as el_prefill_allocate made it */
+static void multiply_block(const prefill_job *job, const el_weight *w, int64_t r0, int64_t r1, int64_t tile0, int64_t n_tiles,
+                           float *c, float *scratch) {
+    if (w->layout != EL_SPARSE) {
+        kernel_of(w)(w->data, job->k, r0, r1, &job->x, tile0, n_tiles, c, scratch);
+        return;
+    }
+    float *expanded = scratch + EL_PREFILL_SCRATCH / (int64_t)sizeof(float);
+    el_sparse_expand(w->type, w->data, w->rows, w->cols, r0, r1, expanded);
+    kernel_of(w)(expanded, job->k, 0, r1 - r0, &job->x, tile0, n_tiles, c, scratch);
+}
+
 static void prefill_chunk(void *ctx, int64_t chunk, int worker) {
     const prefill_job *job = ctx;
     const el_plan *p = job->run->plan;
@@ -135,13 +162,13 @@ static void prefill_chunk(void *ctx, int64_t chunk, int worker) {
     for (int64_t m0 = 0; m0 < job->n_cols; m0 += EL_PREFILL_COLUMN_BLOCK) {
         int64_t n = job->n_cols - m0 < EL_PREFILL_COLUMN_BLOCK ? job->n_cols - m0 : EL_PREFILL_COLUMN_BLOCK;
         int64_t n_tiles = (n + ROWS - 1) / ROWS;
-        kernel_of(w)(w->data, job->k, r0, r1, &job->x, m0 / ROWS, n_tiles, c, scratch);
+        multiply_block(job, w, r0, r1, m0 / ROWS, n_tiles, c, scratch);
         if (!gated) {
             finish_linear(job, j, r0, r1, m0, n, c);
             continue;
         }
         const el_weight *w1 = &p->weights[job->step->w[1]];
-        kernel_of(w1)(w1->data, job->k, r0, r1, &job->x, m0 / ROWS, n_tiles, up, scratch);
+        multiply_block(job, w1, r0, r1, m0 / ROWS, n_tiles, up, scratch);
         finish_gated(job, r0, r1, m0, n, c, up);
     }
 }
@@ -196,7 +223,7 @@ int el_prefill_test(int type, int layout, const void *w, int64_t rows, int64_t k
                     const float *x, int64_t n_cols, float *y, int64_t ldy) {
     int status = el_init(NULL);
     if (status != EL_OK) return status;
-    if ((layout != EL_ROWS && layout != EL_PANELS) || el_act_format_of(type) < 0) return EL_E_ARGUMENT;
+    if ((layout != EL_ROWS && layout != EL_PANELS) || el_act_format_of(type) < 0) return EL_E_ARGUMENT; /* no sparse kernels */
     el_prefill_fn kernel = el_k.prefill[layout][type];
     if (!kernel || !el_k.prefill_column) return EL_E_UNSUPPORTED;
     if (!w || !x || !y || k < 1 || k > 1 << 24 || n_cols < 1 || n_cols > 1 << 16 || row0 < 0 || row0 % ROWS || row1 < row0 ||

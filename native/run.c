@@ -13,6 +13,7 @@ typedef struct {
 static void take_weights(const el_weight *w, int64_t id, float *out) {
     if (w->layout == EL_PANELS) el_panel_row(w->type, w->data, w->rows, w->cols, id, out);
     else if (w->layout == EL_COMPRESSED) el_compressed_row(w->type, w->data, w->rows, w->cols, id, out);
+    else if (w->layout == EL_SPARSE) el_sparse_row(w->type, w->data, w->rows, w->cols, id, out);
     else el_dequantize(w->type, (const char *)w->data + id * el_row_bytes(w->type, w->cols), out, 1, w->cols);
 }
 

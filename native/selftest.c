@@ -200,28 +200,58 @@ static int check_compressed(el_linear_fn kernel, int type, int64_t rows, int64_t
     return finish(&b, ok && same_floats(y, expected, n_cols * ldy));
 }
 
+/* Zero tiles here and there: a half of them, or most of them, or nearly none, by the kind of the input */
+static void punch(int type, uint8_t *w, int64_t rows, int64_t k, int kind, uint64_t *seed) {
+    static const uint32_t share[N_KINDS] = {1u << 31, 1u << 31, 1u << 28, 15u << 28};
+    int64_t block_k = el_act_format_of(type) == EL_ACTF_Q8_256 ? 256 : 32, tile_k = block_k == 256 ? 256 : 64;
+    int64_t row_bytes = el_row_bytes(type, k);
+    for (int64_t g = 0; g < rows; g += EL_PANEL_ROWS)
+        for (int64_t k0 = 0; k0 < k; k0 += tile_k) {
+            if (next(seed) >= share[kind]) continue;
+            int form = (int)(next(seed) >> 16) % el_zero_forms(type);
+            for (int64_t r = g; r < g + EL_PANEL_ROWS && r < rows; r++)
+                for (int64_t at = k0; at < k0 + tile_k && at < k; at += block_k)
+                    el_zero_block(type, form, w + r * row_bytes + el_row_bytes(type, at));
+        }
+}
+
+/* Sparse panels of w, and the index that kernels read */
+static const void *make_sparse(pool *b, int type, const uint8_t *w, int64_t rows, int64_t k) {
+    uint8_t *scratch = take(b, el_sparse_index_bytes(type, rows, k), 64), *index = take(b, el_sparse_index_bytes(type, rows, k), 8);
+    if (b->failed || el_sparse_scan(type, w, scratch, rows, k, 0, rows) != EL_OK) return NULL;
+    int64_t bytes = el_sparse_place(type, scratch, rows, k);
+    uint8_t *panels = bytes < 0 ? NULL : take(b, bytes, 64);
+    if (!panels) return NULL;
+    memcpy(panels, scratch, (size_t)el_sparse_index_bytes(type, rows, k));
+    if (el_pack_sparse(type, w, panels, rows, k, 0, rows) != EL_OK) return NULL;
+    return el_sparse_bind(type, panels, bytes, rows, k, index) == EL_OK ? index : NULL;
+}
+
 int el_check_linear(const el_kernels *table, int layout, int type, int64_t rows, int64_t k, int64_t n_cols,
                     uint64_t seed, const el_memory *memory) {
-    el_linear_fn kernel = table->linear[layout][type], reference = el_kernels_portable.linear[layout][type];
+    el_linear_fn kernel = table->linear[layout][type];
+    el_linear_fn reference = el_kernels_portable.linear[layout == EL_SPARSE ? EL_PANELS : layout][type]; /* dense */
     if (!kernel) return 1;
     if (layout == EL_COMPRESSED) return check_compressed(kernel, type, rows, k, n_cols, seed, memory);
     pool b = {.memory = memory};
     int kind = (int)(seed % N_KINDS);
     int64_t row_bytes = el_row_bytes(type, k), ldy = rows + 3;
-    int64_t row0 = layout == EL_PANELS ? rows / 32 * 16 : rows / 3; /* not only from the first row on */
+    int64_t row0 = layout != EL_ROWS ? rows / 32 * 16 : rows / 3; /* not only from the first row on */
     el_act x = activations(&b, el_act_format_of(type), k, n_cols, kind, &seed);
     uint8_t *w = take(&b, rows * row_bytes, 1), *panels = NULL;
-    if (layout == EL_PANELS) panels = take(&b, el_panel_bytes(type, rows, k), 64);
+    if (layout != EL_ROWS) panels = take(&b, el_panel_bytes(type, rows, k), 64);
     float *y = take(&b, n_cols * ldy * 4, 4), *expected = take(&b, n_cols * ldy * 4, 4);
     if (b.failed) return finish(&b, -1);
     weights(type, w, rows * row_bytes, kind, &seed);
+    if (layout == EL_SPARSE) punch(type, w, rows, k, kind, &seed);
     if (panels && el_pack_panels(type, w, panels, rows, k, 0, rows) != EL_OK) return finish(&b, 0);
-    const void *data = panels ? (const void *)panels : (const void *)w;
+    const void *data = panels ? (const void *)panels : (const void *)w, *tested = data;
+    if (layout == EL_SPARSE && !(tested = make_sparse(&b, type, w, rows, k))) return finish(&b, 0);
     reference(data, row0, rows, &x, n_cols, expected, ldy);
-    kernel(data, row0, rows, &x, n_cols, y, ldy);
+    kernel(tested, row0, rows, &x, n_cols, y, ldy);
     int ok = same_floats(y, expected, n_cols * ldy);
     reference(data, 0, rows, &x, n_cols, expected, ldy);
-    kernel(data, 0, rows, &x, n_cols, y, ldy);
+    kernel(tested, 0, rows, &x, n_cols, y, ldy);
     return finish(&b, ok && same_floats(y, expected, n_cols * ldy));
 }
 

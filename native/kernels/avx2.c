@@ -6,6 +6,7 @@
  * Panels need no horizontal sums, a lane is a row; row kernels fold four rows at a time.
  */
 #include "arith.h"
+#include "groups.h"
 
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
 
@@ -322,18 +323,17 @@ INLINE void q4_0_half(const uint8_t *tile, const el_act *x, int64_t m0, int64_t 
     }
 }
 
-INLINE void panel_q4_0(const uint8_t *group, const el_act *x, int64_t m0, const int C, int64_t n_rows, float *y,
+INLINE void panel_q4_0(const int sparse, el_group g, const el_act *x, int64_t m0, const int C, int64_t n_rows, float *y,
                        int64_t ldy) {
-    int64_t n_blocks = x->k / 32, b = 0;
-    const uint8_t *tile = group;
     __m256 acc[4][2]; /* a lane is a row */
     UNROLL for (int c = 0; c < C; c++) acc[c][0] = acc[c][1] = _mm256_setzero_ps();
-    for (; b + 2 <= n_blocks; b += 2, tile += 576) {
-        UNROLL for (int line = 0; line < 9; line++) prefetch(tile + AHEAD + 64 * line);
-        q4_0_block(tile + 64, tile, 0, x, m0, b, C, acc);
-        q4_0_block(tile + 64, tile + 32, 4, x, m0, b + 1, C, acc);
+    for (int64_t i = 0; i < g.n; i++, g.tile += 576) {
+        int64_t b = 2 * el_next_tile(sparse, &g, i);
+        UNROLL for (int line = 0; line < 9; line++) prefetch(g.tile + AHEAD + 64 * line);
+        q4_0_block(g.tile + 64, g.tile, 0, x, m0, b, C, acc);
+        q4_0_block(g.tile + 64, g.tile + 32, 4, x, m0, b + 1, C, acc);
     }
-    if (b < n_blocks) q4_0_half(tile, x, m0, b, C, acc);
+    if (g.half) q4_0_half(g.tile, x, m0, x->k / 32 - 1, C, acc);
     UNROLL for (int c = 0; c < C; c++) store_rows(y + (m0 + c) * ldy, n_rows, acc[c]);
 }
 
@@ -354,34 +354,40 @@ INLINE void q8_0_block(const uint8_t *lines, const uint8_t *scale, const el_act 
         add_block(acc[c], scale, x->d[(m0 + c) * (x->k_pad / 32) + b], s[c][0], s[c][1]);
 }
 
-INLINE void panel_q8_0(const uint8_t *group, const el_act *x, int64_t m0, const int C, int64_t n_rows, float *y,
+INLINE void panel_q8_0(const int sparse, el_group g, const el_act *x, int64_t m0, const int C, int64_t n_rows, float *y,
                        int64_t ldy) {
-    int64_t n_blocks = x->k / 32;
     __m256 acc[4][2]; /* a lane is a row */
     UNROLL for (int c = 0; c < C; c++) acc[c][0] = acc[c][1] = _mm256_setzero_ps();
-    for (int64_t b = 0; b < n_blocks; b++) {
-        const uint8_t *tile = group + b / 2 * 1088, *lines = tile + 64 + (b & 1) * 512;
-        UNROLL for (int line = 0; line < 9; line++) prefetch(lines + AHEAD + 64 * line);
-        q8_0_block(lines, tile + (b & 1) * 32, x, m0, b, C, acc);
+    for (int64_t i = 0; i < g.n; i++, g.tile += 1088) {
+        int64_t b = 2 * el_next_tile(sparse, &g, i);
+        for (int h = 0; h < 2; h++) {
+            const uint8_t *lines = g.tile + 64 + h * 512;
+            UNROLL for (int line = 0; line < 9; line++) prefetch(lines + AHEAD + 64 * line);
+            q8_0_block(lines, g.tile + h * 32, x, m0, b + h, C, acc);
+        }
     }
+    if (g.half) q8_0_block(g.tile + 64, g.tile, x, m0, x->k / 32 - 1, C, acc);
     UNROLL for (int c = 0; c < C; c++) store_rows(y + (m0 + c) * ldy, n_rows, acc[c]);
 }
 
-#define PANELS(NAME, TILE, HALF, PANEL)                                                                          \
+/* Behind STEP: k and bytes of a tile, and bytes of the half one */
+#define PANELS(NAME, SPARSE, STEP, ...)                                                                          \
     static void NAME(const void *w, int64_t row0, int64_t row1, const el_act *x, int64_t n_cols, float *y,       \
                      int64_t ldy) {                                                                              \
-        int64_t group_bytes = x->k / 64 * TILE + (x->k % 64 ? HALF : 0);                                         \
+        enum { sparse = SPARSE };                                                                                \
         for (int64_t r0 = row0; r0 < row1; r0 += EL_PANEL_ROWS) {                                                \
-            const uint8_t *group = (const uint8_t *)w + r0 / EL_PANEL_ROWS * group_bytes;                        \
+            const el_group group = el_group_at(sparse, w, r0 / EL_PANEL_ROWS, x->k, __VA_ARGS__);                \
             int64_t n_rows = min64(EL_PANEL_ROWS, row1 - r0);                                                    \
             float *out = y + r0 - row0;                                                                          \
-            COLUMN_TILES(PANEL)                                                                                  \
+            COLUMN_TILES(STEP)                                                                                   \
         }                                                                                                        \
     }
-#define Q4_0_STEP(C) panel_q4_0(group, x, m0, C, n_rows, out, ldy)
-#define Q8_0_STEP(C) panel_q8_0(group, x, m0, C, n_rows, out, ldy)
-PANELS(panels_q4_0, 576, 320, Q4_0_STEP)
-PANELS(panels_q8_0, 1088, 576, Q8_0_STEP)
+#define Q4_0_STEP(C) panel_q4_0(sparse, group, x, m0, C, n_rows, out, ldy)
+#define Q8_0_STEP(C) panel_q8_0(sparse, group, x, m0, C, n_rows, out, ldy)
+PANELS(panels_q4_0, 0, Q4_0_STEP, 64, 576, 320)
+PANELS(sparse_q4_0, 1, Q4_0_STEP, 64, 576, 320)
+PANELS(panels_q8_0, 0, Q8_0_STEP, 64, 1088, 576)
+PANELS(sparse_q8_0, 1, Q8_0_STEP, 64, 1088, 576)
 
 #include "avx2_k_panels.h"
 #include "avx2_ops.h"
@@ -418,6 +424,14 @@ const el_kernels el_kernels_avx2 = {
             [EL_TYPE_Q4_K] = panels_q4_k,
             [EL_TYPE_Q5_K] = panels_q5_k,
             [EL_TYPE_Q6_K] = panels_q6_k,
+        },
+    .linear[EL_SPARSE] =
+        {
+            [EL_TYPE_Q4_0] = sparse_q4_0,
+            [EL_TYPE_Q8_0] = sparse_q8_0,
+            [EL_TYPE_Q4_K] = sparse_q4_k,
+            [EL_TYPE_Q5_K] = sparse_q5_k,
+            [EL_TYPE_Q6_K] = sparse_q6_k,
         },
     .quantize_q8_32 = quantize_q8_32,
     .quantize_q8_256 = quantize_q8_256,

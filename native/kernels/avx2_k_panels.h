@@ -172,37 +172,34 @@ INLINE void q6_k_offset(const uint8_t *tile, const int32_t *sum, __m256i *total)
 }
 
 #define K_PANELS(NAME, TILE, BYTES, SIGNED)                                                                      \
-    INLINE void NAME##_tile(const uint8_t *group, const el_act *x, int64_t m0, const int C, int64_t n_rows,      \
-                            float *y, int64_t ldy) {                                                             \
-        int64_t n_blocks = x->k / 256, ld = x->k_pad / 256;                                                      \
+    INLINE void NAME(const int sparse, el_group g, const el_act *x, int64_t m0, const int C, int64_t n_rows,     \
+                     float *y, int64_t ldy) {                                                                    \
+        int64_t ld = x->k_pad / 256;                                                                             \
         __m256 acc[4][2]; /* a lane is a row */                                                                  \
         UNROLL for (int c = 0; c < C; c++) acc[c][0] = acc[c][1] = _mm256_setzero_ps();                          \
-        for (int64_t b = 0; b < n_blocks; b++) {                                                                 \
-            const uint8_t *tile = group + b * BYTES;                                                             \
+        for (int64_t i = 0; i < g.n; i++, g.tile += BYTES) {                                                     \
+            int64_t b = el_next_tile(sparse, &g, i);                                                             \
             k_sum total;                                                                                         \
             k_clear(total, C);                                                                                   \
-            TILE(tile, total, x, m0, b * 256, C);                                                                \
+            TILE(g.tile, total, x, m0, b * 256, C);                                                              \
             UNROLL for (int c = 0; c < C; c++) {                                                                 \
                 int64_t at = (m0 + c) * ld + b;                                                                  \
-                if (SIGNED) q6_k_offset(tile, x->sum + at * 16, total[c]);                                       \
-                add_block(acc[c], tile, x->d[at], total[c][0], total[c][1]);                                     \
-                if (!SIGNED) k_minimums(acc[c], tile, x->sum + at * 16, x->d[at]);                               \
+                if (SIGNED) q6_k_offset(g.tile, x->sum + at * 16, total[c]);                                     \
+                add_block(acc[c], g.tile, x->d[at], total[c][0], total[c][1]);                                   \
+                if (!SIGNED) k_minimums(acc[c], g.tile, x->sum + at * 16, x->d[at]);                             \
             }                                                                                                    \
         }                                                                                                        \
         UNROLL for (int c = 0; c < C; c++) store_rows(y + (m0 + c) * ldy, n_rows, acc[c]);                       \
-    }                                                                                                            \
-    static void NAME(const void *w, int64_t row0, int64_t row1, const el_act *x, int64_t n_cols, float *y,       \
-                     int64_t ldy) {                                                                              \
-        for (int64_t r0 = row0; r0 < row1; r0 += EL_PANEL_ROWS) {                                                \
-            const uint8_t *group = (const uint8_t *)w + r0 / EL_PANEL_ROWS * (x->k / 256) * BYTES;               \
-            int64_t n_rows = min64(EL_PANEL_ROWS, row1 - r0);                                                    \
-            float *out = y + r0 - row0;                                                                          \
-            COLUMN_TILES(NAME##_STEP)                                                                            \
-        }                                                                                                        \
     }
-#define panels_q4_k_STEP(C) panels_q4_k_tile(group, x, m0, C, n_rows, out, ldy)
-#define panels_q5_k_STEP(C) panels_q5_k_tile(group, x, m0, C, n_rows, out, ldy)
-#define panels_q6_k_STEP(C) panels_q6_k_tile(group, x, m0, C, n_rows, out, ldy)
-K_PANELS(panels_q4_k, tile_q4_k, 2368, 0)
-K_PANELS(panels_q5_k, tile_q5_k, 2880, 0)
-K_PANELS(panels_q6_k, tile_q6_k, 3392, 1)
+K_PANELS(panel_q4_k, tile_q4_k, 2368, 0)
+K_PANELS(panel_q5_k, tile_q5_k, 2880, 0)
+K_PANELS(panel_q6_k, tile_q6_k, 3392, 1)
+#define Q4_K_STEP(C) panel_q4_k(sparse, group, x, m0, C, n_rows, out, ldy)
+#define Q5_K_STEP(C) panel_q5_k(sparse, group, x, m0, C, n_rows, out, ldy)
+#define Q6_K_STEP(C) panel_q6_k(sparse, group, x, m0, C, n_rows, out, ldy)
+PANELS(panels_q4_k, 0, Q4_K_STEP, 256, 2368, 0)
+PANELS(sparse_q4_k, 1, Q4_K_STEP, 256, 2368, 0)
+PANELS(panels_q5_k, 0, Q5_K_STEP, 256, 2880, 0)
+PANELS(sparse_q5_k, 1, Q5_K_STEP, 256, 2880, 0)
+PANELS(panels_q6_k, 0, Q6_K_STEP, 256, 3392, 0)
+PANELS(sparse_q6_k, 1, Q6_K_STEP, 256, 3392, 0)

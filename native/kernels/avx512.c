@@ -5,6 +5,7 @@
  * them (avx512_wide.h). VBMI2 is a level of its own that adds compressed matrices (avx512_compressed.h).
  */
 #include "arith.h"
+#include "groups.h"
 
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
 
@@ -86,7 +87,8 @@ INLINE vfloat v_scaled_sub(vfloat acc, vfloat d, float dx, vint s) {
 }
 
 #define NARROW_COLUMNS 8
-#define NARROW_MORE(PANEL) NARROW(PANEL, 5) NARROW(PANEL, 6) NARROW(PANEL, 7) NARROW(PANEL, 8)
+#define NARROW_MORE(PANEL, SPARSE) \
+    NARROW(PANEL, SPARSE, 5) NARROW(PANEL, SPARSE, 6) NARROW(PANEL, SPARSE, 7) NARROW(PANEL, SPARSE, 8)
 #include "vnni_panels.h"
 #include "avx512_wide.h"
 
@@ -105,14 +107,7 @@ const el_kernels el_kernels_avx512 = {
     .need = EL_CPU_AVX2 | EL_CPU_FMA | EL_CPU_F16C | EL_CPU_AVX512 | EL_CPU_AVX512VNNI,
     .wide = 1,
     .linear[EL_ROWS] = {[EL_TYPE_F32] = matrix_f32, [EL_TYPE_F16] = matrix_f16, [EL_TYPE_BF16] = matrix_bf16},
-    .linear[EL_PANELS] =
-        {
-            [EL_TYPE_Q4_0] = panels_q4_0,
-            [EL_TYPE_Q8_0] = panels_q8_0,
-            [EL_TYPE_Q4_K] = panels_q4_k,
-            [EL_TYPE_Q5_K] = panels_q5_k,
-            [EL_TYPE_Q6_K] = panels_q6_k,
-        },
+    VNNI_PANEL_ENTRIES,
     .quantize_q8_32 = quantize_q8_32,
     .quantize_q8_256 = quantize_q8_256,
     .rmsnorm = rmsnorm,

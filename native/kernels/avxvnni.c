@@ -4,6 +4,7 @@
  * at most 4 columns at a time because there are 16 registers.
  */
 #include "arith.h"
+#include "groups.h"
 
 #if defined(__x86_64__) && (defined(__clang__) || (defined(__GNUC__) && __GNUC__ >= 11))
 
@@ -115,7 +116,7 @@ INLINE vfloat v_scaled_sub(vfloat acc, vfloat d, float dx, vint s) {
 }
 
 #define NARROW_COLUMNS 4
-#define NARROW_MORE(PANEL)
+#define NARROW_MORE(PANEL, SPARSE)
 #define WIDE_Q4_0(...) 0
 #define WIDE_Q8_0(...) 0
 #define WIDE_Q4_K(...) 0
@@ -127,14 +128,7 @@ VNNI_PANEL_FUNCTIONS
 const el_kernels el_kernels_avxvnni = {
     .name = "avxvnni",
     .need = EL_CPU_AVX2 | EL_CPU_FMA | EL_CPU_F16C | EL_CPU_AVXVNNI,
-    .linear[EL_PANELS] =
-        {
-            [EL_TYPE_Q4_0] = panels_q4_0,
-            [EL_TYPE_Q8_0] = panels_q8_0,
-            [EL_TYPE_Q4_K] = panels_q4_k,
-            [EL_TYPE_Q5_K] = panels_q5_k,
-            [EL_TYPE_Q6_K] = panels_q6_k,
-        },
+    VNNI_PANEL_ENTRIES,
 };
 
 #if defined(__clang__)

@@ -19,7 +19,7 @@ const el_kernels el_kernels_neon = {
             [EL_TYPE_BF16] = rows_bf16,
             NEON_BLOCK_ROWS,
         },
-    .linear[EL_PANELS] = {NEON_PANELS},
+    NEON_PANEL_ENTRIES,
     .quantize_q8_32 = quantize_q8_32,
     .quantize_q8_256 = quantize_q8_256,
     .rmsnorm = rmsnorm,

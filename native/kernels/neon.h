@@ -7,6 +7,7 @@
 #define EL_NEON_H
 
 #include "arith.h"
+#include "groups.h"
 
 #if defined(__aarch64__) && (defined(__GNUC__) || defined(__clang__))
 #define EL_HAS_NEON 1

@@ -19,7 +19,7 @@ const el_kernels el_kernels_neon_dotprod = {
     .name = "dotprod",
     .need = EL_CPU_NEON | EL_CPU_DOTPROD,
     .linear[EL_ROWS] = {NEON_BLOCK_ROWS},
-    .linear[EL_PANELS] = {NEON_PANELS},
+    NEON_PANEL_ENTRIES,
 };
 
 #if defined(__clang__)

@@ -17,7 +17,7 @@
 const el_kernels el_kernels_neon_i8mm = {
     .name = "i8mm",
     .need = EL_CPU_NEON | EL_CPU_DOTPROD | EL_CPU_I8MM,
-    .linear[EL_PANELS] = {NEON_PANELS},
+    NEON_PANEL_ENTRIES,
 };
 
 #if defined(__clang__)

@@ -450,66 +450,77 @@ INLINE void prefetch_tile(const uint8_t *tile, const int bytes) {
 
 /* TILE(acc, tile, ready, x, b, C) for the tiles of TILE_K weights of one group, HALF for a last one of 32 */
 #define PANELS(NAME, BLOCK_K, TILE_K, TILE_BYTES, HALF_BYTES, PER_SUM, TILE, HALF, UNPACK)                         \
-    INLINE void NAME##_few(const uint8_t *group, const column *x, int64_t k, const int C, results *acc) {          \
-        int64_t b = 0;                                                                                             \
+    INLINE void NAME##_few(const int sparse, el_group g, const column *x, int64_t k, const int C, results *acc) {  \
         clear(acc, C);                                                                                             \
-        for (; b < k / TILE_K; b++, group += TILE_BYTES) {                                                         \
-            prefetch_tile(group, TILE_BYTES);                                                                      \
-            TILE(acc, group, NULL, x, b * (TILE_K / BLOCK_K), C);                                                  \
+        for (int64_t i = 0; i < g.n; i++, g.tile += TILE_BYTES) {                                                  \
+            int64_t b = el_next_tile(sparse, &g, i);                                                               \
+            prefetch_tile(g.tile, TILE_BYTES);                                                                     \
+            TILE(acc, g.tile, NULL, x, b * (TILE_K / BLOCK_K), C);                                                 \
         }                                                                                                          \
-        if (k % TILE_K) HALF(acc, group, NULL, x, b * (TILE_K / BLOCK_K), C);                                      \
+        if (g.half) HALF(acc, g.tile, NULL, x, k / TILE_K * (TILE_K / BLOCK_K), C);                                \
     }                                                                                                              \
-    static void NAME##_many(const uint8_t *group, const column *x, int64_t k, int64_t n, results *acc) {           \
+    static void NAME##_many(const int sparse, el_group g, const column *x, int64_t k, int64_t n, results *acc) {   \
         uint8_t unpacked[TILE_K * EL_PANEL_ROWS];                                                                  \
-        int64_t b = 0;                                                                                             \
+        int64_t b;                                                                                                 \
         clear(acc, n + 3);                                                                                         \
-        for (; b < k / TILE_K; b++, group += TILE_BYTES) {                                                         \
-            prefetch_tile(group, TILE_BYTES);                                                                      \
-            const uint8_t *ready = UNPACK(unpacked, group, 0);                                                     \
+        for (int64_t i = 0; i < g.n; i++, g.tile += TILE_BYTES) {                                                  \
+            b = el_next_tile(sparse, &g, i);                                                                       \
+            prefetch_tile(g.tile, TILE_BYTES);                                                                     \
+            const uint8_t *ready = UNPACK(unpacked, g.tile, 0);                                                    \
             COLUMN_TILES(n, NAME##_TILE)                                                                           \
         }                                                                                                          \
-        if (k % TILE_K) {                                                                                          \
-            const uint8_t *ready = UNPACK(unpacked, group, 1);                                                     \
+        if (g.half) {                                                                                              \
+            b = k / TILE_K;                                                                                        \
+            const uint8_t *ready = UNPACK(unpacked, g.tile, 1);                                                    \
             COLUMN_TILES(n, NAME##_HALF)                                                                           \
         }                                                                                                          \
     }                                                                                                              \
-    static void NAME(const void *w, int64_t row0, int64_t row1, const el_act *x, int64_t n_cols, float *y,         \
-                     int64_t ldy) {                                                                                \
-        int64_t group_bytes = x->k / TILE_K * TILE_BYTES + (x->k % TILE_K ? HALF_BYTES : 0);                       \
+    INLINE void NAME##_rows(const int sparse, const void *w, int64_t row0, int64_t row1, const el_act *x,          \
+                            int64_t n_cols, float *y, int64_t ldy) {                                               \
         column col[WIDE + 3];                                                                                      \
         results acc[WIDE + 3];                                                                                     \
         for (int64_t m0 = 0; m0 < n_cols; m0 += WIDE) {                                                            \
             int64_t n = min64(WIDE, n_cols - m0);                                                                  \
             columns(col, x, m0, n, BLOCK_K, PER_SUM);                                                              \
             for (int64_t r0 = row0; r0 < row1; r0 += EL_PANEL_ROWS) {                                              \
-                const uint8_t *group = (const uint8_t *)w + r0 / EL_PANEL_ROWS * group_bytes;                      \
-                if (n == 1) NAME##_few(group, col, x->k, 1, acc);                                                  \
-                else if (n == 2) NAME##_few(group, col, x->k, 2, acc);                                             \
-                else if (n == 3 && NEON_LEVEL == BY_DOTS) NAME##_few(group, col, x->k, 3, acc);                    \
-                else if (n <= 4 && FEW == 4) NAME##_few(group, col, x->k, 4, acc);                                 \
-                else NAME##_many(group, col, x->k, n, acc);                                                        \
+                const el_group g = el_group_at(sparse, w, r0 / EL_PANEL_ROWS, x->k, TILE_K, TILE_BYTES, HALF_BYTES); \
+                if (n == 1) NAME##_few(sparse, g, col, x->k, 1, acc);                                              \
+                else if (n == 2) NAME##_few(sparse, g, col, x->k, 2, acc);                                         \
+                else if (n == 3 && NEON_LEVEL == BY_DOTS) NAME##_few(sparse, g, col, x->k, 3, acc);                \
+                else if (n <= 4 && FEW == 4) NAME##_few(sparse, g, col, x->k, 4, acc);                             \
+                else NAME##_many(sparse, g, col, x->k, n, acc);                                                    \
                 for (int64_t c = 0; c < n; c++)                                                                    \
                     store_rows(y + (m0 + c) * ldy + r0 - row0, min64(EL_PANEL_ROWS, row1 - r0), acc[c]);           \
             }                                                                                                      \
         }                                                                                                          \
+    }                                                                                                              \
+    static void panels_##NAME(const void *w, int64_t row0, int64_t row1, const el_act *x, int64_t n_cols,          \
+                              float *y, int64_t ldy) {                                                             \
+        NAME##_rows(0, w, row0, row1, x, n_cols, y, ldy);                                                          \
+    }                                                                                                              \
+    static void sparse_##NAME(const void *w, int64_t row0, int64_t row1, const el_act *x, int64_t n_cols,          \
+                              float *y, int64_t ldy) {                                                             \
+        NAME##_rows(1, w, row0, row1, x, n_cols, y, ldy);                                                          \
     }
 
-#define panels_q4_0_TILE(c, C) tile_q4_0(acc + (c), group, ready, x + (c), b * 2, C)
-#define panels_q4_0_HALF(c, C) half_q4_0(acc + (c), group, ready, x + (c), b * 2, C)
-#define panels_q8_0_TILE(c, C) tile_q8_0(acc + (c), group, ready, x + (c), b * 2, C)
-#define panels_q8_0_HALF(c, C) half_q8_0(acc + (c), group, ready, x + (c), b * 2, C)
-#define panels_q4_k_TILE(c, C) tile_q4_k(acc + (c), group, ready, x + (c), b, C)
-#define panels_q4_k_HALF panels_q4_k_TILE /* never: k is a multiple of 256 */
-#define panels_q5_k_TILE(c, C) tile_q5_k(acc + (c), group, ready, x + (c), b, C)
-#define panels_q5_k_HALF panels_q5_k_TILE
-#define panels_q6_k_TILE(c, C) tile_q6_k(acc + (c), group, ready, x + (c), b, C)
-#define panels_q6_k_HALF panels_q6_k_TILE
-PANELS(panels_q4_0, 32, 64, 576, 320, 32, tile_q4_0, half_q4_0, unpack_q4_0)
-PANELS(panels_q8_0, 32, 64, 1088, 576, 32, tile_q8_0, half_q8_0, unpack_q8_0)
-PANELS(panels_q4_k, 256, 256, 2368, 0, 16, tile_q4_k, tile_q4_k, unpack_q4_k)
-PANELS(panels_q5_k, 256, 256, 2880, 0, 16, tile_q5_k, tile_q5_k, unpack_q5_k)
-PANELS(panels_q6_k, 256, 256, 3392, 0, 16, tile_q6_k, tile_q6_k, unpack_q6_k)
+#define q4_0_TILE(c, C) tile_q4_0(acc + (c), g.tile, ready, x + (c), b * 2, C)
+#define q4_0_HALF(c, C) half_q4_0(acc + (c), g.tile, ready, x + (c), b * 2, C)
+#define q8_0_TILE(c, C) tile_q8_0(acc + (c), g.tile, ready, x + (c), b * 2, C)
+#define q8_0_HALF(c, C) half_q8_0(acc + (c), g.tile, ready, x + (c), b * 2, C)
+#define q4_k_TILE(c, C) tile_q4_k(acc + (c), g.tile, ready, x + (c), b, C)
+#define q4_k_HALF q4_k_TILE /* never: k is a multiple of 256 */
+#define q5_k_TILE(c, C) tile_q5_k(acc + (c), g.tile, ready, x + (c), b, C)
+#define q5_k_HALF q5_k_TILE
+#define q6_k_TILE(c, C) tile_q6_k(acc + (c), g.tile, ready, x + (c), b, C)
+#define q6_k_HALF q6_k_TILE
+PANELS(q4_0, 32, 64, 576, 320, 32, tile_q4_0, half_q4_0, unpack_q4_0)
+PANELS(q8_0, 32, 64, 1088, 576, 32, tile_q8_0, half_q8_0, unpack_q8_0)
+PANELS(q4_k, 256, 256, 2368, 0, 16, tile_q4_k, tile_q4_k, unpack_q4_k)
+PANELS(q5_k, 256, 256, 2880, 0, 16, tile_q5_k, tile_q5_k, unpack_q5_k)
+PANELS(q6_k, 256, 256, 3392, 0, 16, tile_q6_k, tile_q6_k, unpack_q6_k)
 
-#define NEON_PANELS                                                                                             \
-    [EL_TYPE_Q4_0] = panels_q4_0, [EL_TYPE_Q8_0] = panels_q8_0, [EL_TYPE_Q4_K] = panels_q4_k,                   \
-    [EL_TYPE_Q5_K] = panels_q5_k, [EL_TYPE_Q6_K] = panels_q6_k
+#define NEON_PANEL_ENTRIES                                                                                      \
+    .linear[EL_PANELS] = {[EL_TYPE_Q4_0] = panels_q4_0, [EL_TYPE_Q8_0] = panels_q8_0, [EL_TYPE_Q4_K] = panels_q4_k, \
+                          [EL_TYPE_Q5_K] = panels_q5_k, [EL_TYPE_Q6_K] = panels_q6_k},                          \
+    .linear[EL_SPARSE] = {[EL_TYPE_Q4_0] = sparse_q4_0, [EL_TYPE_Q8_0] = sparse_q8_0, [EL_TYPE_Q4_K] = sparse_q4_k, \
+                          [EL_TYPE_Q5_K] = sparse_q5_k, [EL_TYPE_Q6_K] = sparse_q6_k}

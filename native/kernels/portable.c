@@ -5,6 +5,7 @@
  */
 #include "../compressed.h"
 #include "arith.h"
+#include "groups.h"
 
 #define COLUMNS 4 /* columns that share one decoding of a weight row */
 
@@ -169,9 +170,9 @@ static inline void panel_block(const int8_t *q, const uint8_t *scale, const el_a
     }
 }
 
-/* The block b of a group of 16 rows as [8][16][4] integers; returns its 16 scales. */
-static inline const uint8_t *panel_q4_0(const uint8_t *group, int64_t n_blocks, int64_t b, int8_t *q) {
-    const uint8_t *tile = group + b / 2 * 576, *line = tile + 64;
+/* The block b of a group of 16 rows, in `tile`, as [8][16][4] integers; returns its 16 scales. */
+static inline const uint8_t *panel_q4_0(const uint8_t *tile, int64_t n_blocks, int64_t b, int8_t *q) {
+    const uint8_t *line = tile + 64;
     int shift = b & 1 ? 4 : 0;
     if (b + 1 == n_blocks && !(b & 1)) { /* a half tile: quads 0-3 in the low nibbles, 4-7 in the high ones */
         for (int i = 0; i < 256; i++) {
@@ -184,26 +185,28 @@ static inline const uint8_t *panel_q4_0(const uint8_t *group, int64_t n_blocks, 
     return tile + (b & 1) * 32;
 }
 
-static inline const uint8_t *panel_q8_0(const uint8_t *group, int64_t n_blocks, int64_t b, int8_t *q) {
-    const uint8_t *tile = group + b / 2 * 1088;
+static inline const uint8_t *panel_q8_0(const uint8_t *tile, int64_t n_blocks, int64_t b, int8_t *q) {
     (void)n_blocks;
     memcpy(q, tile + 64 + (b & 1) * 512, 512);
     return tile + (b & 1) * 32;
 }
 
-#define PANELS(NAME, TILE, HALF, BLOCK)                                                                          \
+#define PANELS(NAME, SPARSE, TILE, HALF, BLOCK)                                                                  \
     static void NAME(const void *w, int64_t row0, int64_t row1, const el_act *x, int64_t n_cols, float *y,       \
                      int64_t ldy) {                                                                              \
-        int64_t n_blocks = x->k / 32, group_bytes = n_blocks / 2 * TILE + (n_blocks & 1) * HALF;                 \
+        int64_t n_blocks = x->k / 32;                                                                            \
         for (int64_t r0 = row0; r0 < row1; r0 += EL_PANEL_ROWS) {                                                \
-            const uint8_t *group = (const uint8_t *)w + r0 / EL_PANEL_ROWS * group_bytes;                        \
             for (int64_t m0 = 0; m0 < n_cols; m0 += COLUMNS) {                                                   \
                 int64_t n = min64(COLUMNS, n_cols - m0), n_rows = min64(EL_PANEL_ROWS, row1 - r0);               \
+                el_group g = el_group_at(SPARSE, w, r0 / EL_PANEL_ROWS, x->k, 64, TILE, HALF);                   \
                 float acc[COLUMNS][EL_PANEL_ROWS] = {{0}};                                                       \
                 int8_t q[512];                                                                                   \
-                for (int64_t b = 0; b < n_blocks; b++) {                                                         \
-                    const uint8_t *scale = BLOCK(group, n_blocks, b, q);                                         \
-                    panel_block(q, scale, x, b, m0, n, acc);                                                     \
+                for (int64_t i = 0; i < g.n + g.half; i++, g.tile += TILE) {                                     \
+                    int64_t b = 2 * el_next_tile(SPARSE, &g, i), end = min64(b + 2, n_blocks);                   \
+                    for (; b < end; b++) {                                                                       \
+                        const uint8_t *scale = BLOCK(g.tile, n_blocks, b, q);                                    \
+                        panel_block(q, scale, x, b, m0, n, acc);                                                 \
+                    }                                                                                            \
                 }                                                                                                \
                 for (int64_t m = 0; m < n; m++)                                                                  \
                     memcpy(y + (m0 + m) * ldy + r0 - row0, acc[m], (size_t)n_rows * 4);                          \
@@ -211,8 +214,10 @@ static inline const uint8_t *panel_q8_0(const uint8_t *group, int64_t n_blocks, 
         }                                                                                                        \
     }
 
-PANELS(panels_q4_0, 576, 320, panel_q4_0)
-PANELS(panels_q8_0, 1088, 576, panel_q8_0)
+PANELS(panels_q4_0, 0, 576, 320, panel_q4_0)
+PANELS(panels_q8_0, 0, 1088, 576, panel_q8_0)
+PANELS(sparse_q4_0, 1, 576, 320, panel_q4_0)
+PANELS(sparse_q8_0, 1, 1088, 576, panel_q8_0)
 
 /* ---- compressed panels: each tile is expanded, then as above ------------------------------------------------ */
 static inline void compressed_group(int type, const void *w, int64_t group, const el_act *x, int64_t m0, int64_t n,
@@ -368,6 +373,14 @@ const el_kernels el_kernels_portable = {
             [EL_TYPE_Q6_K] = panels_q6_k,
         },
     .linear[EL_COMPRESSED] = {[EL_TYPE_Q4_0] = compressed_q4_0, [EL_TYPE_Q8_0] = compressed_q8_0},
+    .linear[EL_SPARSE] =
+        {
+            [EL_TYPE_Q4_0] = sparse_q4_0,
+            [EL_TYPE_Q8_0] = sparse_q8_0,
+            [EL_TYPE_Q4_K] = sparse_q4_k,
+            [EL_TYPE_Q5_K] = sparse_q5_k,
+            [EL_TYPE_Q6_K] = sparse_q6_k,
+        },
     .quantize_q8_32 = quantize_q8_32,
     .quantize_q8_256 = quantize_q8_256,
     .rmsnorm = rmsnorm,

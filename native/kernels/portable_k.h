@@ -136,18 +136,19 @@ static inline void tile_add(const k_tile *w, const int8_t *xq, const int32_t *su
     }
 }
 
-#define K_PANELS(NAME, TILE, DECODE, HAS_MIN)                                                                    \
+#define K_PANELS(NAME, SPARSE, TILE, DECODE, HAS_MIN)                                                            \
     static void NAME(const void *w, int64_t row0, int64_t row1, const el_act *x, int64_t n_cols, float *y,       \
                      int64_t ldy) {                                                                              \
-        int64_t n_blocks = x->k / 256, ld = x->k_pad / 256;                                                      \
+        int64_t ld = x->k_pad / 256;                                                                             \
         for (int64_t r0 = row0; r0 < row1; r0 += EL_PANEL_ROWS) {                                                \
-            const uint8_t *group = (const uint8_t *)w + r0 / EL_PANEL_ROWS * n_blocks * TILE;                    \
             for (int64_t m0 = 0; m0 < n_cols; m0 += COLUMNS) {                                                   \
                 int64_t n = min64(COLUMNS, n_cols - m0), n_rows = min64(EL_PANEL_ROWS, row1 - r0);               \
+                el_group g = el_group_at(SPARSE, w, r0 / EL_PANEL_ROWS, x->k, 256, TILE, 0);                     \
                 float acc[COLUMNS][EL_PANEL_ROWS] = {{0}};                                                       \
                 k_tile tile;                                                                                     \
-                for (int64_t b = 0; b < n_blocks; b++) {                                                         \
-                    DECODE(group + b * TILE, &tile);                                                             \
+                for (int64_t i = 0; i < g.n; i++, g.tile += TILE) {                                              \
+                    int64_t b = el_next_tile(SPARSE, &g, i);                                                     \
+                    DECODE(g.tile, &tile);                                                                       \
                     for (int64_t m = 0; m < n; m++) {                                                            \
                         int64_t at = (m0 + m) * ld + b;                                                          \
                         tile_add(&tile, x->q + at * 256, x->sum + at * 16, x->d[at], HAS_MIN, acc[m]);           \
@@ -159,6 +160,9 @@ static inline void tile_add(const k_tile *w, const int8_t *xq, const int32_t *su
         }                                                                                                        \
     }
 
-K_PANELS(panels_q4_k, 2368, tile_q4_k, 1)
-K_PANELS(panels_q5_k, 2880, tile_q5_k, 1)
-K_PANELS(panels_q6_k, 3392, tile_q6_k, 0)
+K_PANELS(panels_q4_k, 0, 2368, tile_q4_k, 1)
+K_PANELS(panels_q5_k, 0, 2880, tile_q5_k, 1)
+K_PANELS(panels_q6_k, 0, 3392, tile_q6_k, 0)
+K_PANELS(sparse_q4_k, 1, 2368, tile_q4_k, 1)
+K_PANELS(sparse_q5_k, 1, 2880, tile_q5_k, 1)
+K_PANELS(sparse_q6_k, 1, 3392, tile_q6_k, 0)

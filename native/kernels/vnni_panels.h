@@ -65,33 +65,33 @@ INLINE void q4_0_half(const uint8_t *tile, columns a, int64_t b, const int C, vf
     UNROLL for (int c = 0; c < C; c++) acc[c] = v_scaled_add(acc[c], d, a.d[b * a.d_block + c * a.d_col], s[c]);
 }
 
-INLINE void panel_q4_0(const uint8_t *tile, const el_act *x, int64_t m0, const int C, int64_t n_rows, float *y,
+INLINE void panel_q4_0(const int sparse, el_group g, const el_act *x, int64_t m0, const int C, int64_t n_rows, float *y,
                        int64_t ldy) {
     columns a = narrow_columns(x, m0, 32);
-    int64_t n_blocks = x->k / 32, b = 0;
     vfloat acc[8];
     UNROLL for (int c = 0; c < C; c++) acc[c] = v_zerof();
-    for (; b + 2 <= n_blocks; b += 2, tile += 576) {
-        UNROLL for (int line = 0; line < 9; line++) prefetch(tile + AHEAD + 64 * line);
-        block32(tile + 64, tile, 0, 0, a, b, C, acc);
-        block32(tile + 64, tile + 32, 0, 1, a, b + 1, C, acc);
+    for (int64_t i = 0; i < g.n; i++, g.tile += 576) {
+        int64_t b = 2 * el_next_tile(sparse, &g, i);
+        UNROLL for (int line = 0; line < 9; line++) prefetch(g.tile + AHEAD + 64 * line);
+        block32(g.tile + 64, g.tile, 0, 0, a, b, C, acc);
+        block32(g.tile + 64, g.tile + 32, 0, 1, a, b + 1, C, acc);
     }
-    if (b < n_blocks) q4_0_half(tile, a, b, C, acc);
+    if (g.half) q4_0_half(g.tile, a, x->k / 32 - 1, C, acc);
     UNROLL for (int c = 0; c < C; c++) store_rows(y + (m0 + c) * ldy, n_rows, acc[c]);
 }
 
-INLINE void panel_q8_0(const uint8_t *tile, const el_act *x, int64_t m0, const int C, int64_t n_rows, float *y,
+INLINE void panel_q8_0(const int sparse, el_group g, const el_act *x, int64_t m0, const int C, int64_t n_rows, float *y,
                        int64_t ldy) {
     columns a = narrow_columns(x, m0, 32);
-    int64_t n_blocks = x->k / 32, b = 0;
     vfloat acc[8];
     UNROLL for (int c = 0; c < C; c++) acc[c] = v_zerof();
-    for (; b + 2 <= n_blocks; b += 2, tile += 1088) {
-        UNROLL for (int line = 0; line < 17; line++) prefetch(tile + AHEAD + 64 * line);
-        block32(tile + 64, tile, 1, 0, a, b, C, acc);
-        block32(tile + 576, tile + 32, 1, 0, a, b + 1, C, acc);
+    for (int64_t i = 0; i < g.n; i++, g.tile += 1088) {
+        int64_t b = 2 * el_next_tile(sparse, &g, i);
+        UNROLL for (int line = 0; line < 17; line++) prefetch(g.tile + AHEAD + 64 * line);
+        block32(g.tile + 64, g.tile, 1, 0, a, b, C, acc);
+        block32(g.tile + 576, g.tile + 32, 1, 0, a, b + 1, C, acc);
     }
-    if (b < n_blocks) block32(tile + 64, tile, 1, 0, a, b, C, acc);
+    if (g.half) block32(g.tile + 64, g.tile, 1, 0, a, x->k / 32 - 1, C, acc);
     UNROLL for (int c = 0; c < C; c++) store_rows(y + (m0 + c) * ldy, n_rows, acc[c]);
 }
 
@@ -162,12 +162,14 @@ INLINE vfloat k_finish(const enum k_kind kind, const uint8_t *tile, vfloat acc, 
     return v_scaled_sub(acc, v_halves(tile + 32), dx, k_sums(tile + 192, 4, 0, pairs + 8));
 }
 
-INLINE void panel_k(const enum k_kind kind, const int64_t bytes, const uint8_t *tile, const el_act *x, int64_t m0,
+INLINE void panel_k(const enum k_kind kind, const int64_t bytes, const int sparse, el_group group, const el_act *x, int64_t m0,
                     const int C, int64_t n_rows, float *y, int64_t ldy) {
     columns a = narrow_columns(x, m0, 256);
     vfloat acc[8];
     UNROLL for (int c = 0; c < C; c++) acc[c] = v_zerof();
-    for (int64_t b = 0; b < x->k / 256; b++, tile += bytes) {
+    for (int64_t i = 0; i < group.n; i++, group.tile += bytes) {
+        const uint8_t *tile = group.tile;
+        int64_t b = el_next_tile(sparse, &group, i);
         vint total[8];
         UNROLL for (int c = 0; c < C; c++) total[c] = v_zero();
         for (int t = 0; t < 4; t++) {
@@ -186,39 +188,53 @@ INLINE void panel_k(const enum k_kind kind, const int64_t bytes, const uint8_t *
 }
 
 /* ---- the table's functions: C = 1 to 8 columns read the weights once ------------------------------------------------------ */
-#define NARROW(PANEL, C) \
-    case C: PANEL(C); break;
+#define NARROW(PANEL, SPARSE, C) \
+    case C: PANEL(SPARSE, C); break;
 
-/* WIDE takes what it can and says how many columns that was (0: there is none); the others go in steps. */
-#define PANEL_FN(NAME, GROUP_BYTES, PANEL, WIDE)                                                                 \
-    static void NAME(const void *w, int64_t row0, int64_t row1, const el_act *x, int64_t n_cols, float *y,       \
-                     int64_t ldy) {                                                                              \
-        int64_t group_bytes = GROUP_BYTES;                                                                       \
-        int64_t wide = WIDE(w, row0, row1, x, n_cols, y, ldy, group_bytes);                                      \
-        for (int64_t r0 = row0; r0 < row1; r0 += EL_PANEL_ROWS) {                                                \
-            const uint8_t *group = (const uint8_t *)w + r0 / EL_PANEL_ROWS * group_bytes;                        \
-            int64_t n_rows = min64(EL_PANEL_ROWS, row1 - r0);                                                    \
-            float *out = y + r0 - row0;                                                                          \
-            for (int64_t m0 = wide, n = 0; m0 < n_cols; m0 += n) {                                               \
-                n = min64(NARROW_COLUMNS, n_cols - m0);                                                          \
-                switch (n) {                                                                                     \
-                    NARROW(PANEL, 1)                                                                             \
-                    NARROW(PANEL, 2)                                                                             \
-                    NARROW(PANEL, 3)                                                                             \
-                    NARROW(PANEL, 4)                                                                             \
-                    NARROW_MORE(PANEL)                                                                           \
-                }                                                                                                \
+/* Columns from FIRST on, in steps. Behind it: k and bytes of a tile, and bytes of the half one. */
+#define PANEL_ROWS(PANEL, SPARSE, FIRST, ...)                                                                    \
+    for (int64_t r0 = row0; r0 < row1; r0 += EL_PANEL_ROWS) {                                                    \
+        const el_group group = el_group_at(SPARSE, w, r0 / EL_PANEL_ROWS, x->k, __VA_ARGS__);                    \
+        int64_t n_rows = min64(EL_PANEL_ROWS, row1 - r0);                                                        \
+        float *out = y + r0 - row0;                                                                              \
+        for (int64_t m0 = FIRST, n = 0; m0 < n_cols; m0 += n) {                                                  \
+            n = min64(NARROW_COLUMNS, n_cols - m0);                                                              \
+            switch (n) {                                                                                         \
+                NARROW(PANEL, SPARSE, 1)                                                                         \
+                NARROW(PANEL, SPARSE, 2)                                                                         \
+                NARROW(PANEL, SPARSE, 3)                                                                         \
+                NARROW(PANEL, SPARSE, 4)                                                                         \
+                NARROW_MORE(PANEL, SPARSE)                                                                       \
             }                                                                                                    \
         }                                                                                                        \
     }
-#define Q4_0_NARROW(C) panel_q4_0(group, x, m0, C, n_rows, out, ldy)
-#define Q8_0_NARROW(C) panel_q8_0(group, x, m0, C, n_rows, out, ldy)
-#define Q4_K_NARROW(C) panel_k(K4, 2368, group, x, m0, C, n_rows, out, ldy)
-#define Q5_K_NARROW(C) panel_k(K5, 2880, group, x, m0, C, n_rows, out, ldy)
-#define Q6_K_NARROW(C) panel_k(K6, 3392, group, x, m0, C, n_rows, out, ldy)
+
+/* WIDE takes what it can and says how many columns that was (0: there is none); the others go in steps. Sparse panels have
+ * no wide kernel: skipping saves as much as it gains, from an eighth of zero tiles on. */
+#define PANEL_FN(NAME, GROUP_BYTES, PANEL, WIDE, ...)                                                            \
+    static void NAME(const void *w, int64_t row0, int64_t row1, const el_act *x, int64_t n_cols, float *y,       \
+                     int64_t ldy) {                                                                              \
+        int64_t wide = WIDE(w, row0, row1, x, n_cols, y, ldy, GROUP_BYTES);                                      \
+        PANEL_ROWS(PANEL, 0, wide, __VA_ARGS__)                                                                  \
+    }                                                                                                            \
+    static void NAME##_sparse(const void *w, int64_t row0, int64_t row1, const el_act *x, int64_t n_cols,        \
+                              float *y, int64_t ldy) {                                                           \
+        PANEL_ROWS(PANEL, 1, 0, __VA_ARGS__)                                                                     \
+    }
+#define Q4_0_NARROW(SPARSE, C) panel_q4_0(SPARSE, group, x, m0, C, n_rows, out, ldy)
+#define Q8_0_NARROW(SPARSE, C) panel_q8_0(SPARSE, group, x, m0, C, n_rows, out, ldy)
+#define Q4_K_NARROW(SPARSE, C) panel_k(K4, 2368, SPARSE, group, x, m0, C, n_rows, out, ldy)
+#define Q5_K_NARROW(SPARSE, C) panel_k(K5, 2880, SPARSE, group, x, m0, C, n_rows, out, ldy)
+#define Q6_K_NARROW(SPARSE, C) panel_k(K6, 3392, SPARSE, group, x, m0, C, n_rows, out, ldy)
 #define VNNI_PANEL_FUNCTIONS \
-    PANEL_FN(panels_q4_0, x->k / 64 * 576 + (x->k % 64 ? 320 : 0), Q4_0_NARROW, WIDE_Q4_0) \
-    PANEL_FN(panels_q8_0, x->k / 64 * 1088 + (x->k % 64 ? 576 : 0), Q8_0_NARROW, WIDE_Q8_0) \
-    PANEL_FN(panels_q4_k, x->k / 256 * 2368, Q4_K_NARROW, WIDE_Q4_K) \
-    PANEL_FN(panels_q5_k, x->k / 256 * 2880, Q5_K_NARROW, WIDE_Q5_K) \
-    PANEL_FN(panels_q6_k, x->k / 256 * 3392, Q6_K_NARROW, WIDE_Q6_K)
+    PANEL_FN(panels_q4_0, x->k / 64 * 576 + (x->k % 64 ? 320 : 0), Q4_0_NARROW, WIDE_Q4_0, 64, 576, 320) \
+    PANEL_FN(panels_q8_0, x->k / 64 * 1088 + (x->k % 64 ? 576 : 0), Q8_0_NARROW, WIDE_Q8_0, 64, 1088, 576) \
+    PANEL_FN(panels_q4_k, x->k / 256 * 2368, Q4_K_NARROW, WIDE_Q4_K, 256, 2368, 0) \
+    PANEL_FN(panels_q5_k, x->k / 256 * 2880, Q5_K_NARROW, WIDE_Q5_K, 256, 2880, 0) \
+    PANEL_FN(panels_q6_k, x->k / 256 * 3392, Q6_K_NARROW, WIDE_Q6_K, 256, 3392, 0)
+#define VNNI_PANEL_ENTRIES                                                                                       \
+    .linear[EL_PANELS] = {[EL_TYPE_Q4_0] = panels_q4_0, [EL_TYPE_Q8_0] = panels_q8_0, [EL_TYPE_Q4_K] = panels_q4_k, \
+                          [EL_TYPE_Q5_K] = panels_q5_k, [EL_TYPE_Q6_K] = panels_q6_k},                           \
+    .linear[EL_SPARSE] = {[EL_TYPE_Q4_0] = panels_q4_0_sparse, [EL_TYPE_Q8_0] = panels_q8_0_sparse,              \
+                          [EL_TYPE_Q4_K] = panels_q4_k_sparse, [EL_TYPE_Q5_K] = panels_q5_k_sparse,              \
+                          [EL_TYPE_Q6_K] = panels_q6_k_sparse}
