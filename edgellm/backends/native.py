@@ -1,38 +1,27 @@
 """The native backend: hands the whole lowered plan to C, one call per pass, with the GIL released.
 
-What lives where: weights with a panel form are packed into one arena at load, in parallel, and the mapped pages they
-came from are given back; a packed file has the panels itself, and they are used where they are mapped; everything else
-is read straight from the mapped file. Buffers belong to the C plan, KV pages
-to `edgellm.cache`. This file only turns Python objects into the structs of native/edgellm.h.
+What lives where: weights in the arena or in the mapped file (native_weights.py), buffers with the C plan, KV pages with
+`edgellm.cache`. This file only turns Python objects into the structs of native/edgellm.h.
 """
 
 from __future__ import annotations
 
 import copy
-import functools
-import math
-from collections.abc import Callable, Iterator
-from contextlib import closing
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from .. import blocks, clib
+from .. import clib
 from ..cache import Sequence
-from ..errors import NonFiniteError, NotEnoughMemoryError
+from ..errors import NonFiniteError
 from ..ops import ACTIVATIONS, ROPE_STYLES, ROWS_BY
-from ..parallel import parallel
 from ..plan import Plan
 from ..weights import Weights
 from . import LoadProgress, check_pass
-from .lowering import LoweredStep, lower, panel_weights
+from .lowering import LoweredStep, lower
+from .native_weights import WeightTable
 
-_ROWS, _PANELS = 0, 1
 _KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 2, "q4_0": 3}
-_PACK_BYTES = 2 << 20  # of rows that one packing task turns into panels
-_TOUCH_BYTES = 1 << 20  # of a packed file that are mapped at once: Python's lock is held meanwhile
-_LINE = 64  # bytes; panels start on cache lines
 
 
 class NativeBackend:
@@ -61,7 +50,7 @@ class NativeBackend:
         self.exact = False
         self.calls = 0  # native calls for forward passes, for the tests
         self._owns_table = True
-        self._table = _WeightTable(plan, weights, n_threads, pack, huge_pages, progress)
+        self._table = WeightTable(plan, weights, n_threads, pack, huge_pages, progress)
         self.reads_file, self.arena = self._table.reads_file, self._table.arena
         self._fused = _NativePlan(plan, lower(plan), self._table, max_tokens)
         self.has_prefill = bool(self._lib.el_plan_has_prefill(self._fused.handle))
@@ -83,6 +72,10 @@ class NativeBackend:
         native = self._fused
         self._run(native, tokens, position, outputs, seq, 0, native.last[result] + 1, cancel, check_finite=True)
         return native.view(result, outputs.size)
+
+    def weight_bytes(self) -> dict[str, int]:
+        """Bytes of each weight of the plan as it lies in memory: rows, panels or sparse panels."""
+        return {name: int(self._table.structs[i].bytes) for name, i in self._table.ids.items()}
 
     def _run(self, native, tokens, position, outputs, seq, first, last, cancel=None, check_finite=False) -> None:
         ffi, lib = self._ffi, self._lib
@@ -156,176 +149,13 @@ def _kv_struct(ffi: Any, seq: Sequence, keep: list[Any]) -> Any:
     return kv
 
 
-# ---- weights -----------------------------------------------------------------------------------------------------
-
-
-class _WeightTable:
-    """The plan's weights as el_weight structs: panels in one arena or in the mapped (packed) file, rows in the mapped
-    file, vectors as float32.
-
-    Experts are packed as one matrix where each begins at a panel's border: 16 rows of a panel are of one expert.
-    """
-
-    def __init__(
-        self, plan: Plan, weights: Weights, n_threads: int, pack: bool, copy: bool, progress: LoadProgress | None
-    ) -> None:
-        self._ffi, self._lib = clib.library()
-        self.ids = {name: i for i, name in enumerate(plan.weights)}
-        self._keep: list[np.ndarray] = []  # arrays that structs point into
-        self.reads_file = False  # some of these are the mapped file
-        self.structs = self._ffi.new("el_weight[]", len(self.ids))
-        self._arena, self._arena_bytes = self._ffi.NULL, 0
-        wanted = panel_weights(plan, weights)
-        stored = {name: panels for name in wanted if (panels := weights.panels(name)) is not None}
-        mapped = {} if copy else stored
-        offsets = self._reserve([name for name in wanted if name not in mapped and (pack or name in stored)], weights)
-        for name in self.ids:
-            if name in mapped:
-                self._map_panels(name, weights, stored[name])
-            elif name not in offsets:
-                self._map_rows(name, weights)
-        tasks: list[_Task] = []
-        for name, panels in stored.items():
-            if name in mapped:
-                tasks += self._touched(name, panels, weights)
-            else:
-                tasks += self._copied(name, panels, offsets[name], weights)
-        tasks += [task for name in offsets if name not in stored for task in self._packed(name, offsets[name], weights)]
-        try:
-            self._work(tasks, weights, n_threads, progress)
-        except BaseException:
-            self.close()
-            raise
-
-    def _reserve(self, names: list[str], weights: Weights) -> dict[str, int]:
-        """Where in the arena each tensor's panels go."""
-        offsets: dict[str, int] = {}
-        for name in names:
-            offsets[name] = self._arena_bytes
-            n_bytes = self._lib.el_panel_bytes(weights.type(name).id, *_matrix(weights.shape(name)))
-            self._arena_bytes += -(-n_bytes // _LINE) * _LINE
-        if self._arena_bytes:
-            self._arena = self._lib.el_arena_alloc(self._arena_bytes)
-            if self._arena == self._ffi.NULL:
-                raise NotEnoughMemoryError(self._arena_bytes, 0, ["a smaller quantisation"], what="the weights")
-        return offsets
-
-    def _map_rows(self, name: str, weights: Weights) -> None:
-        shape = weights.shape(name)
-        struct = self.structs[self.ids[name]]
-        if len(shape) == 1:  # norms and biases: small, and the kernels want float32
-            data, struct.type = np.ascontiguousarray(weights.float32(name)).view(np.uint8), blocks.F32.id
-            struct.rows, struct.cols = 1, shape[0]
-        else:
-            self.reads_file = True
-            data, struct.type = weights.data(name), weights.type(name).id
-            struct.rows, struct.cols = _matrix(shape)
-        struct.layout = _ROWS
-        self._point(struct, data)
-
-    def _map_panels(self, name: str, weights: Weights, panels: np.ndarray) -> None:
-        """Panels of a packed file, used where they are mapped."""
-        struct = self.structs[self.ids[name]]
-        struct.type, struct.layout = weights.type(name).id, _PANELS
-        struct.rows, struct.cols = _matrix(weights.shape(name))
-        self.reads_file = True
-        self._point(struct, panels)
-
-    def _point(self, struct: Any, data: np.ndarray) -> None:
-        self._keep.append(data)
-        struct.bytes = data.size
-        struct.data = self._ffi.from_buffer(data)
-
-    def _work(self, tasks: list[_Task], weights: Weights, n_threads: int, progress: LoadProgress | None) -> None:
-        """All tasks, on all cores; what is done of a source that was copied is given back to the system."""
-        total, done = sum(task.n_bytes for task in tasks), 0
-        with closing(parallel(tasks, lambda task: task.run(), n_threads)) as finished:
-            for task, _ in finished:
-                if task.used_up:
-                    weights.file.advise_dont_need(task.offset, task.n_bytes)
-                done += task.n_bytes
-                if progress is not None:
-                    progress(done, total)
-
-    def _touched(self, name: str, panels: np.ndarray, weights: Weights) -> list[_Task]:
-        """Mapped panels: their pages are mapped now, which takes half the time of page faults in the first pass."""
-        offset, file = weights.stored_offset(name), weights.file
-        return [
-            _Task(functools.partial(file.populate, offset + at, size), offset + at, size, used_up=False)
-            for at, size in _stretches(panels.size, _TOUCH_BYTES)
-        ]
-
-    def _copied(self, name: str, panels: np.ndarray, offset: int, weights: Weights) -> list[_Task]:
-        """Panels of a packed file into the arena, as they are; also fills in the struct."""
-        target = self._panel_struct(name, offset, weights)
-        place, out = weights.stored_offset(name), np.frombuffer(self._ffi.buffer(target, panels.size), np.uint8)
-        return [
-            _Task(functools.partial(np.copyto, out[at : at + size], panels[at : at + size]), place + at, size)
-            for at, size in _stretches(panels.size, _PACK_BYTES)
-        ]
-
-    def _packed(self, name: str, offset: int, weights: Weights) -> list[_Task]:
-        """Rows into panels, in stretches of whole groups; also fills in the struct."""
-        kind, (rows, k) = weights.type(name), _matrix(weights.shape(name))
-        source, target = self._ffi.from_buffer(weights.data(name)), self._panel_struct(name, offset, weights)
-        row, place = kind.row_bytes(k), weights.span(name)[0]
-
-        def run(first: int, last: int) -> None:
-            rc = self._lib.el_pack_panels(kind.id, source, target, rows, k, first, last)
-            clib.check(rc, f"packing {name}")
-
-        return [
-            _Task(functools.partial(run, at, at + n), place + at * row, n * row)
-            for at, n in _stretches(rows, max(1, _PACK_BYTES // (16 * row)) * 16)
-        ]
-
-    def _panel_struct(self, name: str, offset: int, weights: Weights) -> Any:
-        """Fills in the struct of a weight whose panels are in the arena; returns where they are."""
-        struct = self.structs[self.ids[name]]
-        struct.type, struct.layout = weights.type(name).id, _PANELS
-        struct.rows, struct.cols = _matrix(weights.shape(name))
-        struct.data = self._ffi.cast("char *", self._arena) + offset
-        struct.bytes = self._lib.el_panel_bytes(struct.type, struct.rows, struct.cols)
-        return self._ffi.cast("char *", struct.data)
-
-    @property
-    def arena(self) -> tuple[int, int]:
-        """Its address and bytes; bytes 0: there is none."""
-        return int(self._ffi.cast("uintptr_t", self._arena)), self._arena_bytes
-
-    def close(self) -> None:
-        self._lib.el_arena_free(self._arena, self._arena_bytes)
-        self._arena, self._arena_bytes = self._ffi.NULL, 0
-        self._keep.clear()
-
-
-@dataclass(frozen=True)
-class _Task:
-    """Some work on `n_bytes` from `offset` of the file; `used_up`: these are not needed any more when it is done."""
-
-    run: Callable[[], Any]
-    offset: int
-    n_bytes: int
-    used_up: bool = True
-
-
-def _stretches(n: int, step: int) -> Iterator[tuple[int, int]]:
-    """(start, length) of 0 .. n in steps."""
-    return ((at, min(step, n - at)) for at in range(0, n, step))
-
-
-def _matrix(shape: tuple[int, ...]) -> tuple[int, int]:
-    """(rows, columns); the matrices of experts follow each other, and are one tall matrix here."""
-    return math.prod(shape[:-1]), shape[-1]
-
-
 # ---- the plan ------------------------------------------------------------------------------------------------------
 
 
 class _NativePlan:
     """A lowered plan as C holds it."""
 
-    def __init__(self, plan: Plan, steps: list[LoweredStep], table: _WeightTable, max_tokens: int) -> None:
+    def __init__(self, plan: Plan, steps: list[LoweredStep], table: WeightTable, max_tokens: int) -> None:
         self._ffi, self._lib = clib.library()
         self.plan, self.steps = plan, steps
         self.last = {b: i for i, step in enumerate(steps) for b in step.outputs}  # buffer -> last step that writes it

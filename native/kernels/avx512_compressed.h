@@ -164,16 +164,16 @@ INLINE int64_t wide_compressed_rows(const int is_q8, const void *w, int64_t row0
             for (int64_t m0 = wide, n = 0; m0 < n_cols; m0 += n) {                                                 \
                 n = min64(NARROW_COLUMNS, n_cols - m0);                                                            \
                 switch (n) {                                                                                       \
-                    NARROW(PANEL, 1)                                                                               \
-                    NARROW(PANEL, 2)                                                                               \
-                    NARROW(PANEL, 3)                                                                               \
-                    NARROW(PANEL, 4)                                                                               \
-                    NARROW_MORE(PANEL)                                                                             \
+                    NARROW(PANEL, 0, 1)                                                                            \
+                    NARROW(PANEL, 0, 2)                                                                            \
+                    NARROW(PANEL, 0, 3)                                                                            \
+                    NARROW(PANEL, 0, 4)                                                                            \
+                    NARROW_MORE(PANEL, 0)                                                                          \
                 }                                                                                                  \
             }                                                                                                      \
         }                                                                                                          \
     }
-#define Q4_0_SQUEEZED(C) panel_compressed(0, w, group, x, m0, C, n_rows, out, ldy)
-#define Q8_0_SQUEEZED(C) panel_compressed(1, w, group, x, m0, C, n_rows, out, ldy)
+#define Q4_0_SQUEEZED(SPARSE, C) panel_compressed(0, w, group, x, m0, C, n_rows, out, ldy)
+#define Q8_0_SQUEEZED(SPARSE, C) panel_compressed(1, w, group, x, m0, C, n_rows, out, ldy)
 COMPRESSED_FN(compressed_q4_0, 0, Q4_0_SQUEEZED)
 COMPRESSED_FN(compressed_q8_0, 1, Q8_0_SQUEEZED)
