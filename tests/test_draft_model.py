@@ -161,7 +161,7 @@ def test_the_sequence_keeps_in_step(engine, seed):
             draft = some(chance.randrange(8))
             for i in range(len(draft) + 1 if chance.random() < 0.8 else 0):
                 assert np.array_equal(passes.run(draft[:i]), expected(engine, [*text, *draft[:i]]))
-            new = draft[: chance.randrange(len(draft) + 1)] + some(chance.randrange(1, 4))
+            new = (draft[: chance.randrange(len(draft) + 1)] + some(chance.randrange(3))) or some(1)
             passes.accept(new)
             text += new
         lengths.append(len(text))
@@ -303,7 +303,7 @@ def test_families(tmp_path, always, family):
             assert fast.stats.draft_accepted == fast.stats.draft_tokens > 100
 
 
-def test_what_pays_decides(folder):
+def test_what_pays_decides(folder, caplog):
     """With the real control, whatever it finds: the same answers, and "auto" uses the draft model of a small model."""
     path = folder / "model.gguf"
     with edgellm.load(path, backend=FAST[0], speculate=path) as model:
@@ -312,6 +312,18 @@ def test_what_pays_decides(folder):
         both(model, max_tokens=100)
         plain = model.generate(PROMPT, speculate="off", max_tokens=100, ignore_eos=True, seed=11)
         assert told(model.generate(PROMPT, max_tokens=100, ignore_eos=True, seed=11)) == told(plain)
+    assert not caplog.records
+
+
+def test_drafts_of_which_a_part_is_checked(folder, always, monkeypatch, caplog):
+    """What was drafted and not checked may be what comes: it was run then, and is the end of the text."""
+    path = folder / "model.gguf"
+    for n_checked in (1, 3):
+        monkeypatch.setattr(Control, "promise", lambda self, draft, n=n_checked: (min(n, len(draft)), 2.0))
+        with edgellm.load(path, backend=FAST[0], speculate=path) as model:
+            _, fast = both(model)
+            assert fast.stats.draft_accepted == fast.stats.draft_tokens > 20
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("policy", ["error", "sink:4:40", "shift:4", "drop-turns"])

@@ -87,8 +87,9 @@ class DraftModelPasses:
             return
         if self._ahead:
             n = _common(tokens, self._ahead[1:])
-            self._engine.commit(self._sequence, self._ahead[: 1 + n])
-            self._ahead.clear()
+            n_true = min(1 + n, len(tokens))  # but for the last token of the text, whose logits are wanted again
+            self._engine.commit(self._sequence, self._ahead[:n_true])
+            self._ahead = self._ahead[n : 1 + n] if n == len(tokens) else []
             tokens = tokens[n:]
         self._pending += tokens
 
