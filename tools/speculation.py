@@ -201,9 +201,13 @@ def figures_of(found: list[Timed], columns: Sequence[str]) -> dict[str, Any]:
     return {"left_out": len(found) - len(kept), "gains": gains, "prompts": [asdict(timed) for timed in found]}
 
 
+def title_of(args: argparse.Namespace) -> str:
+    return args.model.name if args.model else "the built-in model"
+
+
 def report(columns: Sequence[Column], args: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
     """Measures everything and shows it line by line: lines of Markdown, and facts for JSON."""
-    model, names = columns[0].model, [column.name for column in columns[1:]]
+    model, names, title = columns[0].model, [column.name for column in columns[1:]], title_of(args)
     lines: list[str] = []
 
     def show(*more: str) -> None:
@@ -213,7 +217,7 @@ def report(columns: Sequence[Column], args: argparse.Namespace) -> tuple[list[st
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
     costs = pass_costs(model)
     show(
-        f"{model.name}, {model.backend} {model.isa}, {model.threads} threads; load of the machine {load:.1f}. Answers "
+        f"{title}, {model.backend} {model.isa}, {model.threads} threads; load of the machine {load:.1f}. Answers "
         f"of up to {args.tokens} tokens, {args.rounds} rounds, {args.count} prompts of each kind.",
         "A pass of k tokens, in passes of one: " + ", ".join(f"v({k}) {cost:.2f}" for k, cost in costs.items()) + ".",
     )
@@ -224,7 +228,7 @@ def report(columns: Sequence[Column], args: argparse.Namespace) -> tuple[list[st
             found = measure(columns, name, temperature, args)
             show(*rows_of(name, temperature, found, names))
             measured[f"{name} {temperature:g}"] = figures_of(found, names)
-    facts = {"model": model.name, "backend": model.backend, "isa": model.isa, "threads": model.threads, "load": load}
+    facts = {"model": title, "backend": model.backend, "isa": model.isa, "threads": model.threads, "load": load}
     return lines, {**facts, "tokens": args.tokens, "pass_costs": costs, "classes": measured}
 
 
@@ -274,7 +278,6 @@ def main() -> int:
         with ExitStack() as stack:
             columns = make_columns(args, stack)
             lines, facts = report(columns, args)
-            title = args.model.name if args.model else "the built-in model"
     except (edgellm.EdgeLLMError, DifferentAnswers) as error:
         print(f"speculation: {error}", file=sys.stderr)
         return 1
@@ -284,7 +287,7 @@ def main() -> int:
     if args.json:
         print(json.dumps(facts, indent=1))
     if args.write is not None:
-        write_section(args.write, "speculation", title, lines)
+        write_section(args.write, "speculation", title_of(args), lines)
     return 0
 
 
