@@ -4,6 +4,7 @@ again, and what they cost is bounded."""
 from __future__ import annotations
 
 import functools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from test_speculate import (
     POLICIES,
     PROMPT,
     SAMPLERS,
+    Fake,
+    FakeSequence,
     accept_always,
     off_by_one,
     one_too_many,
@@ -28,7 +31,7 @@ from edgellm.cache import PAGE_TOKENS
 from edgellm.engine import Engine
 from edgellm.errors import InvalidArgumentError, PlanError
 from edgellm.sampling import Sampler, Sampling
-from edgellm.speculate import Control, LayerDrafts, SkipSet, layers
+from edgellm.speculate import Chain, Control, Decoding, Draft, LayerDrafts, SkipSet, layers
 from edgellm.speculate.skipping import layer_parts, plan_without
 
 GOOD, HALF, HOPELESS = SkipSet((1,), ()), SkipSet((1,), (1,)), SkipSet((0, 1), (0, 1))
@@ -309,8 +312,6 @@ def test_a_whole_plan_uses_every_layer(model):
 
 def test_drafts_that_do_not_pay_are_rare(path):
     """Passes of hopeless drafts take a share of the model's that is bounded, however long the text."""
-    from types import SimpleNamespace
-
     control = Control()
     control.begin(SimpleNamespace(source="self", priors=(0.6,) * 8, cost=0.5))
     drafting = 0.0
@@ -322,13 +323,13 @@ def test_drafts_that_do_not_pay_are_rare(path):
             control.drew("self", 2, 0.5)
             drafting += 0.5 if step >= 1000 else 0.0
         if classes:
-            control.note(edgellm.speculate.Draft((1,) * len(classes), tuple(classes), "self"), 0, 1)
+            control.note(Draft((1,) * len(classes), tuple(classes), "self"), 0, 1)
     assert 0 < drafting < 0.02 * 5000
     for _ in range(300):  # and they are made again when they come true
         control.costs.note(1, 1.0)
         if control.goes_on("self", []):
             control.drew("self", 7, 0.05)
-            control.note(edgellm.speculate.Draft((1,), (7,), "self"), 1, 1)
+            control.note(Draft((1,), (7,), "self"), 1, 1)
     assert control.expected("self") > 1.2
 
 
@@ -337,3 +338,92 @@ def test_no_set_no_drafts(path):
         with pytest.raises(InvalidArgumentError, match="edgellm draft"):
             model.generate(PROMPT, speculate="self", max_tokens=3)
         assert len(model.generate(PROMPT, speculate="auto", max_tokens=3, ignore_eos=True).token_ids) == 3
+
+
+# ---- several proposers -----------------------------------------------------------------------------------------------
+
+
+class Says:
+    """A proposer of always the same draft, of class 0; `cost` for each of its tokens."""
+
+    def __init__(self, source, tokens, prior, cost=0.0):
+        self.source, self.tokens, self.priors, self.cost, self.asked = source, tokens, (prior,), cost, 0
+
+    def begin(self, ids):
+        pass
+
+    def accept(self, tokens):
+        pass
+
+    def propose(self, k):
+        self.asked += 1
+        n = min(k, len(self.tokens))
+        return Draft(self.tokens[:n], (0,) * n, self.source, n_passes=n if self.cost else 0)
+
+    def end(self):
+        pass
+
+
+def chained(*proposers):
+    """(the chain, its control), for passes that all take as long as a plain one."""
+    control = Control()
+    for n in range(1, 9):
+        control.costs.note(n, 1.0)
+    chain = Chain(proposers, control)
+    chain.begin([1])
+    return chain, control
+
+
+def test_what_is_free_and_good_is_enough():
+    dear, free = Says("dear", (8, 8), 0.7, 0.3), Says("free", (9, 9, 9), 0.9)
+    chain, _ = chained(dear, free)
+    assert chain.propose(7).source == "free" and dear.asked == 0
+
+
+def test_what_costs_is_asked_where_the_free_one_says_little():
+    for said, prior, n_watched in (((), 0.9, 0), ((9,), 0.15, 1)):
+        dear, free = Says("dear", (8, 8), 0.9, 0.1), Says("free", said, prior)
+        draft = chained(free, dear)[0].propose(7)
+        assert (draft.source, draft.tokens) == ("dear", (8, 8))
+        assert [other.tokens for other in draft.watched] == [(9,)] * n_watched
+
+
+def test_a_draft_that_was_made_and_lost_is_watched():
+    dear, free = Says("dear", (8,), 0.2, 0.05), Says("free", (9, 9), 0.25)
+    draft = chained(dear, free)[0].propose(7)
+    assert draft.source == "free" and [other.source for other in draft.watched] == ["dear"] * dear.asked
+
+
+def test_watched_drafts_teach():
+    """The tokens that come are those of the free proposer, whose drafts are not checked: it is noticed."""
+    dear, free = Says("dear", (8, 8), 0.9, 0.1), Says("free", (9,), 0.15)
+    chain, control = chained(free, dear)
+    steps = Decoding(Fake(), FakeSequence(), None, proposer=chain, control=control)
+    steps.begin([1])
+    for _ in range(60):
+        steps.next(9)
+    assert control._sources["free"].rate(0) > 0.8 and control._sources["dear"].rate(0) < 0.3
+    counts = {source: (n, true) for source, n, true in steps.drafts}
+    assert counts["dear"][1] == 0 and counts["free"][1] > 10
+
+
+def test_lines_name_the_sources():
+    from edgellm.chat.lines import guesses
+
+    stats = SimpleNamespace(draft_tokens=5, draft_accepted=3, draft_gain=1.2, drafts=(("suffix", 3, 2), ("self", 2, 1)))
+    assert guesses(stats) == ", 3 of 5 guessed tokens right (suffix 2 of 3, self 1 of 2): 1.20 x"
+    stats.drafts = stats.drafts[:1]
+    assert "(" not in guesses(stats)
+
+
+def test_passes_are_timed_before_the_first_guess(path):
+    with edgellm.load(path, backend=FAST[0]) as model:
+        engine = model._loaded.engine
+        free = engine.pool.n_free
+        model.generate(PROMPT, speculate="off", max_tokens=1)
+        assert engine.control.costs.plain() is None
+        model._worker.call(lambda job: engine._time_passes())
+        timed = {n for n, seconds in enumerate(engine.control.costs._seconds) if seconds}
+        assert engine.control.costs.plain() and {1, 2, 4, 8} <= timed
+        engine.tree.clear()
+        assert engine.pool.n_free >= free

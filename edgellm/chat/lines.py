@@ -29,11 +29,14 @@ def status_line(session: Session, last: Result | None) -> str:
 
 
 def guesses(stats: Stats) -> str:
-    """What speculation brought: `, 30 of 41 guessed tokens right: 1.40 x`; nothing where there was none."""
+    """What speculation brought: `, 30 of 41 guessed tokens right: 1.40 x`, of several sources each; nothing where there
+    was none."""
     if not stats.draft_tokens:
         return ""
     guessed = counted(stats.draft_tokens, "guessed token")
-    return f", {stats.draft_accepted} of {guessed} right: {stats.draft_gain:.2f} x"
+    each = ", ".join(f"{source} {true} of {n}" for source, n, true in stats.drafts)
+    sources = f" ({each})" if len(stats.drafts) > 1 else ""
+    return f", {stats.draft_accepted} of {guessed} right{sources}: {stats.draft_gain:.2f} x"
 
 
 def stats_line(result: Result) -> str:

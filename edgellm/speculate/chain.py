@@ -22,6 +22,7 @@ class Chain:
 
     def begin(self, ids: Sequence[int]) -> None:
         for proposer in self.members:
+            self._control.begin(proposer)
             proposer.begin(ids)
 
     def accept(self, tokens: Sequence[int]) -> None:

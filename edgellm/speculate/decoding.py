@@ -64,8 +64,7 @@ class Decoding:
     def begin(self, history: SequenceOf[int]) -> None:
         """The answer begins behind the ids `history`."""
         if self._proposer is not None:
-            for proposer in getattr(self._proposer, "members", (self._proposer,)):
-                self._control.begin(proposer)
+            self._control.begin(self._proposer)
             self._proposer.begin(history)
 
     def next(self, token: int, most: int | None = None) -> np.ndarray:

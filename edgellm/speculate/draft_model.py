@@ -160,9 +160,9 @@ class DraftModelPasses:
     def _forward(self, tokens: SequenceOf[int], n_kept: int = 0, ahead: int = 0) -> np.ndarray:
         """Logits behind the last of `tokens`."""
         last = [len(tokens) - 1]
-        row: np.ndarray = self._engine.forward(
-            self._sequence, tokens, last, self._cancel, n_kept=n_kept, ahead=ahead
-        )[0]
+        row: np.ndarray = self._engine.forward(self._sequence, tokens, last, self._cancel, n_kept=n_kept, ahead=ahead)[
+            0
+        ]
         return row
 
     @property
