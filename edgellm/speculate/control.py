@@ -125,6 +125,10 @@ class DraftCosts:
         """A token was drafted in `seconds`, when the model's passes had taken `now` seconds in all."""
         self._seconds.append(seconds)
         self._ratio = None
+        self.spend(seconds, now)
+
+    def spend(self, seconds: float, now: float) -> None:
+        """So much was spent on drafts: the next one that does not pay has to wait."""
         before = self._next_probe if now == self._noted_at else now  # several tokens of one draft add up
         self._noted_at, self._next_probe = now, before + seconds / PROBE_SHARE
 
@@ -188,6 +192,10 @@ class Control:
         """A proposer made a guess of class `kind` in so many seconds."""
         self._sources[source].made(kind)
         self._drafting[source].note(seconds, self.costs.seconds)
+
+    def caught_up(self, source: str, seconds: float) -> None:
+        """A proposer has read the text so far, which says nothing of what a guess takes."""
+        self._drafting[source].spend(seconds, self.costs.seconds)
 
     def _cost(self, source: str) -> float:
         """What a token of a draft takes, in plain passes."""

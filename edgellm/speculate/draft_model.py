@@ -8,8 +8,9 @@ nobody asked for drafts waits, and is run together with the next step.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from edgellm.speculate.drafts import NoDrafts
 N_SINKS = 4  # first tokens that stay when the window is full, which then slides over the text
 LONG = 64  # tokens; a window shorter than this has no room for sinks
 PRIOR = 0.8  # how often its most probable token is the model's, before that was seen
+FEW = 8  # tokens that wait are run together with the first step of a draft
 OVERLAP = 32  # tokens that must be the same where a text goes on whose beginning has left the window
 
 
@@ -93,11 +95,20 @@ class DraftModelPasses:
             tokens = tokens[n:]
         self._pending += tokens
 
+    def catch_up(self) -> None:
+        if len(self._pending) > FEW:
+            self._guarded(self._read)
+
     def run(self, drafted: SequenceOf[int]) -> np.ndarray:
+        row: np.ndarray = self._guarded(lambda: self._fitted(self._run(drafted)))
+        return row
+
+    def _guarded(self, work: Callable[[], Any]) -> Any:
+        """What `work` returns. Raises Cancelled, or NoDrafts for any other error."""
         if self._failed:
             raise NoDrafts
         try:
-            return self._fitted(self._run(drafted))
+            return work()
         except Cancelled:
             raise
         except Exception as error:
@@ -135,11 +146,21 @@ class DraftModelPasses:
             seq.rewind(0)
             self._pending = self._pending[-(self._engine.n_ctx // 2) :]
 
+    def _read(self) -> None:
+        """Runs what is pending, all but its last token."""
+        pending = self._pending
+        while len(pending) > 1:
+            n = min(PASS_TOKENS, len(pending) - 1)
+            self._engine.forward(self._sequence, pending[:n], [], self._cancel)
+            del pending[:n]
+
     def _run(self, drafted: SequenceOf[int]) -> np.ndarray:
         """Logits as the draft model has them, behind the text and `drafted`."""
         pending, ahead = self._pending, self._ahead
         if pending:
-            row = self._catch_up()
+            if len(pending) > PASS_TOKENS:
+                self._read()
+            row = self._forward(pending, n_kept=len(pending) - 1)
             ahead[:] = pending[-1:]
             pending.clear()
         elif drafted:
@@ -148,14 +169,6 @@ class DraftModelPasses:
         else:
             row = self._forward(ahead[:1])
         return row
-
-    def _catch_up(self) -> np.ndarray:
-        """Logits behind what is pending. All but its last token belong to the sequence then: that one is `ahead`."""
-        pending = self._pending
-        while len(pending) > PASS_TOKENS:
-            self._engine.forward(self._sequence, pending[:PASS_TOKENS], [], self._cancel)
-            del pending[:PASS_TOKENS]
-        return self._forward(pending, n_kept=len(pending) - 1)
 
     def _forward(self, tokens: SequenceOf[int], n_kept: int = 0, ahead: int = 0) -> np.ndarray:
         """Logits behind the last of `tokens`."""

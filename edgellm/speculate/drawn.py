@@ -45,6 +45,11 @@ class DraftPasses(Protocol):
         """`tokens` stand at the end of the text now. Whatever was drafted and is not among them is forgotten."""
         ...
 
+    def catch_up(self) -> None:
+        """Runs what of the text has waited, where that is much (a prompt, say): a pass whose time says nothing of those
+        that draft. Raises what `run` does."""
+        ...
+
     def run(self, drafted: Sequence[int]) -> np.ndarray:
         """Logits float32 (n_vocab or more,), valid until the next call, behind the text and `drafted`.
 
@@ -88,6 +93,11 @@ class DrawnProposer:
         start = time.perf_counter()
         while len(tokens) < k and control.goes_on(self.source, classes):
             try:
+                if not tokens:
+                    self._passes.catch_up()
+                    now = time.perf_counter()
+                    control.caught_up(self.source, now - start)
+                    start = now
                 logits = self._passes.run(tokens)[: self._sampler.n_vocab]
                 token = self._sampler.peek(logits, tokens)
             except (NonFiniteError, NoDrafts):  # behind a token that the model would not have said, perhaps

@@ -51,6 +51,9 @@ class LayerPasses:
     def accept(self, tokens: SequenceOf[int]) -> None:
         self._last = tokens[-1]
 
+    def catch_up(self) -> None:
+        pass  # the model's own passes have run the text
+
     def run(self, drafted: SequenceOf[int]) -> np.ndarray:
         """The caller has made sure that there is room (`Sequence.spare`), so nothing is dropped for a draft alone."""
         seq, token = self._seq, drafted[-1] if drafted else self._last
