@@ -362,6 +362,7 @@ def test_sessions(always):
 def test_the_next_turn_uses_what_was_run(folder, always):
     path = folder / "model.gguf"
     with edgellm.load(path, backend=FAST[0], speculate=path) as model:
+        model.generate(PROMPT, speculate="draft", max_tokens=2)  # the first answer warms the draft model up
         rows = []
         engine = model._loaded.draft.engine
         real = engine.forward
@@ -384,6 +385,7 @@ def test_a_draft_model_that_fails_does_not_fail_the_answer(folder, always, caplo
     """It is switched off for that answer, and the next one tries again."""
     path = folder / "model.gguf"
     with edgellm.load(path, backend=FAST[0], speculate=path) as model:
+        model.generate(PROMPT[:2], speculate="draft", max_tokens=2)  # the first answer warms the draft model up
         engine, calls = model._loaded.draft.engine, []
         real = engine.backend.forward
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
+from contextlib import suppress
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,6 +22,8 @@ from edgellm.speculate.drafts import NoDrafts
 N_SINKS = 4  # first tokens that stay when the window is full, which then slides over the text
 LONG = 64  # tokens; a window shorter than this has no room for sinks
 PRIOR = 0.8  # how often its most probable token is the model's, before that was seen
+QUICK_MODEL = 64 << 20  # bytes of weights below which the first passes take much longer than the following ones
+WARMING = 4  # passes
 FEW = 8  # tokens that wait are run together with the first step of a draft
 OVERLAP = 32  # tokens that must be the same where a text goes on whose beginning has left the window
 
@@ -32,6 +35,7 @@ class DraftEngine(Protocol):
     """What `DraftModelPasses` needs of an `edgellm.engine.Engine`."""
 
     n_ctx: int
+    weight_bytes: int
 
     def new_sequence(self, overflow: Overflow | None = ..., ids: SequenceOf[int] = ...) -> Sequence: ...
     def keep(self, seq: Sequence) -> None: ...
@@ -63,11 +67,15 @@ class DraftModelPasses:
         self._ahead: list[int] = []  # tokens that were run behind it: the last one of the text, then those of a draft
         self._cancel: np.ndarray | None = None  # int32 (1,)
         self._failed = False
+        self._cold = engine.weight_bytes < QUICK_MODEL
         self._row: np.ndarray | None = None  # float32 (n_vocab,), where the draft model has fewer tokens
 
     def __call__(self, seq: Sequence, cancel: np.ndarray | None) -> DraftModelPasses:
         """Itself, for an answer that ends when `cancel` is set. `seq` is the model's own and plays no part."""
         self._cancel, self._failed = cancel, False
+        if self._cold:
+            self._cold = False
+            self._warm_up()
         return self
 
     def close(self) -> None:
@@ -145,6 +153,12 @@ class DraftModelPasses:
         if len(self._pending) > self._engine.n_ctx:  # more than it will ever see
             seq.rewind(0)
             self._pending = self._pending[-(self._engine.n_ctx // 2) :]
+
+    def _warm_up(self) -> None:
+        """A few passes, before the first that are timed: those of a cold model would make its guesses look dear."""
+        with self._engine.new_sequence(self._overflow) as seq, suppress(Exception):  # the answer's own pass will tell
+            for _ in range(WARMING):
+                self._engine.forward(seq, [0], [0], None, n_kept=0)
 
     def _read(self) -> None:
         """Runs what is pending, all but its last token."""
