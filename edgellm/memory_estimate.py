@@ -81,7 +81,8 @@ def estimate(
     offline: bool | None = None,
     speculate: str | os.PathLike[str] = "auto",
 ) -> MemoryEstimate:
-    """What `edgellm.load` with these options would take; only the file's header is read. `path` as for `load`.
+    """What `edgellm.load` with these options would take. Only the file's header is read, and a few rows of its matrices
+    (of pruned ones all), because zero tiles are not stored. `path` as for `load`.
 
     `n_ctx` None stands for what `load` would choose: what the model was trained for, or less where memory is short.
     `speculate` counts where it names a draft model. Raises the errors of the reader and of the model families,
@@ -163,7 +164,7 @@ class Costs:
             raise InvalidArgumentError(f"backend is '{backend}'; choose {', '.join(NAMES)}")
         self._plan, self._weights, self._threads, self._draft = plan, weights, n_threads, draft
         self._backend = resolve(backend)
-        mapped, self._panels = weight_sizes(self._backend, plan, weights, pack, huge_pages)
+        mapped, self._panels = weight_sizes(self._backend, plan, weights, n_threads, pack, huge_pages)
         self._mapped = mapped + _header_bytes(weights.file)
         if not mmap:  # the file is read into memory of the process, all of it
             self._mapped, self._panels = 0, self._panels + weights.file.n_bytes

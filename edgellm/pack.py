@@ -12,7 +12,9 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import chain
 from math import prod
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,13 +25,16 @@ from .convert.pipeline import check_output
 from .errors import ConvertError, ModelFormatError
 from .gguf import GGUFFile, GGUFWriter, TensorInfo, open_gguf
 from .gguf.constants import DEFAULT_ALIGNMENT
-from .gguf.packed import ALIGNMENT, DIGEST, PANEL_VERSION, PREFIX, VERSION, header_digest
+from .gguf.packed import ALIGNMENT, DIGEST, PANEL_VERSION, PREFIX, SPARSE_BYTES, VERSION, header_digest
 from .machine import choose_threads
 from .models import build_plan, read_config
 from .parallel import parallel
 from .progress import Meter, ProgressCallback
 from .quants.panels import ROWS
 from .weights import Weights
+
+if TYPE_CHECKING:
+    from .backends.sparse import SparseIndex
 
 __all__ = ["PackReport", "pack", "unpack", "verify"]
 
@@ -82,9 +87,12 @@ def pack(
             raise ConvertError(f"nothing in this file has panels; of these types are: {known}", path=file.path)
         source = _SourceHash(file.paths)
         try:
+            sparse = _find_sparse(file, in_panels)
             with GGUFWriter(path, None, ALIGNMENT) as writer:
                 _add_keys(file, writer)
-                _write_tensors(file, writer, in_panels, source, progress)
+                if sparse:
+                    writer.add(SPARSE_BYTES, [sparse[t].n_bytes for t in file.tensors if t in sparse], "u64")
+                _write_tensors(file, writer, in_panels, sparse, source, progress)
         finally:
             source.stop()
         return _report(path, file, in_panels, start)
@@ -223,17 +231,33 @@ def _add_keys(file: GGUFFile, writer: GGUFWriter) -> None:
     writer.add(DIGEST, _NO_DIGEST, "str")
 
 
+def _find_sparse(file: GGUFFile, in_panels: set[str]) -> dict[str, SparseIndex]:
+    """Tensors with many zero tiles; none without the compiled library."""
+    from . import clib
+    from .backends.sparse import sparse_index
+
+    found: dict[str, SparseIndex] = {}
+    for t in file.tensors.values():
+        if t.name in in_panels and clib.available():
+            made = sparse_index(file.data(t.name), t.type, prod(t.shape[:-1]), t.shape[-1], choose_threads().n)
+            found |= {t.name: made} if made is not None else {}
+    return found
+
+
 def _write_tensors(
-    file: GGUFFile, writer: GGUFWriter, in_panels: set[str], source: _SourceHash, progress: ProgressCallback | None
-) -> None:
+    file: GGUFFile, writer: GGUFWriter, in_panels: set[str], sparse: dict[str, SparseIndex], source: _SourceHash,
+    progress: ProgressCallback | None,
+) -> None:  # fmt: skip
     """The data of all tensors, then the checksums over the header that is there already."""
     for t in file.tensors.values():
-        writer.add_tensor_info(t.name, t.shape, t.type, panels=t.name in in_panels)
+        size = sparse[t.name].n_bytes if t.name in sparse else 0
+        writer.add_tensor_info(t.name, t.shape, t.type, panels=t.name in in_panels, sparse_bytes=size)
     meter = Meter(progress, "packing", sum(t.n_bytes for t in file.tensors.values()), left="nothing was written")
     digests = []
     for t in file.tensors.values():
-        sha = hashlib.sha256()
-        writer.write_tensor(t.name, _hashed(_stretches(file, t, t.name in in_panels, meter), sha))
+        sha, made = hashlib.sha256(), sparse.get(t.name)
+        parts = _stretches(file, t, t.name in in_panels, made, meter)
+        writer.write_tensor(t.name, _hashed(parts if made is None else chain([made.index], parts), sha))
         digests.append(sha.hexdigest())
     writer.replace(PREFIX + "source.sha256", source.result(), "str")
     writer.replace(PREFIX + "tensor_sha256", digests, "str")
@@ -247,14 +271,19 @@ def _hashed(parts: Iterator[np.ndarray], sha: hashlib._Hash) -> Iterator[np.ndar
         yield part
 
 
-def _stretches(file: GGUFFile, t: TensorInfo, panels: bool, meter: Meter) -> Iterator[np.ndarray]:
-    """The new data of a tensor, uint8, packed by all cores a stretch of whole groups at a time."""
+def _stretches(
+    file: GGUFFile, t: TensorInfo, panels: bool, sparse: SparseIndex | None, meter: Meter
+) -> Iterator[np.ndarray]:
+    """The new data of a tensor, uint8, packed by all cores a stretch of whole groups at a time; of sparse panels what
+    follows the index."""
     data, k = file.data(t.name), t.shape[-1]
     row = t.type.row_bytes(k)
     step = max(1, _STRETCH // (ROWS * row)) * ROWS * row if panels else _STRETCH
 
     def run(at: int) -> np.ndarray:
         part = data[at : at + step]
+        if sparse is not None:
+            return sparse.tiles(part, at // row)
         return _pack_rows(part, t, part.size // row) if panels else part.copy()
 
     with closing(parallel(range(0, t.n_bytes, step), run, choose_threads().n)) as done:
@@ -301,6 +330,11 @@ def _checked_rows(file: GGUFFile, t: TensorInfo, meter: Meter) -> Iterator[np.nd
     """The rows of a tensor, uint8; raises at the end where the stored bytes do not have their checksum."""
     data, k, sha = file.stored(t.name), t.shape[-1], hashlib.sha256()
     rows = prod(t.shape[:-1])
+    if t.sparse:
+        _check_digest(file, t, _digest_of(file, t))
+        yield file.data(t.name)
+        meter.advance(data.size)
+        return
     group = quants.panel_bytes(ROWS, k, t.type) if t.panels else 1
     step = max(1, _STRETCH // group) * group
 

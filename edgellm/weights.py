@@ -14,10 +14,11 @@ import numpy as np
 
 from .errors import ModelFormatError, PlanError
 from .quants.panels import ROWS, panel_bytes
+from .quants.panels_sparse import record_bytes
 
 if TYPE_CHECKING:
     from .blocks import BlockType
-    from .gguf import GGUFFile
+    from .gguf import GGUFFile, TensorInfo
     from .plan import Plan
 
 EMBEDDING = "token_embd.weight"
@@ -68,22 +69,34 @@ class Weights:
     def stored_offset(self, name: str) -> int:
         """Where the bytes of `panels` begin in the file."""
         info, part = self.file.tensors[_tensor(name)], part_of(name)
-        group = 0 if part is None else panel_bytes(ROWS, info.shape[-1], info.type)
-        return info.offset + (part[1] // ROWS * group if part else 0)
+        return info.offset + (part[1] // ROWS * _group_bytes(info) if part else 0)
+
+    def sparse(self, name: str) -> bool:
+        """Whether the file holds a weight in sparse panels."""
+        return self.file.tensors[_tensor(name)].sparse
+
+    def stored_bytes(self, name: str) -> int:
+        """Bytes of a weight as the file holds it; of a part of sparse panels its share."""
+        info, part = self.file.tensors[_tensor(name)], part_of(name)
+        share = 1.0 if part is None else (part[2] - part[1]) / info.shape[0]
+        return round(info.stored_bytes * share)
 
     def panels(self, name: str) -> np.ndarray | None:
         """The bytes of a weight that the file holds in panels: a read-only uint8 view of the mapping; else None.
 
-        None also where a part of a tensor begins inside a group of 16 rows.
+        None also where a part of a tensor begins inside a group of 16 rows. Of sparse panels a part is all from its
+        first record on. Raises ModelFormatError (L10) for a damaged index.
         """
         info, part = self.file.tensors[_tensor(name)], part_of(name)
         if not info.panels:
             return None
-        stored = self.file.stored(info.name)
+        if info.sparse:
+            self.file.check_sparse(info.name)
+        stored, group = self.file.stored(info.name), _group_bytes(info)
         if part is None:
             return stored
-        group = panel_bytes(ROWS, info.shape[-1], info.type)
-        return None if part[1] % ROWS else stored[part[1] // ROWS * group : -(-part[2] // ROWS) * group]
+        last = None if info.sparse else -(-part[2] // ROWS) * group
+        return None if part[1] % ROWS else stored[part[1] // ROWS * group : last]
 
     def data(self, name: str) -> np.ndarray:
         """The bytes of a weight row by row: a read-only uint8 view of the mapping; of one in panels a new array."""
@@ -138,6 +151,13 @@ def read_tensor(file: GGUFFile, name: str, shape: tuple[int, ...]) -> np.ndarray
 
     info = file.bind(name, shape)
     return dequantize(file.data(name), info.type, shape)
+
+
+def _group_bytes(info: TensorInfo) -> int:
+    """Bytes from one group of 16 rows of a tensor in panels to the next one, of sparse ones from record to record."""
+    if info.sparse:
+        return record_bytes(info.shape[-1], info.type)
+    return panel_bytes(ROWS, info.shape[-1], info.type)
 
 
 def _tensor(name: str) -> str:

@@ -370,11 +370,11 @@ def test_lines_that_are_not_aligned(packed: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("code", "rule"),
-    [(PANEL_TYPE + 1, "T8"), (PANEL_TYPE + 99, "T8"), (PANEL_TYPE + 0x10002, "T8"), (PANEL_TYPE + 12, "T9"),
-     (PANEL_TYPE + 8, "T10")],
+    [(PANEL_TYPE + 1, "T8"), (PANEL_TYPE + 99, "T8"), (PANEL_TYPE + 0x90002, "T8"), (PANEL_TYPE + 12, "T9"),
+     (PANEL_TYPE + 8, "T10"), (PANEL_TYPE + 0x10002, "L9")],
 )  # fmt: skip
 def test_bad_types(packed: Path, tmp_path: Path, code: int, rule: str) -> None:
-    """F16 has no panels; 64 weights are no block of Q4_K; Q8_0 takes more bytes."""
+    """F16 has no panels; 64 weights are no block of Q4_K; Q8_0 takes more bytes; sparse panels need a size."""
     path = tmp_path / "bad.gguf"
     path.write_bytes(packed.read_bytes())
     old = struct.pack("<I", PANEL_TYPE + 2)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import struct
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,10 @@ import edgellm
 from edgellm import clib, quants
 from edgellm.backends.sparse import sparse_index
 from edgellm.blocks import BY_NAME
+from edgellm.errors import ModelFormatError
+from edgellm.gguf import GGUFFile, GGUFWriter, open_gguf
+from edgellm.gguf.packed import DIGEST, SPARSE_BYTES, header_digest
+from edgellm.pack import pack, unpack, verify
 from edgellm.quants import check_sparse, pack_sparse
 from edgellm.quants.panels_sparse import index_bytes
 
@@ -130,8 +136,6 @@ def test_a_tied_embedding_with_zeros_is_looked_up_too(tmp_path: Path) -> None:
     dense = tiny_llama_gguf(tmp_path / "m.gguf", type="Q4_0", tied=True, **sizes("Q4_0"))
     out = tmp_path / "zeros.gguf"
     write_with_zeros(dense, out, 0.5)
-    from edgellm.gguf import GGUFWriter, open_gguf
-
     thin = tmp_path / "thin.gguf"
     with open_gguf(out) as file, GGUFWriter(thin, None, file.alignment) as writer:
         for key in file.metadata:
@@ -144,8 +148,8 @@ def test_a_tied_embedding_with_zeros_is_looked_up_too(tmp_path: Path) -> None:
                 data = holes("Q4_0", *t.shape, 0.5)[0].reshape(-1)
             writer.write_tensor(t.name, data)
     got = []
-    for pack in (True, False):
-        with edgellm.load(thin, n_ctx=64, pack=pack, exact=True) as model:
+    for in_panels in (True, False):
+        with edgellm.load(thin, n_ctx=64, pack=in_panels, exact=True) as model:
             got.append(model.logits(IDS))
     assert np.array_equal(*got)
 
@@ -191,3 +195,83 @@ def test_nan_and_infinity_do_not_hide_behind_a_tile_that_is_not_read() -> None:
     args = (ffi.from_buffer("float[]", x), 3, ffi.from_buffer("float[]", y), rows)
     assert lib.el_linear_test(kind.id, SPARSE, place, rows, k, 0, rows, *args) == 0
     assert not y[0].any() and np.isnan(y[1]).all() and np.isnan(y[2]).all()
+
+
+# ---- packed files ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_packed_files_hold_sparse_panels(tmp_path: Path, kind: str) -> None:
+    path = zeros(tmp_path, kind)
+    done = pack(path)
+    with open_gguf(path) as file, open_gguf(done.path, strict=True) as packed:
+        dense = sum(t.stored_bytes for t in packed.tensors.values() if t.sparse)
+        assert dense and done.bytes_after < 0.8 * (done.bytes_before + 4096 * len(file.tensors))
+        for t in packed.tensors.values():
+            assert t.sparse == (t.name == "output.weight" or (t.name.startswith("blk.") and "norm" not in t.name))
+            assert np.array_equal(packed.data(t.name), file.data(t.name))
+            if t.sparse:
+                want = pack_sparse(file.data(t.name), *t.shape, t.type)
+                assert np.array_equal(packed.stored(t.name), want)
+    with edgellm.load(path, n_ctx=64, pack=False, exact=True) as model:
+        want = model.logits(IDS)
+    for huge_pages in (False, True):
+        with edgellm.load(done.path, n_ctx=64, exact=True, huge_pages=huge_pages) as model:
+            assert layouts(model) == {SPARSE}
+            assert np.array_equal(model.logits(IDS), want)
+    assert verify(done.path) > 0
+    assert unpack(done.path, tmp_path / "back.gguf").identical
+    assert (tmp_path / "back.gguf").read_bytes() == path.read_bytes()
+
+
+def repacked(path: Path, change: Callable[[bytearray, GGUFFile], None]) -> Path:
+    """A copy with changed bytes, and the header's checksum made right again."""
+    with open_gguf(path) as file:
+        raw = bytearray(path.read_bytes())
+        start = min(t.offset for t in file.tensors.values())
+        change(raw, file)
+    at = raw.index(DIGEST.encode()) + len(DIGEST) + 12
+    raw[at : at + 64] = header_digest(bytes(raw[:start]), at).encode()
+    out = path.with_name("changed.gguf")
+    out.write_bytes(raw)
+    return out
+
+
+def test_hostile_packed_files_are_refused(tmp_path: Path) -> None:
+    packed = Path(pack(zeros(tmp_path, "Q8_0")).path)
+
+    def size(n: int) -> Callable[[bytearray, GGUFFile], None]:
+        def change(raw: bytearray, file: GGUFFile) -> None:
+            at = raw.index(SPARSE_BYTES.encode()) + len(SPARSE_BYTES) + 4 + 4 + 8
+            struct.pack_into("<Q", raw, at, n)
+
+        return change
+
+    for n in (0, 1, 2**62, 2**64 - 1, 10**6):
+        with pytest.raises(ModelFormatError) as error:
+            open_gguf(repacked(packed, size(n))).close()
+        assert error.value.rule in ("L9", "T10")
+
+    def index(offset: int, value: int) -> Callable[[bytearray, GGUFFile], None]:
+        def change(raw: bytearray, file: GGUFFile) -> None:
+            struct.pack_into("<Q", raw, file.tensors["blk.0.ffn_up.weight"].offset + offset, value)
+
+        return change
+
+    for offset, value in ((0, 2**64 - 64), (0, 0), (8, 2**40), (16, 2**63), (16, 0)):
+        bad = repacked(packed, index(offset, value))
+        for options in ({}, {"huge_pages": True}, {"pack": False}, {"backend": "reference"}):
+            with pytest.raises(ModelFormatError) as error:
+                edgellm.load(bad, n_ctx=64, **options).close()
+            assert error.value.rule == "L10"
+
+
+def test_the_estimate_knows_that_zeros_take_no_room(tmp_path: Path) -> None:
+    path = zeros(tmp_path, "Q4_0", share=0.75)
+    packed = pack(path).path
+    dense = edgellm.estimate(tmp_path / "Q4_0.gguf", n_ctx=64).panels
+    with edgellm.load(path, n_ctx=64) as model:
+        arena = model._loaded.runner.arena[1]
+    told = edgellm.estimate(path, n_ctx=64)
+    assert arena <= told.panels < 0.5 * dense
+    assert edgellm.estimate(packed, n_ctx=64).mapped < 0.6 * dense

@@ -47,9 +47,11 @@ class WeightTable:
         self._arena, self._arena_bytes = self._ffi.NULL, 0
         wanted = panel_weights(plan, weights)
         stored = {name: panels for name in wanted if (panels := weights.panels(name)) is not None}
+        # sparse ones of a packed file
+        self._stored = {name: panels.size for name, panels in stored.items() if weights.sparse(name)}
         mapped = {} if copy else stored
         rows = [name for name in wanted if name not in stored] if pack else []
-        self._sparse = sparse.find_sparse(rows, weights, n_threads)
+        self._sparse = sparse.find_sparse(rows, weights, n_threads)  # those that lie in rows in the file
         offsets = self._reserve([name for name in wanted if name not in mapped and (pack or name in stored)], weights)
         for name in self.ids:
             if name in mapped:
@@ -82,9 +84,14 @@ class WeightTable:
                 raise NotEnoughMemoryError(self._arena_bytes, 0, ["a smaller quantisation"], what="the weights")
         return offsets
 
+    def _layout(self, name: str) -> int:
+        return sparse.LAYOUT if name in self._sparse or name in self._stored else _PANELS
+
     def _panel_bytes(self, name: str, weights: Weights) -> int:
         if name in self._sparse:
             return self._sparse[name].n_bytes
+        if name in self._stored:
+            return self._stored[name]
         return int(self._lib.el_panel_bytes(weights.type(name).id, *_matrix(weights.shape(name))))
 
     def _map_rows(self, name: str, weights: Weights) -> None:
@@ -103,7 +110,7 @@ class WeightTable:
     def _map_panels(self, name: str, weights: Weights, panels: np.ndarray) -> None:
         """Panels of a packed file, used where they are mapped."""
         struct = self.structs[self.ids[name]]
-        struct.type, struct.layout = weights.type(name).id, _PANELS
+        struct.type, struct.layout = weights.type(name).id, self._layout(name)
         struct.rows, struct.cols = _matrix(weights.shape(name))
         self.reads_file = True
         self._point(struct, panels)
@@ -161,7 +168,7 @@ class WeightTable:
     def _panel_struct(self, name: str, offset: int, weights: Weights) -> Any:
         """Fills in the struct of a weight whose panels are in the arena; returns where they are."""
         struct = self.structs[self.ids[name]]
-        struct.type, struct.layout = weights.type(name).id, sparse.LAYOUT if name in self._sparse else _PANELS
+        struct.type, struct.layout = weights.type(name).id, self._layout(name)
         struct.rows, struct.cols = _matrix(weights.shape(name))
         struct.data = self._ffi.cast("char *", self._arena) + offset
         struct.bytes = self._panel_bytes(name, weights)

@@ -1,7 +1,8 @@
 """What a backend will take of memory for one model, worked out before anything of it is made.
 
-Weights: `weight_sizes` follows what each backend does with them. Scratch: the native backend's buffers are made once
-without being written to, and C says what passes would touch (el_plan_bytes); the others are NumPy arrays of known size.
+Weights: `weight_sizes` follows what each backend does with them (zero tiles are not stored). Scratch: the native
+backend's buffers are made once without being written to, and C says what passes would touch (el_plan_bytes); the others
+are NumPy arrays of known size.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from ..machine import huge_pages
 from ..ops import Op
 from ..quants.panels import panel_bytes
 from .lowering import activation_planes, lower, panel_weights
+from .sparse import find_sparse
 
 if TYPE_CHECKING:
     from ..plan import Plan
@@ -45,11 +47,13 @@ def resolve(backend: str) -> str:
 
 
 def weight_sizes(
-    backend: str, plan: Plan, weights: Weights, pack: bool = True, huge_pages: bool = False
+    backend: str, plan: Plan, weights: Weights, n_threads: int, pack: bool = True, huge_pages: bool = False
 ) -> tuple[int, int]:
     """(bytes of the file that stay mapped, bytes of the process's own) of a plan's weights in a backend."""
     mapped = own = 0
     wanted = set(panel_weights(plan, weights)) if backend == "native" else set()
+    rows = [name for name in wanted if weights.panels(name) is None] if pack else []
+    sparse = find_sparse(rows, weights, n_threads)
     for name, shape in plan.weights.items():
         info = weights.type(name)
         in_file = weights.panels(name) is not None
@@ -57,6 +61,10 @@ def weight_sizes(
             own += 4 * math.prod(shape)
         elif name in wanted and (pack or in_file):
             n_bytes = panel_bytes(math.prod(shape[:-1]), shape[-1], info)
+            if name in sparse:
+                n_bytes = sparse[name].n_bytes
+            elif weights.sparse(name):
+                n_bytes = weights.stored_bytes(name)
             if in_file and not huge_pages:
                 mapped += n_bytes
             else:

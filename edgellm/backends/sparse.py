@@ -11,12 +11,14 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from .. import clib
 from ..parallel import parallel
 from ..quants.panels import ROWS
+from ..quants.panels_sparse import record_bytes
 
 if TYPE_CHECKING:
     from ..blocks import BlockType
@@ -30,21 +32,46 @@ _SCAN_BYTES = 4 << 20  # of rows that one task looks through
 
 @dataclass(frozen=True)
 class SparseIndex:
-    """A matrix without its zero tiles: the index that stands before the others, and the bytes of both."""
+    """A matrix without its zero tiles: the index that stands before the others, and the bytes of both.
 
-    index: np.ndarray  # uint8, a whole number of lines
+    `index`: uint8, a whole number of lines; `k`: columns of the matrix.
+    """
+
+    index: np.ndarray
     n_bytes: int
+    type: BlockType
+    k: int
+
+    def tiles(self, data: np.ndarray, first: int) -> np.ndarray:
+        """The live tiles, uint8, of rows whose blocks are `data`; `first`, the first of them, begins a group."""
+        ffi, lib = clib.library()
+        rows = data.size // self.type.row_bytes(self.k)
+        size, record = lib.el_sparse_index_bytes(self.type.id, rows, self.k), record_bytes(self.k, self.type)
+        own = np.zeros(size, dtype=np.uint8)  # the index of these rows alone
+        used = -(-rows // ROWS) * record
+        own[:used] = self.index[first // ROWS * record :][:used]
+        out = np.zeros(lib.el_sparse_place(self.type.id, ffi.from_buffer(own), rows, self.k), dtype=np.uint8)
+        out[:size] = own
+        rc = lib.el_pack_sparse(self.type.id, ffi.from_buffer(data), ffi.from_buffer(out), rows, self.k, 0, rows)
+        clib.check(rc, "packing without zero tiles")
+        return out[size:]
+
+
+_found: WeakKeyDictionary[Weights, dict[str, SparseIndex | None]] = WeakKeyDictionary()
 
 
 def find_sparse(names: Sequence[str], weights: Weights, n_threads: int) -> dict[str, SparseIndex]:
-    """The matrices of `names`, which lie in rows, that are worth storing sparse."""
-    found = {}
+    """The matrices of `names`, which lie in rows, that are worth storing sparse.
+
+    Kept as long as `weights`: loading asks once for the estimate of memory and once when it packs.
+    """
+    known = _found.setdefault(weights, {})
     for name in names:
-        shape = weights.shape(name)
-        made = sparse_index(weights.data(name), weights.type(name), math.prod(shape[:-1]), shape[-1], n_threads)
-        if made is not None:
-            found[name] = made
-    return found
+        if name not in known:
+            shape = weights.shape(name)
+            rows = math.prod(shape[:-1])
+            known[name] = sparse_index(weights.data(name), weights.type(name), rows, shape[-1], n_threads)
+    return {name: made for name in names if (made := known[name]) is not None}
 
 
 def sparse_index(data: np.ndarray, kind: BlockType, rows: int, k: int, n_threads: int) -> SparseIndex | None:
@@ -65,4 +92,4 @@ def sparse_index(data: np.ndarray, kind: BlockType, rows: int, k: int, n_threads
         for _, rc in done:
             clib.check(rc, "looking for zero tiles")
     n_bytes = lib.el_sparse_place(kind.id, target, rows, k)
-    return SparseIndex(index, n_bytes) if n_bytes <= WORTH * lib.el_panel_bytes(kind.id, rows, k) else None
+    return SparseIndex(index, n_bytes, kind, k) if n_bytes <= WORTH * lib.el_panel_bytes(kind.id, rows, k) else None

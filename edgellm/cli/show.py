@@ -153,6 +153,7 @@ def _tensors(file: Any) -> list[dict[str, Any]]:
         path, offset = file.place_of(t.name)
         row = {"name": t.name, "shape": list(t.shape), "type": t.type.name, "bytes": t.n_bytes, "offset": offset}
         row |= {"panels": True, "stored_bytes": t.stored_bytes} if t.panels else {}
+        row |= {"sparse": True} if t.sparse else {}
         rows.append(row if len(file.paths) == 1 else row | {"file": os.path.basename(path)})
     return rows
 
@@ -259,6 +260,7 @@ def _print_tensors(tensors: list[dict[str, Any]]) -> None:
     for t in tensors:
         shape = " x ".join(map(str, t["shape"]))
         where = "  in panels" if "panels" in t else ""
+        where = f"  in sparse panels, {size_text(t['stored_bytes'])}" if "sparse" in t else where
         click.echo(f"{one_line(t['name']):<{width}}  {t['type']:<5} {shape:>16}  {size_text(t['bytes']):>9}{where}")
 
 

@@ -1,4 +1,4 @@
-"""Packed files: GGUF whose matrices already lie in panels (formats/packed.md has the keys and the rules L1 to L7)."""
+"""Packed files: GGUF whose matrices already lie in panels (formats/packed.md has the keys and the rules L1 to L9)."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ PREFIX = "edgellm.pack."
 VERSION = 1  # of the keys and of this page
 PANEL_VERSION = 1  # of formats/panels.md
 PANEL_TYPE = 0x454C0000  # "EL" above the GGUF id of a type: in panels; far above what other readers know
+SPARSE_TYPE = 0x454D0000  # the same in sparse panels; how many bytes that are is in SPARSE_BYTES
+SPARSE_BYTES = PREFIX + "sparse_bytes"
 ALIGNMENT = 4096  # of the tensors: no page is shared, and lines of 64 bytes stay whole
 MIN_LINE = 64  # kernels load whole lines
 DIGEST = PREFIX + "header_sha256"
@@ -36,7 +38,7 @@ _KEYS: dict[str, tuple[ValueType, ValueType | None]] = {
     "tensor_sha256": (ValueType.ARRAY, ValueType.STRING),
     "header_sha256": (ValueType.STRING, None),
 }
-_OPTIONAL = {"source.alignment": (ValueType.UINT32, None)}
+_OPTIONAL = {"source.alignment": (ValueType.UINT32, None), "sparse_bytes": (ValueType.ARRAY, ValueType.UINT64)}
 
 
 @dataclass(frozen=True)
@@ -54,10 +56,20 @@ class PackInfo:
     sha256: dict[str, str]
 
 
-def panel_type_of(code: int) -> BlockType | None:
-    """The block type behind the id of a tensor in panels; None for any other id."""
-    kind = BY_ID.get(code - PANEL_TYPE)
-    return kind if kind is not None and kind.has_panel else None
+def panel_type_of(code: int) -> tuple[BlockType, bool] | None:
+    """(block type, whether it is sparse) behind the id of a tensor in panels; None for any other id."""
+    for base in (PANEL_TYPE, SPARSE_TYPE):
+        kind = BY_ID.get(code - base)
+        if kind is not None and kind.has_panel:
+            return kind, base == SPARSE_TYPE
+    return None
+
+
+def sparse_bytes(metadata: Metadata, path: str) -> list[int]:
+    """Bytes of each sparse tensor, in the order of the file; none where there is no such key (rule L3)."""
+    if SPARSE_BYTES not in metadata:
+        return []
+    return [int(n) for n in _value(metadata, path, "sparse_bytes", _OPTIONAL["sparse_bytes"])]
 
 
 def stored_bytes(kind: BlockType, shape: tuple[int, ...], panels: bool) -> int:
@@ -95,7 +107,7 @@ def check_version(metadata: Metadata, path: str) -> bool:
 def read_info(
     metadata: Metadata, file: MappedFile, tensors: dict[str, TensorInfo], alignment: int, data_start: int
 ) -> PackInfo:
-    """The keys of a packed file, checked (rules L3 to L7); they are taken out of `metadata`."""
+    """The keys of a packed file, checked (rules L3 to L7, L9); they are taken out of `metadata`."""
     path = file.path
     found = {key: _value(metadata, path, key, kind) for key, kind in _KEYS.items()}
     for key, kind in _OPTIONAL.items():
@@ -112,6 +124,9 @@ def read_info(
             path, "L7", "the header does not have its checksum; the file is damaged, copy or pack it again",
             DIGEST, found["header_sha256"], at=metadata.offsets[DIGEST],
         )  # fmt: skip
+    sizes = found["sparse_bytes"] if found["sparse_bytes"] is not None else ()
+    if len(sizes) != sum(t.sparse for t in tensors.values()):
+        _fail(path, "L9", "there is not one size for each sparse tensor", SPARSE_BYTES)
     digests = dict(zip(tensors, found["tensor_sha256"], strict=True))
     own = found["source.alignment"]
     metadata.drop([PREFIX + key for key in found])

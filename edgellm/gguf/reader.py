@@ -11,8 +11,15 @@ from typing import Any
 import numpy as np
 
 from ..blocks import BlockType
-from ..errors import MissingTensorError, ModelFormatError, UnsupportedQuantError, one_line
+from ..errors import (
+    InvalidArgumentError,
+    MissingTensorError,
+    ModelFormatError,
+    UnsupportedQuantError,
+    one_line,
+)
 from ..quants.panels import unpack_panels
+from ..quants.panels_sparse import check_sparse, unpack_sparse
 from .constants import (
     DEFAULT_ALIGNMENT,
     HEADER_BYTES,
@@ -23,7 +30,7 @@ from .constants import (
     ValueType,
 )
 from .metadata import REQUIRED, Cursor, Metadata, read_counts
-from .packed import PackInfo, check_version, read_info
+from .packed import PackInfo, check_version, read_info, sparse_bytes
 from .source import MappedFile, Reading
 from .tensors import TensorInfo, align_up, place, read_entries
 
@@ -84,7 +91,8 @@ class GGUFFile:
         self.warnings = self.metadata.warnings
         self.alignment = _read_alignment(cursor, self.metadata)
         is_packed = check_version(self.metadata, self.path)
-        entries = read_entries(cursor, n_tensors, self.alignment)
+        sizes = sparse_bytes(self.metadata, self.path) if is_packed else []
+        entries = read_entries(cursor, n_tensors, self.alignment, sizes)
         header_end = cursor.pos
         self.tensors, data_end = place(cursor, entries, self.alignment)
         self.packed = self._packed(is_packed, align_up(header_end, self.alignment))
@@ -92,7 +100,7 @@ class GGUFFile:
         self._bound: set[str] = set()
 
     def _packed(self, is_packed: bool, data_start: int) -> PackInfo | None:
-        """What a packed file says of itself (rules L1 to L7); None for any other file."""
+        """What a packed file says of itself (rules L1 to L7, L9); None for any other file."""
         strange = next((t for t in self.tensors.values() if t.panels), None)
         if strange is not None and not is_packed:
             raise ModelFormatError(
@@ -167,9 +175,23 @@ class GGUFFile:
         info = self._info(name)
         if not info.panels:
             return self.stored(name)
-        rows = unpack_panels(self.stored(name), prod(info.shape[:-1]), info.shape[-1], info.type).reshape(-1)
+        if info.sparse:
+            self.check_sparse(name)
+        unpack = unpack_sparse if info.sparse else unpack_panels
+        rows = unpack(self.stored(name), prod(info.shape[:-1]), info.shape[-1], info.type).reshape(-1)
         self.advise_dont_need(info.offset, info.stored_bytes)
         return rows
+
+    def check_sparse(self, name: str) -> None:
+        """Hold the index of a sparse tensor to itself and to the bytes there are. Raises ModelFormatError (L10)."""
+        info = self._info(name)
+        try:
+            check_sparse(self.stored(name), prod(info.shape[:-1]), info.shape[-1], info.type)
+        except InvalidArgumentError as error:
+            raise ModelFormatError(
+                f"{error}; the file is damaged, copy or pack it again", path=self.path, offset=info.offset,
+                field=f"index of {name}", rule="L10",
+            ) from None  # fmt: skip
 
     def stored(self, name: str) -> np.ndarray:
         """The bytes of a tensor as they are stored, rows or panels: read-only uint8 view of the map, no copy."""

@@ -7,6 +7,7 @@ from math import prod
 
 from ..blocks import BY_ID, BY_NAME, BlockType
 from ..errors import UnsupportedQuantError, one_line
+from ..quants.panels_sparse import index_bytes
 from .constants import MAX_BYTES, MAX_DIM, MAX_DIMS, MAX_NAME_BYTES, OTHER_TYPES, REMOVED_TYPES
 from .metadata import Cursor
 from .packed import fits_panels, panel_type_of, stored_bytes
@@ -16,7 +17,7 @@ from .packed import fits_panels, panel_type_of, stored_bytes
 class TensorInfo:
     """A tensor of the file. `shape` is rows first (NumPy order, the reverse of the file's), `offset` counts from the
     start of the file, `n_bytes` is the data as rows, without padding. `panels`: the file holds it in panels
-    (formats/packed.md), which take `stored_bytes`."""
+    (formats/packed.md), which take `stored_bytes`; `sparse`: in `sparse_bytes` bytes, without its zero tiles."""
 
     name: str
     type: BlockType
@@ -24,11 +25,16 @@ class TensorInfo:
     offset: int
     n_bytes: int
     panels: bool = False
+    sparse_bytes: int = 0
+
+    @property
+    def sparse(self) -> bool:
+        return self.sparse_bytes > 0
 
     @property
     def stored_bytes(self) -> int:
         """Bytes of the data in the file, without padding behind it."""
-        return stored_bytes(self.type, self.shape, self.panels)
+        return self.sparse_bytes or stored_bytes(self.type, self.shape, self.panels)
 
 
 @dataclass(frozen=True)
@@ -42,15 +48,16 @@ class _Entry:
     offset: int
     at: int
     panels: bool
+    sparse: bool
 
 
 def align_up(n: int, alignment: int) -> int:
     return -(-n // alignment) * alignment
 
 
-def read_entries(cursor: Cursor, n_tensors: int, alignment: int) -> list[_Entry]:
-    """The tensor descriptions from the cursor on (rules T1 to T9, T14)."""
-    entries, seen = [], set()
+def read_entries(cursor: Cursor, n_tensors: int, alignment: int, sparse_bytes: list[int]) -> list[_Entry]:
+    """The tensor descriptions from the cursor on (rules T1 to T9, T14, L9); sizes of sparse ones in `sparse_bytes`."""
+    entries, seen, sizes = [], set(), iter(sparse_bytes)
     for _ in range(n_tensors):
         start = cursor.pos
         name = cursor.name("T1", MAX_NAME_BYTES, "tensor name")
@@ -59,11 +66,22 @@ def read_entries(cursor: Cursor, n_tensors: int, alignment: int) -> list[_Entry]
             cursor.fail("T1", "two tensors have the same name", "tensor name", name)
         seen.add(name)
         shape = _read_shape(cursor, name)
-        kind, panels = _read_type(cursor, name)
+        kind, panels, sparse = _read_type(cursor, name)
         n_bytes = _n_bytes(cursor, name, shape, kind, alignment, panels)
+        if sparse:
+            n_bytes = _sparse_bytes(cursor, name, shape, kind, next(sizes, 0))
         at = cursor.pos
-        entries.append(_Entry(name, kind, shape, n_bytes, cursor.u64(f"offset of {name}"), at, panels))
+        entries.append(_Entry(name, kind, shape, n_bytes, cursor.u64(f"offset of {name}"), at, panels, sparse))
     return entries
+
+
+def _sparse_bytes(cursor: Cursor, name: str, shape: tuple[int, ...], kind: BlockType, n: int) -> int:
+    """Rule L9: a sparse tensor takes at least its index, and at most that and all its tiles."""
+    least = index_bytes(prod(shape[:-1]), shape[-1], kind)
+    most = least + stored_bytes(kind, shape, True)
+    if not least <= n <= most:
+        cursor.fail("L9", "a sparse tensor cannot have this size", f"bytes of {name}", n, f"{least} to {most}", back=4)
+    return n
 
 
 def _read_shape(cursor: Cursor, name: str) -> tuple[int, ...]:
@@ -85,14 +103,14 @@ def _read_shape(cursor: Cursor, name: str) -> tuple[int, ...]:
     return tuple(reversed(dims))
 
 
-def _read_type(cursor: Cursor, name: str) -> tuple[BlockType, bool]:
-    """(block type, whether the tensor is in panels)."""
+def _read_type(cursor: Cursor, name: str) -> tuple[BlockType, bool, bool]:
+    """(block type, whether the tensor is in panels, whether these are sparse)."""
     code = cursor.u32(f"type of {name}")
     kind, in_panels = BY_ID.get(code), panel_type_of(code)
     if kind is not None:
-        return kind, False
+        return kind, False, False
     if in_panels is not None:
-        return in_panels, True
+        return in_panels[0], True, in_panels[1]
     signed = code - (1 << 32) if code >= 1 << 31 else code
     if code in OTHER_TYPES:
         what = f"has type {OTHER_TYPES[code]}, which is not supported yet"
@@ -137,7 +155,8 @@ def place(cursor: Cursor, entries: list[_Entry], alignment: int) -> tuple[dict[s
         if start + running > MAX_BYTES:
             cursor.fail("T7", "the sum of the tensor sizes overflows", f"end of {e.name}", running, MAX_BYTES)
         rows = e.n_bytes if not e.panels else stored_bytes(e.type, e.shape, False)
-        infos[e.name] = TensorInfo(e.name, e.type, e.shape, start + e.offset, rows, e.panels)
+        sparse = e.n_bytes if e.sparse else 0
+        infos[e.name] = TensorInfo(e.name, e.type, e.shape, start + e.offset, rows, e.panels, sparse)
     for e in entries:
         end = start + e.offset + e.n_bytes
         if end > cursor.end:

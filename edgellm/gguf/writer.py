@@ -31,7 +31,7 @@ from .constants import (
     ValueType,
 )
 from .output import AtomicFile
-from .packed import PANEL_TYPE, fits_panels, stored_bytes
+from .packed import PANEL_TYPE, SPARSE_TYPE, fits_panels, stored_bytes
 from .tensors import align_up
 
 _SHORT = {
@@ -115,11 +115,12 @@ class GGUFWriter:
         return HEADER_BYTES + sum(sizes[:before]) + 8 + len(key.encode("utf-8")) + 4
 
     def add_tensor_info(
-        self, name: str, shape: Sequence[int], type: BlockType | str | int, panels: bool = False
+        self, name: str, shape: Sequence[int], type: BlockType | str | int, panels: bool = False, sparse_bytes: int = 0
     ) -> int:
         """Describe the next tensor; returns its bytes. `shape`: rows first, the last entry a multiple of the block.
 
-        `panels`: its data will come in panels (formats/packed.md), not row by row.
+        `panels`: its data will come in panels (formats/packed.md), not row by row; `sparse_bytes`: in sparse ones of so
+        many bytes, which the caller lists in the metadata.
         """
         self._open_for_description()
         kind, shape = resolve_type(type), tuple(int(n) for n in shape)
@@ -131,8 +132,8 @@ class GGUFWriter:
             raise InvalidArgumentError(f"tensor {name}: a row of {shape[-1]} is no multiple of the {kind.name} block")
         if panels and not (kind.has_panel and fits_panels(shape)):
             raise InvalidArgumentError(f"tensor {name}: {kind.name} of shape {shape} has no panels")
-        type_id = int(kind.id) + (PANEL_TYPE if panels else 0)
-        tensor = _Tensor(name, kind, shape, stored_bytes(kind, shape, panels), type_id)
+        type_id = int(kind.id) + (SPARSE_TYPE if sparse_bytes else PANEL_TYPE if panels else 0)
+        tensor = _Tensor(name, kind, shape, sparse_bytes or stored_bytes(kind, shape, panels), type_id)
         self._tensors[name] = tensor
         self._order.append(tensor)
         return tensor.n_bytes

@@ -50,11 +50,16 @@ def record_type(n_tiles: int) -> np.dtype:
     return np.dtype([("offset", "<u8"), ("n", "<u4"), ("form", "<u4"), ("live", "<u8", (-(-n_tiles // 64),))])
 
 
+def record_bytes(k: int, kind: BlockType) -> int:
+    """Bytes of the record of a group of k columns."""
+    return record_type(tiles_per_group(k, kind)).itemsize
+
+
 def index_bytes(rows: int, k: int, type: BlockType | str | int) -> int:
     """Bytes before the first tile: the records, filled up to a whole line."""
     kind = _panel_type(type)
     _check(rows, k, kind)
-    n = -(-rows // ROWS) * record_type(tiles_per_group(k, kind)).itemsize
+    n = -(-rows // ROWS) * record_bytes(k, kind)
     return -(-n // LINE) * LINE
 
 
