@@ -23,6 +23,7 @@ N_TIMES = 9  # of each width, of which the median counts
 REFRESH = 16  # plain passes after which their time is looked at again
 FRESH = 512  # passes after which the times of a width are forgotten
 MIX_DECAY = 0.9  # what an older guess counts in the mix of classes
+MIX_WEIGHT = 2.0  # guesses that what was supposed of the mix counts for
 PROBE_SHARE = 0.01  # of the time of passes that drafts may cost which do not pay, to see whether they do by now
 
 
@@ -33,6 +34,7 @@ class Acceptance:
         self._priors = tuple(priors)
         self._hits, self._tries = [0.0] * len(priors), [0.0] * len(priors)
         self._mix, self._n_mixed = [0.0] * len(priors), 0.0  # of each class, of late; their sum
+        self._typical = sum(priors) / max(1, len(priors))
 
     def rate(self, kind: int) -> float:
         """The share of guesses of class `kind` that will come true, 0 to 1."""
@@ -51,9 +53,12 @@ class Acceptance:
 
     def typical(self) -> float:
         """The share of guesses that will come true, for one whose class is not known yet."""
-        prior = WEIGHT * sum(self._priors) / len(self._priors)
         rates = sum(n * self.rate(kind) for kind, n in enumerate(self._mix) if n)
-        return (rates + prior) / (self._n_mixed + WEIGHT)
+        return (rates + MIX_WEIGHT * self._typical) / (self._n_mixed + MIX_WEIGHT)
+
+    def suppose(self, typical: float) -> None:
+        """What `typical` is before any guess was made."""
+        self._typical = typical
 
     def fade(self) -> None:
         """Another text begins: what is known counts half."""
@@ -161,6 +166,10 @@ class Control:
                 self._drafting[source] = DraftCosts(proposer.cost)
         elif not proposer.cost:  # what a drafter's probabilities are worth does not hang on the text
             self._sources[source].fade()
+
+    def suppose(self, source: str, share: float) -> None:
+        """So often a proposer is right, as long as nothing is known of the classes of its guesses."""
+        self._sources[source].suppose(share)
 
     def expected(self, source: str) -> float:
         """Tokens for the time of a plain pass, with drafts of a proposer, before the draft is made."""

@@ -24,6 +24,7 @@ from edgellm.speculate.drafts import Draft, NoDrafts
 # Classes of guesses: by how probable the drafter finds the token that it drew, at the sampler's temperature.
 _BORDERS = np.array([0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.97])
 _MIDDLES = (0.12, 0.28, 0.42, 0.58, 0.72, 0.85, 0.93, 0.98)  # how often they come true, if the drafter is the model
+_USUAL = 0.78  # how often guesses come true in all where that is so: most of them are found probable
 
 
 class DraftPasses(Protocol):
@@ -79,9 +80,10 @@ class DrawnProposer:
     def __init__(self, passes: DraftPasses, sampler: Sampler, control: Control, stop_ids: Container[int] = ()) -> None:
         self._passes, self._sampler, self._control, self._stop_ids = passes, sampler, control, stop_ids
         self.source, self.cost = passes.source, passes.cost
-        self.priors = tuple(passes.prior * p for p in _MIDDLES)
+        self.priors = tuple(min(0.98, p * passes.prior / _USUAL) for p in _MIDDLES)
 
     def begin(self, ids: Sequence[int]) -> None:
+        self._control.suppose(self.source, self._passes.prior)
         self._passes.begin(ids)
 
     def accept(self, tokens: Sequence[int]) -> None:
