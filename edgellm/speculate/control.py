@@ -24,7 +24,7 @@ REFRESH = 16  # plain passes after which their time is looked at again
 FRESH = 512  # passes after which the times of a width are forgotten
 MIX_DECAY = 0.9  # what an older guess counts in the mix of classes
 MIX_WEIGHT = 2.0  # guesses that what was supposed of the mix counts for
-PROBE_SHARE = 0.01  # of the time of passes that drafts may cost which do not pay, to see whether they do by now
+PROBE_SHARE = 0.005  # of the time of passes that drafts may cost which do not pay, to see whether they do by now
 
 
 class Acceptance:

@@ -25,6 +25,7 @@ from edgellm.speculate.drafts import NOTHING, Draft, Proposer
 
 REST_AFTER = 16  # tokens without a draft that was worth checking, after which only
 REST = 4  # one in four is a moment to look for drafts
+FEW = 4  # passes of one token of an answer from which their mean says what one takes
 _ROWS = [list(range(n)) for n in range(MAX_COLUMNS + 1)]  # the outputs of a pass: all rows
 
 
@@ -58,7 +59,8 @@ class Decoding:
         self._rows: np.ndarray | None = None  # float32 (1 + n_checked, n_vocab), valid until the next pass
         self._untold: list[int] = []  # tokens of the answer that the proposer does not know of yet
         self._n_idle = 0  # tokens since a draft was last worth checking
-        self._seconds, self._n_rows = 0.0, 0  # of all passes so far; rows that were used
+        self._seconds, self._n_rows = 0.0, 0  # of all passes and drafts so far; rows that were used
+        self._plain: list[float] = [0, 0.0]  # passes of one token, their seconds
         self._counts: dict[str, list[int]] = {}  # source -> tokens checked, tokens that came true
 
     def begin(self, history: SequenceOf[int]) -> None:
@@ -114,7 +116,7 @@ class Decoding:
 
     @property
     def gain(self) -> float:
-        plain = self._control.costs.plain()
+        plain = self._plain[1] / self._plain[0] if self._plain[0] >= FEW else self._control.costs.plain()
         if not self.n_drafted or plain is None or not self._seconds:
             return 1.0
         return self._n_rows * plain / self._seconds
@@ -187,4 +189,6 @@ class Decoding:
         self._rows = self._engine.forward(self._seq, tokens, _ROWS[len(tokens)], self._cancel, n_kept=1)
         seconds = time.perf_counter() - start
         self._n_checked, self._seconds = len(tokens) - 1, self._seconds + seconds
+        if len(tokens) == 1:
+            self._plain = [self._plain[0] + 1, self._plain[1] + seconds]
         self._control.costs.note(len(tokens), seconds)
