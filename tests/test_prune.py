@@ -173,7 +173,7 @@ def test_patterns_and_methods(tmp_path: Path, pattern: str, method: str, backend
         if pattern == "block16":
             tiles = gone.reshape(gone.shape[0] // 16, 16, gone.shape[1] // 64, 64).transpose(0, 2, 1, 3)
             assert set(tiles.reshape(-1, 16 * 64).sum(axis=1).tolist()) == {0, 16 * 64}
-    assert report.zeros == 0.5 and not report.faster and report.chunks == (4 if method == "wanda" else 0)
+    assert report.zeros == 0.5 and report.chunks == (4 if method == "wanda" else 0)
     assert report.held_out == 2 and report.ppl_after > 0
     with open_gguf(out) as file:
         said = {k.removeprefix("edgellm.prune."): file.metadata[k] for k in file.metadata if "prune" in k}
@@ -321,6 +321,6 @@ def test_the_command(tmp_path: Path) -> None:
     assert done.exit_code == 0 and json.loads(done.stdout)["zeros"] == 0.5
     done = CliRunner().invoke(cli, [*args, "--report"])
     assert done.exit_code == 0 and done.stdout == ""
-    assert "blk.0.attn_q.weight" in done.stderr and "before" in done.stderr and "nothing faster" in done.stderr
+    assert "blk.0.attn_q.weight" in done.stderr and "before" in done.stderr and "speed: " in done.stderr
     done = CliRunner().invoke(cli, [*args, "--no-overwrite"])
     assert done.exit_code == 1 and "exists already" in str(done.exception)

@@ -13,7 +13,8 @@ from ..gguf import GGUFWriter, open_gguf
 from ..progress import ProgressCallback
 from .dropping import Dropping
 from .jobs import Jobs, plan_jobs
-from .report import SPEED, PruneReport
+from .report import NOT_MEASURED, PruneReport
+from .speed import CERTAIN, Speed, measure_speed
 from .statistics import GRAM_BYTES
 from .walk import LayerWalk
 from .windows import CHUNK_SIZE, Windows, check, split
@@ -77,9 +78,11 @@ def prune(
             work = Dropping if wish.pattern == "layers" else Zeroing
             done: Work = work(loaded, walk, jobs, windows, wish, writer, progress)
             done.run(dataset)
-        return _report(done, path, start)
+        source = loaded.file.path
     finally:
         loaded.close()
+    speed = None if backend in ("numba", "reference") else measure_speed(source, path, threads)
+    return _report(done, path, speed, start)
 
 
 def _chunk_size(src: str | os.PathLike[str]) -> int:
@@ -104,7 +107,7 @@ def _check_memory(jobs: Jobs, windows: Windows, walk: LayerWalk, wish: PruneWish
         raise NotEnoughMemoryError(need, have, ["fewer windows (--chunks, --held-out)"], what="pruning this model")
 
 
-def _report(done: Work, path: str, start: float) -> PruneReport:
+def _report(done: Work, path: str, speed: Speed | None, start: float) -> PruneReport:
     before, after, w = done.before, done.after, done.windows
     return PruneReport(
         path=path,
@@ -121,8 +124,10 @@ def _report(done: Work, path: str, start: float) -> PruneReport:
         ppl_after_error=after.ppl_error if after else None,
         bytes_before=done.file.n_bytes,
         bytes_after=os.path.getsize(path),
-        faster=bool(done.removed),
-        speed=_speed(done),
+        faster=speed is not None and speed.ratio >= CERTAIN,
+        speed=NOT_MEASURED if speed is None else speed.text,
+        rate_before=None if speed is None else speed.before,
+        rate_after=None if speed is None else speed.after,
         types=dict(Counter(job.type.name for job in done.jobs.all)),
         notes=done.jobs.notes,
         seconds=time.perf_counter() - start,
@@ -131,11 +136,3 @@ def _report(done: Work, path: str, start: float) -> PruneReport:
         influence=done.influence,
     )
 
-
-def _speed(done: Work) -> str:
-    if not done.removed:
-        return SPEED
-    return (
-        f"{len(done.removed)} of {done.walk.n_layers} layers are not there any more, so a token takes "
-        f"{done.zeros:.0%} less of the layers' work and bytes (counted, not measured)"
-    )

@@ -10,7 +10,7 @@ from .losses import Quality
 from .wish import PruneWish
 
 PREFIX = "edgellm.prune."
-SPEED = "the zeros make nothing faster or smaller: they are stored and multiplied like all weights (docs/sparsity.md)"
+NOT_MEASURED = "not measured: that takes the compiled library, and memory for both files at once"
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class PruneReport:
     `zeros`: share of zeros among the weights of `tensors`, those that were pruned. Perplexities (`ppl_before`,
     `ppl_after`, their errors) are of the `held_out` last windows of `n_ctx` tokens, which `chunks`, the windows that
     weights were chosen by, do not hold; None: there was no text. `faster`: whether edgellm runs the file faster than
-    the one that it was made from; `speed` says it in words. `notes`: remarks that a person should read.
+    the one that it was made from; `speed` says it in words, and `rate_before` and `rate_after` are decoded tokens per
+    second, measured in turns (None: not measured). `notes`: remarks that a person should read.
 
     Pattern layers: `removed` are the numbers of the layers that went, `influence` the block influence of each one that
     was there, `zeros` the share of the layers' weights that went, and `tensors` is empty.
@@ -52,6 +53,8 @@ class PruneReport:
     bytes_after: int
     faster: bool
     speed: str
+    rate_before: float | None
+    rate_after: float | None
     types: dict[str, int]
     notes: tuple[str, ...]
     seconds: float
