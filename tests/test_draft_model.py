@@ -10,6 +10,7 @@ import threading
 import time
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from helpers import tiny_llama_gguf, tiny_vocab
 from tiny_families import tiny_family_gguf
 
 import edgellm
+from edgellm.convert import convert
 from edgellm.errors import (
     DraftModelError,
     InvalidArgumentError,
@@ -25,9 +27,11 @@ from edgellm.errors import (
     NonFiniteError,
     NotEnoughMemoryError,
 )
+from edgellm.quantize import quantize
 from edgellm.speculate import Control
 from edgellm.speculate.draft_model import DraftModelPasses
 
+HF_TINY = Path(__file__).resolve().parents[2] / "shared" / "data" / "hf-tiny"
 PROMPT = [1, 300, 304, 310, 300, 304, 310, 311, 300, 304]
 
 
@@ -303,6 +307,18 @@ def test_families(tmp_path, always, family):
         for options in ({"temperature": 0}, {"temperature": 0.8}):
             _, fast = both(model, max_tokens=150, **options)
             assert fast.stats.draft_accepted == fast.stats.draft_tokens > 100
+
+
+@pytest.mark.skipif(not HF_TINY.exists(), reason=f"needs {HF_TINY}")
+def test_a_copy_in_four_bits(tmp_path, always):
+    """A trained vocabulary, and a draft model that nearly says the same: most guesses come true, not all."""
+    convert(HF_TINY / "llama", tmp_path / "model.gguf", outtype="f32")
+    quantize(tmp_path / "model.gguf", tmp_path / "draft.gguf", "Q4_0")
+    ids = list(range(20, 50))
+    with edgellm.load(tmp_path / "model.gguf", backend=FAST[0], speculate=tmp_path / "draft.gguf") as model:
+        for options in ({"temperature": 0}, {"temperature": 0.8}):
+            _, fast = both(model, ids, max_tokens=100, **options)
+            assert 0 < fast.stats.draft_accepted < fast.stats.draft_tokens
 
 
 def test_what_pays_decides(folder, caplog):

@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
 """Answers with speculation beside answers without it: they must be the same, token for token.
 
-    tools/speculation_check.py [MODEL.gguf ...] [--drafts suffix,self,auto] [--prompts 400] [--write PAGE]
+    tools/speculation_check.py [MODEL.gguf ...] [--drafts suffix,self,draft,auto] [--prompts 400] [--write PAGE]
 
 For each model --prompts prompts: random tokens, a random stretch three times, a short period, and stretches of a text.
 Each is answered at temperature 0 and at 0.8 without speculation, with each kind of --drafts as it is (`suffix`), and
 with every draft made and checked to its full length, whether it pays or not (`suffix, all`): most guesses are wrong
-there. Kinds are those of --speculate; a model whose file names no layers to leave out (`edgellm draft`) gets self-
-drafts without the feed-forward part of every other layer. Without MODEL: the built-in model and four tiny families of
-../shared/data/hf-tiny. Exit 1: an answer differs.
+there. Kinds are those of a call's `speculate`; a model whose file names no layers to leave out (`edgellm draft`) gets
+self-drafts without the feed-forward part of every other layer, and the draft model is a copy in 4 bits. Without MODEL:
+the built-in model and four tiny families of ../shared/data/hf-tiny. Exit 1: an answer differs.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ from speculation_prompts import ROOT, noise
 
 import edgellm
 from edgellm import engine
+from edgellm.builtin import builtin_model
 from edgellm.convert import convert
+from edgellm.quantize import quantize
 from edgellm.speculate import Control, LayerDrafts, SkipSet
 
 DATA = ROOT.parent / "shared" / "data"
@@ -108,10 +110,18 @@ def add_self_drafts(model: edgellm.Model) -> None:
         loaded.engine.draft_makers["self"] = LayerDrafts(loaded.runner, loaded.plan, loaded.weights, skip)
 
 
-def check(name: str, path: Path | None, args: argparse.Namespace) -> list[Tally]:
+def draft_model(path: Path | None, folder: Path) -> Path:
+    """A copy of a model in 4 bits: it says nearly the same."""
+    copy = folder / "draft.gguf"
+    quantize(builtin_model() if path is None else path, copy, "Q4_0", allow_requantize=True)
+    return copy
+
+
+def check(name: str, path: Path | None, args: argparse.Namespace, folder: Path) -> list[Tally]:
     """All kinds of drafts beside none, for one model."""
     tallies = [Tally(name, kind + how) for kind in args.drafts for how in ("", ", all")]
-    with edgellm.load(path, backend=args.backend, n_ctx=512) as model:
+    speculate = draft_model(path, folder) if "draft" in args.drafts else "auto"
+    with edgellm.load(path, backend=args.backend, n_ctx=512, speculate=speculate) as model:
         if "self" in args.drafts or "auto" in args.drafts:
             add_self_drafts(model)
         for i, ids in enumerate(prompts_of(model, args.prompts)):
@@ -133,7 +143,7 @@ def main() -> int:
     parser.add_argument("models", nargs="*", type=Path)
     parser.add_argument("--prompts", type=int, default=400, help="for each model")
     parser.add_argument("--tokens", type=int, default=64, help="of an answer")
-    parser.add_argument("--drafts", default=["suffix", "self", "auto"], type=lambda text: text.split(","),
+    parser.add_argument("--drafts", default=["suffix", "self", "draft", "auto"], type=lambda text: text.split(","),
                         metavar="KINDS", help="kinds of drafts, with commas between them")  # fmt: skip
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--write", type=Path, metavar="PAGE", help="put the table into this page")
@@ -149,7 +159,7 @@ def main() -> int:
                 convert(DATA / "hf-tiny" / family, path, outtype="f32")
                 models.append((f"hf-tiny {family}", path))
         for name, path in models:
-            tallies += check(name, path, args)
+            tallies += check(name, path, args, Path(folder))
             print("\n".join(t.row() for t in tallies[-2 * len(args.drafts) :]), flush=True)
     n = args.prompts * len(models)
     lines = [f"{n:,} prompts, each at temperature 0 and 0.8, answers of up to {args.tokens} tokens.", "", *HEADER]
