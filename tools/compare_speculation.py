@@ -95,7 +95,7 @@ def one_round(asked: dict[str, tuple[Contestant, Ask]], prompts: list[list[int]]
         if sys.stderr.isatty() and time.monotonic() - shown > 1:
             print(f"\rround {turn + 1}: {i + 1} of {len(prompts)} ", end="", file=sys.stderr, flush=True)
             shown = time.monotonic()
-    print(f"\rround {turn + 1} is done ", file=sys.stderr)
+    print("\r\033[K" * sys.stderr.isatty() + f"round {turn + 1} is done", file=sys.stderr, flush=True)
 
 
 def measure(columns: Sequence[Column], name: str, program: Path, args: argparse.Namespace) -> list[Contestant]:
