@@ -255,7 +255,7 @@ def main() -> int:
         write_section(ROOT / "docs" / "speculation.md", "compare_speculation", args.model.name, page)
         name = next(iter(tables))
         intro = (f"Answers to {tables[name][0].prompts} frozen prompts ({name}, temperature 0), {facts['model']}, "
-                 f"{args.threads} threads:")  # fmt: skip
+                 f"{args.threads} threads (`make compare-speculation`; [more](docs/speculation.md)):")  # fmt: skip
         write_region(ROOT / "README.md", "compare_speculation", [intro, "", *short_table(tables[name])])
     return 0
 
