@@ -9,7 +9,9 @@ larger ones trained on that text have something to say:
 
 - chat: none to three exchanges of any kind, then a wish for a story (every second), one of the held-out questions of
   tools/demo_prompts.json, or a question of another kind.
-- copy: one to three exchanges of copying and editing, then such a wish again, or "Say that again.".
+- copy: every second one a paragraph (story, prose, words) that is to be given back, with a word replaced or as it is,
+  or a story that is to be told again (demo_text/long_texts.py; the built-in model has not learnt that); the others, one
+  to three exchanges of copying and editing a few words, then such a wish again, or "Say that again.".
 - random: 60 characters at random, no chat.
 """
 
@@ -27,6 +29,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
     from demo_text.generator import Generator
+    from demo_text.long_texts import LongTexts
 
 ROOT = Path(__file__).resolve().parent.parent
 PROMPTS = ROOT / "tools" / "speculation_prompts.json"
@@ -69,8 +72,9 @@ def chat(generator: Generator, n: int) -> list[list[Message]]:
     return out
 
 
-def copies(generator: Generator, n: int) -> list[list[Message]]:
-    """Wishes to give words back, some with a small change, behind others of that kind; the longest of several."""
+def copies(generator: Generator, long_texts: LongTexts, n: int) -> list[list[Message]]:
+    """Wishes to give a paragraph back, and between them wishes to give a few words back, some with a small change,
+    behind others of that kind; the longest of several."""
     from demo_text.conversations import AGAIN
 
     rng, out = generator.rng, []
@@ -80,6 +84,9 @@ def copies(generator: Generator, n: int) -> list[list[Message]]:
         return max((generator.one(skill).messages for _ in range(8)), key=lambda m: len(m[1][1]))
 
     for i in range(n):
+        if i % 2 == 0:
+            out.append(messages(long_texts.one().messages))
+            continue
         before = [pair for _ in range(rng.randint(1, 3)) for pair in long(rng.choice(skills))]
         last = long(skills[i % 3 - 1]) if i % 3 else (("user", rng.choice(AGAIN)), ("assistant", ""))
         out.append(messages([*before, *last]))
@@ -97,10 +104,14 @@ def made(prose: str) -> dict[str, list[Prompt]]:
     """All prompts; the words to copy are the common ones of `prose`, as in training."""
     from demo_text.corpus import split_prose
     from demo_text.generator import Generator
+    from demo_text.long_texts import LongTexts
     from demo_text.words import Words
 
-    generator = Generator(Words(split_prose(prose, 0.02)[0]), SEED)
-    return {"chat": [*chat(generator, COUNT)], "copy": [*copies(generator, COUNT)], "random": [*random_texts(COUNT)]}
+    common, held_out = split_prose(prose, 0.02)
+    generator = Generator(Words(common), SEED)
+    talks = chat(generator, COUNT)
+    copied = copies(generator, LongTexts(generator.words, held_out, SEED), COUNT)
+    return {"chat": [*talks], "copy": [*copied], "random": [*random_texts(COUNT)]}
 
 
 def noise(n: int, n_vocab: int, length: int = 40, seed: int = 3) -> list[list[int]]:

@@ -18,16 +18,19 @@ from demo_text import corpus
 from demo_text.folder import write_folder, write_json
 from demo_text.generator import Generator
 from demo_text.llama import Llama, Shape
+from demo_text.long_texts import LongTexts
 from demo_text.ngram import KneserNey
 from demo_text.prompts import Prompt, check_unseen, judge, load_prompts
 from demo_text.training import Log, Plan, continue_greedily, held_out_loss, train
 from demo_text.vocabulary import Vocabulary
 from demo_text.words import Words
+from safetensors.torch import load_file
 
 TOOLS = Path(__file__).resolve().parent
 PROMPTS = TOOLS / "demo_prompts.json"
 GRIMM = TOOLS.parent.parent / "shared" / "data" / "text" / "grimm.txt"
 HELD_SEED = 1_000_003
+LONG_SEED = 2_000_003
 HELD_SHARE = 0.02
 HELD_ROWS = 40
 DIALOGUES_PER_PASSAGE = 24
@@ -45,6 +48,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, default=Shape.layers, help="layers (default: %(default)s)")
     parser.add_argument("--hidden", type=int, default=Shape.hidden, help="feed-forward width (default: %(default)s)")
     parser.add_argument("--peak", type=float, default=Plan.peak, help="rate of the matrices (default: %(default)s)")
+    parser.add_argument(
+        "--long-texts",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="of dialogues that copy and edit whole paragraphs (default: none)",
+    )
+    parser.add_argument("--resume", type=Path, metavar="FOLDER", help="start from the weights of an earlier run")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads; results repeat exactly with one (default)")
     return parser.parse_args()
 
@@ -62,11 +73,13 @@ def checked(generator: Generator, prompts: list[Prompt]) -> Iterator:
 
 
 def training_documents(
-    generator: Generator, prose: str, vocabulary: Vocabulary, prompts: list[Prompt]
+    generator: Generator, prose: str, vocabulary: Vocabulary, prompts: list[Prompt], long_texts: float
 ) -> Iterator[corpus.Document]:
     """Dialogues without end, with a passage of prose after every few; the prose is cut anew each time round."""
     rng = random.Random(generator.rng.random())
     dialogues = checked(generator, prompts)
+    if long_texts > 0.0:
+        dialogues = LongTexts(generator.words, prose, LONG_SEED).mixed(dialogues, long_texts)
     while True:
         pieces = corpus.passages(prose, rng, PASSAGE_LENGTH)
         rng.shuffle(pieces)
@@ -121,11 +134,11 @@ def main() -> None:
     begun = time.time()
     prompts = load_prompts(PROMPTS)
     shape = Shape(width=options.width, layers=options.layers, hidden=options.hidden)
-    plan = Plan(options.steps, options.seed, peak=options.peak)
+    plan = Plan(options.steps, options.seed, peak=options.peak, rest_peak=min(Plan.rest_peak, options.peak))
     prose, held_prose = corpus.split_prose(options.grimm.read_text(encoding="utf-8"), HELD_SHARE)
     words = Words(prose)
     vocabulary = Vocabulary.train(Generator(words, options.seed).dialogues(), prose, shape.vocab)
-    documents = training_documents(Generator(words, options.seed), prose, vocabulary, prompts)
+    documents = training_documents(Generator(words, options.seed), prose, vocabulary, prompts, options.long_texts)
     rows = corpus.pack(documents, plan.steps * plan.batch, shape.context)
     held = held_out_rows(words, held_prose, vocabulary, shape.context)
     say(f"{rows.tokens.size} tokens ready after {time.time() - begun:.0f} s")
@@ -134,6 +147,8 @@ def main() -> None:
     say(f"5-gram model, held-out loss: {ngram}")
 
     model = Llama(shape)
+    if options.resume is not None:
+        model.load_state_dict(load_file(options.resume / "model.safetensors"))
     say(f"{model.parameter_count()} parameters")
     log = Log(options.out / "loss.json")
     options.out.mkdir(parents=True, exist_ok=True)
