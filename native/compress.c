@@ -49,35 +49,39 @@ static int64_t count_tile(int type, const uint8_t *codes, int n_lines) {
     return n;
 }
 
-/* The line's codes but for zeros, one after the other; returns how many */
-static int squeeze(const uint8_t *line, uint8_t zero, uint8_t *mask, uint8_t *values) {
-    uint64_t bits = 0;
+/* What el_k.squeeze does where no level has it */
+static int squeeze(const uint8_t *line, int zero, uint64_t *mask, uint8_t *values) {
+    uint8_t found[LINE + 1];
     int n = 0;
-    for (int i = 0; i < LINE; i++) { /* without a branch: every other one would be guessed wrong */
+    *mask = 0;
+    for (int i = 0; i < LINE; i++) { /* without a branch, as in el_expand_line */
         int live = line[i] != zero;
-        values[n] = line[i];
+        found[n] = line[i];
         n += live;
-        bits |= (uint64_t)live << i;
+        *mask |= (uint64_t)live << i;
     }
-    memcpy(mask, &bits, 8);
+    memcpy(values, found, LINE);
     return n;
 }
 
-/* Writes what count_tile counts */
+/* A tile behind its scales; `out` has room for the longest. Returns where it ends. */
 static uint8_t *write_tile(int type, const uint8_t *codes, int n_lines, uint8_t *out) {
-    uint8_t zero = (uint8_t)el_zero_code(type), *values = out + EL_MASK_BYTES * n_lines;
-    uint8_t found[2][LINE + 1];
+    int (*const one)(const uint8_t *, int, uint64_t *, uint8_t *) = el_k.squeeze ? el_k.squeeze : squeeze;
+    uint8_t *values = out + EL_MASK_BYTES * n_lines, found[2][LINE];
     for (int j = 0; j < n_lines; j += 2) {
+        uint64_t mask[2];
         int n[2];
-        for (int h = 0; h < 2; h++) n[h] = squeeze(codes + (j + h) * LINE, zero, out + (j + h) * EL_MASK_BYTES, found[h]);
+        for (int h = 0; h < 2; h++) n[h] = one(codes + (j + h) * LINE, el_zero_code(type), mask + h, found[h]);
+        memcpy(out + j * EL_MASK_BYTES, mask, sizeof mask);
         if (type == EL_TYPE_Q8_0) {
-            memcpy(values, found[0], (size_t)n[0]);
-            memcpy(values + n[0], found[1], (size_t)n[1]);
+            memcpy(values, found[0], LINE);
+            memcpy(values + n[0], found[1], LINE);
             values += n[0] + n[1];
             continue;
         }
-        int longer = n[0] > n[1] ? n[0] : n[1];
-        for (int i = 0; i < longer; i++) values[i] = (uint8_t)((i < n[0] ? found[0][i] : 0) | (i < n[1] ? found[1][i] : 0) << 4);
+        int both = n[0] < n[1] ? n[0] : n[1], longer = n[0] + n[1] - both;
+        for (int i = 0; i < LINE; i++) values[i] = (uint8_t)(found[0][i] | found[1][i] << 4);
+        for (int i = both; i < longer; i++) values[i] = (uint8_t)(i < n[0] ? found[0][i] : found[1][i] << 4);
         values += longer;
     }
     return values;
@@ -93,10 +97,12 @@ static int64_t group_stream(int type, const uint8_t *tile, int n_rows, int64_t k
         int n_lines = (int)lines_at(k, at);
         codes_of(type, tile, n_lines, n_rows, codes);
         if (out) {
-            memcpy(out + n, tile, EL_TILE_SCALES);
-            write_tile(type, codes, n_lines, out + n + EL_TILE_SCALES);
-        }
-        n += EL_TILE_SCALES + count_tile(type, codes, n_lines);
+            uint8_t whole[EL_COMPRESSED_PAD]; /* a stream has no room for more than its codes */
+            memcpy(whole, tile, EL_TILE_SCALES);
+            int64_t bytes = write_tile(type, codes, n_lines, whole + EL_TILE_SCALES) - whole;
+            memcpy(out + n, whole, (size_t)bytes);
+            n += bytes;
+        } else n += EL_TILE_SCALES + count_tile(type, codes, n_lines);
         tile += tile_bytes(type, n_lines);
     }
     int64_t whole = (n + LINE - 1) / LINE * LINE;

@@ -51,9 +51,11 @@ static inline uint64_t el_mask(const uint8_t *p) {
 /* The line's codes: those of the mask from `values` on (`shift` 4: from upper nibbles), the others `zero`. Returns how many. */
 static inline int el_expand_line(uint64_t mask, const uint8_t *values, int bits, int shift, int zero, uint8_t *line) {
     int n = 0;
-    memset(line, zero, EL_CODE_LINE);
-    for (int i = 0; mask; i++, mask >>= 1)
-        if (mask & 1) line[i] = (uint8_t)(values[n++] >> shift & ((1 << bits) - 1));
+    for (int i = 0; i < EL_CODE_LINE; i++) { /* without a branch: every other one would be guessed wrong */
+        int live = (int)(mask >> i & 1), code = values[n] >> shift & ((1 << bits) - 1);
+        line[i] = (uint8_t)(live ? code : zero);
+        n += live;
+    }
     return n;
 }
 

@@ -62,6 +62,7 @@ static void merge(el_kernels *into, const el_kernels *from) {
     TAKE(exp_sum);
     TAKE(largest);
     TAKE(prefill_column);
+    TAKE(squeeze);
     for (int i = 0; i < EL_N_KV_TYPES; i++) {
         TAKE(attn_scores[i]);
         TAKE(attn_values[i]);

@@ -114,6 +114,9 @@ typedef struct {
     el_prefill_fn prefill[EL_N_LAYOUTS][EL_TYPE_LIMIT]; /* [layout][GGUF type id]; NULL: the exact kernel serves */
     /* one column, x (k), into its lines of el_columns: 32 values every 16 * 32; low may be NULL */
     void (*prefill_column)(const float *x, int64_t k, uint16_t *high, uint16_t *low);
+    /* For packing: the codes of a line (64) that are not `zero`, one after the other at values (64), and which they are; returns
+     * how many. NULL: compress.c has its own. */
+    int (*squeeze)(const uint8_t *line, int zero, uint64_t *mask, uint8_t *values);
     /* in place: x = exp(x - max); returns nothing, *sum gets the total in lane order */
     void (*exp_sum)(float *x, int64_t n, float max, float *sum);
 } el_kernels;

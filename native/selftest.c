@@ -160,6 +160,23 @@ static el_act activations(pool *b, int format, int64_t k, int64_t n_cols, int ki
     return a;
 }
 
+/* A table's squeeze against a plain loop: matrices are packed with it once the table is in use */
+static int check_squeeze(const el_kernels *table, uint64_t seed) {
+    for (int share = 0; share < 5 && table->squeeze; share++) { /* of the codes in quarters */
+        uint8_t line[64], values[64], expected[64];
+        uint64_t mask, found = 0;
+        int n = 0;
+        for (int i = 0; i < 64; i++) {
+            line[i] = (int)(next(&seed) >> 30) < share ? (uint8_t)(next(&seed) >> 24) : 128;
+            if (line[i] == 128) continue;
+            expected[n++] = line[i];
+            found |= (uint64_t)1 << i;
+        }
+        if (table->squeeze(line, 128, &mask, values) != n || mask != found || memcmp(values, expected, (size_t)n)) return 0;
+    }
+    return 1;
+}
+
 /* `rows` rows of w, compressed into a buffer of just their size; NULL: no memory, or one of the steps refused */
 static uint8_t *compress_rows(pool *b, int type, const uint8_t *w, int64_t rows, int64_t k, int64_t *bytes) {
     int64_t n_index = el_compressed_index_bytes(type, rows, k);
@@ -481,6 +498,7 @@ static int run_checks(const el_kernels *table) {
             for (int i = 0; i < (int)(sizeof widths / sizeof *widths) && ok == 1; i++)
                 ok = el_check_linear(table, layout, type, 21, k, widths[i], (uint64_t)(type * 8 + i), &memory);
         }
+    if (ok == 1) ok = check_squeeze(table, 7);
     for (int seed = 0; seed < 4 && ok == 1; seed++) ok = el_check_vector(table, 299, (uint64_t)seed, &memory);
     for (int type = 0; type < EL_N_KV_TYPES; type++) {
         if (!table->attn_scores[type] && !table->attn_values[type] && !table->attn_store_k[type] && !table->attn_store_v[type])

@@ -132,6 +132,7 @@ const el_kernels el_kernels_vbmi2 = {
     .need = EL_CPU_AVX2 | EL_CPU_FMA | EL_CPU_F16C | EL_CPU_AVX512 | EL_CPU_AVX512VNNI | EL_CPU_VBMI2,
     .wide = 1,
     .linear[EL_COMPRESSED] = {[EL_TYPE_Q4_0] = compressed_q4_0, [EL_TYPE_Q8_0] = compressed_q8_0},
+    .squeeze = squeeze,
 };
 
 #if defined(__clang__)

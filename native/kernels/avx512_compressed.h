@@ -177,3 +177,11 @@ INLINE int64_t wide_compressed_rows(const int is_q8, const void *w, int64_t row0
 #define Q8_0_SQUEEZED(SPARSE, C) panel_compressed(1, w, group, x, m0, C, n_rows, out, ldy)
 COMPRESSED_FN(compressed_q4_0, 0, Q4_0_SQUEEZED)
 COMPRESSED_FN(compressed_q8_0, 1, Q8_0_SQUEEZED)
+
+/* ---- packing --------------------------------------------------------------------------------------------------------- */
+static int squeeze(const uint8_t *line, int zero, uint64_t *mask, uint8_t *values) {
+    vint codes = v_line(line);
+    *mask = _mm512_cmpneq_epi8_mask(codes, _mm512_set1_epi8((char)zero));
+    _mm512_storeu_si512(values, _mm512_maskz_compress_epi8(*mask, codes));
+    return (int)_mm_popcnt_u64(*mask);
+}
