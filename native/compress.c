@@ -154,7 +154,7 @@ static int all_streams(int type, const void *src, void *index, int64_t rows, int
     for (int64_t r = row0; r < row1 && status == EL_OK; r += ROWS) {
         uint8_t *record = record_of(index, r);
         el_stream found = el_load_stream(record);
-        int64_t n = rows_stream(type, &s, src, r, row1, k, panels, pack ? record + found.offset : NULL);
+        int64_t n = rows_stream(type, &s, src, r, row1, k, panels, pack ? record + found.at : NULL);
         if (n < 0) status = EL_E_ARGUMENT;
         else if (!pack) {
             found = (el_stream){0, (uint64_t)n};
@@ -182,7 +182,7 @@ int64_t el_compressed_place(int type, void *index, int64_t rows, int64_t k) {
         uint8_t *record = record_of(index, g * ROWS);
         el_stream found = el_load_stream(record);
         if (found.bytes % LINE || found.bytes > (uint64_t)(INT64_MAX - EL_COMPRESSED_PAD - at)) return -1;
-        found.offset = (uint64_t)(at - g * (int64_t)sizeof found);
+        found.at = (uint64_t)(at - g * (int64_t)sizeof found);
         memcpy(record, &found, sizeof found);
         at += (int64_t)found.bytes;
     }
@@ -204,17 +204,21 @@ int64_t el_compressed_sample(int type, const void *src, int64_t rows, int64_t k,
     return n_groups * s.group_bytes;
 }
 
-int el_compressed_ok(int type, const void *panels, int64_t bytes, int64_t rows, int64_t k) {
+int el_compressed_bind(int type, const void *panels, int64_t bytes, int64_t rows, int64_t k, void *index) {
     shape s;
-    if (!shape_of(type, rows, k, &s) || !panels || bytes < EL_COMPRESSED_PAD) return 0;
+    if (!shape_of(type, rows, k, &s) || !panels || !index || bytes < EL_COMPRESSED_PAD) return EL_E_ARGUMENT;
     int64_t end = bytes - EL_COMPRESSED_PAD, used = s.n_groups * (int64_t)sizeof(el_stream);
-    if (used > end) return 0;
+    if (used > end) return EL_E_ARGUMENT;
+    memcpy(index, panels, (size_t)used); /* first: the file may change under us */
     for (int64_t g = 0; g < s.n_groups; g++) {
-        int64_t at = g * (int64_t)sizeof(el_stream);
-        el_stream found = el_load_stream((const uint8_t *)panels + at);
-        if (found.offset > (uint64_t)(end - at) || found.bytes > (uint64_t)(end - at) - found.offset) return 0;
+        int64_t start = g * (int64_t)sizeof(el_stream);
+        uint64_t room = (uint64_t)(end - start);
+        el_stream found = el_load_stream((const uint8_t *)index + start);
+        if (found.at > room || found.bytes > room - found.at) return EL_E_ARGUMENT;
+        found.at = (uint64_t)(uintptr_t)((const uint8_t *)panels + start + (int64_t)found.at);
+        memcpy((uint8_t *)index + start, &found, sizeof found);
     }
-    return 1;
+    return EL_OK;
 }
 
 /* One group as panels */
@@ -230,19 +234,19 @@ static void expand_group(int type, el_walk walk, int64_t k, uint8_t *out) {
     }
 }
 
-int el_compressed_expand(int type, const void *panels, int64_t rows, int64_t k, int64_t row0, int64_t row1, void *dst) {
+int el_compressed_expand(int type, const void *index, int64_t rows, int64_t k, int64_t row0, int64_t row1, void *dst) {
     shape s;
-    if (!shape_of(type, rows, k, &s) || !dst || !rows_ok(panels, rows, row0, row1)) return EL_E_ARGUMENT;
+    if (!shape_of(type, rows, k, &s) || !dst || !rows_ok(index, rows, row0, row1)) return EL_E_ARGUMENT;
     for (int64_t r = row0; r < row1; r += ROWS)
-        expand_group(type, el_walk_group(panels, r / ROWS), k, (uint8_t *)dst + (r - row0) / ROWS * s.group_bytes);
+        expand_group(type, el_walk_group(index, r / ROWS), k, (uint8_t *)dst + (r - row0) / ROWS * s.group_bytes);
     return EL_OK;
 }
 
-int el_compressed_row(int type, const void *panels, int64_t rows, int64_t k, int64_t row, float *dst) {
+int el_compressed_row(int type, const void *index, int64_t rows, int64_t k, int64_t row, float *dst) {
     shape s;
     uint8_t codes[EL_TILE_LINES * LINE];
-    if (!shape_of(type, rows, k, &s) || !panels || !dst || row < 0 || row >= rows) return EL_E_ARGUMENT;
-    el_walk walk = el_walk_group(panels, row / ROWS);
+    if (!shape_of(type, rows, k, &s) || !index || !dst || row < 0 || row >= rows) return EL_E_ARGUMENT;
+    el_walk walk = el_walk_group(index, row / ROWS);
     int r = (int)(row % ROWS);
     for (int64_t at = 0; at < k; at += 64) {
         int n_lines = (int)lines_at(k, at);

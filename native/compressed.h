@@ -1,7 +1,7 @@
 /* compressed.h: how a tile of a compressed matrix is read, in plain C (formats/panels.md, "Compressed tiles").
  *
  * A tile says itself how long it is, and what a damaged file says could lead anywhere. So whoever walks a stream asks el_tile_at
- * for each tile, which gives no place behind the stream; el_compressed_ok has seen to it that EL_COMPRESSED_PAD bytes follow.
+ * for each tile, which gives no place behind the stream; el_compressed_bind has seen to it that EL_COMPRESSED_PAD bytes follow.
  */
 #ifndef EL_COMPRESSED_H
 #define EL_COMPRESSED_H
@@ -18,7 +18,7 @@ static inline int el_has_compressed(int type) { return type == EL_TYPE_Q8_0 || t
 
 /* A group's record in the index */
 typedef struct {
-    uint64_t offset; /* of its stream, from the record on */
+    uint64_t at;    /* its stream, counted from the record on; in a bound index its address */
     uint64_t bytes;
 } el_stream;
 
@@ -33,10 +33,10 @@ typedef struct {
     const uint8_t *tile, *end; /* end: of the stream; EL_COMPRESSED_PAD bytes can be read from there on */
 } el_walk;
 
-static inline el_walk el_walk_group(const void *panels, int64_t group) {
-    const uint8_t *record = (const uint8_t *)panels + group * (int64_t)sizeof(el_stream);
-    el_stream s = el_load_stream(record);
-    return (el_walk){record + s.offset, record + s.offset + s.bytes};
+static inline el_walk el_walk_group(const void *index, int64_t group) {
+    el_stream s = el_load_stream((const uint8_t *)index + group * (int64_t)sizeof s);
+    const uint8_t *tile = (const uint8_t *)(uintptr_t)s.at;
+    return (el_walk){tile, tile + s.bytes};
 }
 
 /* The next tile */

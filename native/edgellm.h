@@ -80,11 +80,11 @@ int el_pack_compressed(int type, const void *src, void *dst, int64_t rows, int64
 #define EL_COMPRESSED_PAD 1280 /* at a matrix's end: what kernels may read from a tile's first byte on, whatever it says */
 /* Looks at n_groups groups here and there: returns their bytes as panels, and *bytes those of their streams; -1 */
 int64_t el_compressed_sample(int type, const void *src, int64_t rows, int64_t k, int64_t n_groups, int64_t *bytes);
-/* 1: every group's stream lies within `bytes`; kernels read nothing beside these, whatever the streams say */
-int el_compressed_ok(int type, const void *panels, int64_t bytes, int64_t rows, int64_t k);
-int el_compressed_row(int type, const void *panels, int64_t rows, int64_t k, int64_t row, float *dst); /* as el_panel_row */
+/* What kernels read: as el_sparse_bind. They read nothing beside `bytes`, whatever the streams say. */
+int el_compressed_bind(int type, const void *panels, int64_t bytes, int64_t rows, int64_t k, void *index);
+int el_compressed_row(int type, const void *index, int64_t rows, int64_t k, int64_t row, float *dst); /* as el_panel_row */
 /* rows [row0, row1) as panels (el_panel_bytes of them) */
-int el_compressed_expand(int type, const void *panels, int64_t rows, int64_t k, int64_t row0, int64_t row1, void *dst);
+int el_compressed_expand(int type, const void *index, int64_t rows, int64_t k, int64_t row0, int64_t row1, void *dst);
 /* Sparse panels (EL_SPARSE): zero tiles are not stored. An index, then the tiles; a matrix is made in three steps. */
 int64_t el_sparse_index_bytes(int type, int64_t rows, int64_t k); /* -1: no panel form */
 /* 1: looks for zero tiles in rows [row0, row1) at src (as for el_pack_panels) and fills in their records, but for offsets */
@@ -107,7 +107,7 @@ int el_quantize(int type, const float *src, void *dst, int64_t rows, int64_t k);
 int el_quantize_weighted(int type, const float *src, const float *importance, void *dst, int64_t rows, int64_t k);
 
 /* y[m][r] (leading dimension ldy) = dot(row r of w, x[m]) for r in [row0, row1), one thread; for tests and
- * tools. Of sparse panels w is the bound index. */
+ * tools. Of sparse and compressed panels w is the bound index. */
 int el_linear_test(int type, int layout, const void *w, int64_t rows, int64_t k, int64_t row0, int64_t row1,
                    const float *x, int64_t n_cols, float *y, int64_t ldy);
 /* The same through the prefill kernel of the type, whatever n_cols is; EL_E_UNSUPPORTED: there is none here. */

@@ -110,22 +110,27 @@ static int step_ok(const el_plan *p, const el_step *s) {
     }
 }
 
+static int64_t index_bytes(const el_weight *w) {
+    return w->layout == EL_SPARSE ? el_sparse_index_bytes(w->type, w->rows, w->cols)
+                                  : el_compressed_index_bytes(w->type, w->rows, w->cols);
+}
+
 static int weight_ok(const el_weight *w) {
     if (!w->data || w->rows < 1 || w->cols < 1 || w->type < 0 || w->type >= EL_TYPE_LIMIT || w->cols > MAX_COLS) return 0;
     if (w->layout == EL_PANELS) return el_panel_bytes(w->type, w->rows, w->cols) == w->bytes;
-    if (w->layout == EL_COMPRESSED) return el_compressed_ok(w->type, w->data, w->bytes, w->rows, w->cols);
-    if (w->layout == EL_SPARSE) return el_sparse_index_bytes(w->type, w->rows, w->cols) >= 0; /* bind_sparse looks inside */
+    if (w->layout == EL_SPARSE || w->layout == EL_COMPRESSED) return index_bytes(w) >= 0; /* bind_indexes looks inside */
     int64_t row = el_row_bytes(w->type, w->cols);
     return w->layout == EL_ROWS && row > 0 && w->rows <= INT64_MAX / row && row * w->rows == w->bytes;
 }
 
-static int bind_sparse(el_plan *p) {
+static int bind_indexes(el_plan *p) {
     for (int64_t i = 0; i < p->n_weights; i++) {
         el_weight *w = &p->weights[i];
-        if (w->layout != EL_SPARSE) continue;
-        p->indexes[i] = malloc((size_t)el_sparse_index_bytes(w->type, w->rows, w->cols));
+        if (w->layout != EL_SPARSE && w->layout != EL_COMPRESSED) continue;
+        p->indexes[i] = malloc((size_t)index_bytes(w));
         if (!p->indexes[i]) return EL_E_NOMEM;
-        int rc = el_sparse_bind(w->type, w->data, w->bytes, w->rows, w->cols, p->indexes[i]);
+        int rc = (w->layout == EL_SPARSE ? el_sparse_bind : el_compressed_bind)(w->type, w->data, w->bytes, w->rows, w->cols,
+                                                                               p->indexes[i]);
         if (rc) return rc;
         w->data = p->indexes[i];
     }
@@ -237,7 +242,7 @@ int el_plan_new(el_plan **out, const el_step *steps, int64_t n_steps, const el_b
     rc = copy_inputs(p, steps, buffers, weights, ropes);
     for (int64_t i = 0; !rc && i < n_weights; i++)
         if (!weight_ok(&p->weights[i])) rc = EL_E_ARGUMENT;
-    if (!rc) rc = bind_sparse(p);
+    if (!rc) rc = bind_indexes(p);
     for (int64_t i = 0; !rc && i < n_steps; i++)
         if (!step_ok(p, &p->steps[i])) rc = EL_E_ARGUMENT;
     if (!rc) rc = allocate_buffers(p);

@@ -38,7 +38,7 @@ struct el_plan {
     float **data;            /* (n_buffers) each (max_tokens, cols) */
     int64_t *data_bytes;
     int64_t n_buffers;
-    el_weight *weights;      /* (n_weights); data of sparse ones: the bound index */
+    el_weight *weights;      /* (n_weights); data of sparse and compressed ones: the bound index */
     void **indexes;          /* (n_weights) those, owned; NULL for other layouts */
     int64_t n_weights;
     el_rope_table *ropes;    /* (n_ropes), own copies of inv_freq */

@@ -22,9 +22,10 @@ typedef struct {
     el_columns x;
 } prefill_job;
 
-/* Sparse panels are expanded, a block of rows at a time. */
+/* Sparse and compressed panels are expanded, a block of rows at a time. */
+static int is_expanded(const el_weight *w) { return w->layout == EL_SPARSE || w->layout == EL_COMPRESSED; }
 static el_prefill_fn kernel_of(const el_weight *w) {
-    return el_k.prefill[w->layout == EL_SPARSE ? EL_PANELS : w->layout][w->type];
+    return el_k.prefill[is_expanded(w) ? EL_PANELS : w->layout][w->type];
 }
 
 static int is_linear(const el_step *s) { return s->op == EL_OP_LINEAR || s->op == EL_OP_LINEAR_GATED; }
@@ -44,12 +45,12 @@ static int step_has_kernels(const el_plan *p, const el_step *s, int *parts) {
     return 1;
 }
 
-/* Room for a block of rows of the widest sparse weight */
+/* Room for a block of rows of the widest weight that is expanded */
 static int64_t expanded_floats(const el_plan *p) {
     int64_t most = 0;
     for (int64_t i = 0; i < p->n_weights; i++) {
         const el_weight *w = &p->weights[i];
-        int64_t bytes = w->layout == EL_SPARSE ? el_panel_bytes(w->type, EL_PREFILL_ROW_BLOCK, w->cols) : 0;
+        int64_t bytes = is_expanded(w) ? el_panel_bytes(w->type, EL_PREFILL_ROW_BLOCK, w->cols) : 0;
         if (bytes > most) most = bytes;
     }
     return most / (int64_t)sizeof(float);
@@ -141,12 +142,12 @@ static void finish_gated(const prefill_job *job, int64_t r0, int64_t r1, int64_t
 /* c: rows [r0, r1) of w times n_tiles tiles of columns; scratch as el_prefill_allocate made it */
 static void multiply_block(const prefill_job *job, const el_weight *w, int64_t r0, int64_t r1, int64_t tile0, int64_t n_tiles,
                            float *c, float *scratch) {
-    if (w->layout != EL_SPARSE) {
+    if (!is_expanded(w)) {
         kernel_of(w)(w->data, job->k, r0, r1, &job->x, tile0, n_tiles, c, scratch);
         return;
     }
     float *expanded = scratch + EL_PREFILL_SCRATCH / (int64_t)sizeof(float);
-    el_sparse_expand(w->type, w->data, w->rows, w->cols, r0, r1, expanded);
+    (w->layout == EL_SPARSE ? el_sparse_expand : el_compressed_expand)(w->type, w->data, w->rows, w->cols, r0, r1, expanded);
     kernel_of(w)(expanded, job->k, 0, r1 - r0, &job->x, tile0, n_tiles, c, scratch);
 }
 

@@ -202,18 +202,19 @@ static int check_compressed(el_linear_fn kernel, int type, int64_t rows, int64_t
     weights(type, w, rows * row_bytes, kind, &seed);
     thin(type, w, rows * row_bytes, kind, &seed);
     uint8_t *squeezed = compress_rows(&b, type, w, rows, k, &bytes);
-    if (!squeezed || !el_compressed_ok(type, squeezed, bytes, rows, k) ||
+    uint8_t *index = squeezed ? take(&b, el_compressed_index_bytes(type, rows, k), 8) : NULL;
+    if (!index || el_compressed_bind(type, squeezed, bytes, rows, k, index) != EL_OK ||
         el_pack_panels(type, w, panels, rows, k, 0, rows) != EL_OK)
         return finish(&b, 0);
     for (int i = 0; i < 2 && ok; i++) {
         reference(panels, row0s[i], rows, &x, n_cols, expected, ldy);
-        kernel(squeezed, row0s[i], rows, &x, n_cols, y, ldy);
+        kernel(index, row0s[i], rows, &x, n_cols, y, ldy);
         ok = same_floats(y, expected, n_cols * ldy);
     }
     for (int64_t i = el_compressed_index_bytes(type, rows, k); i < bytes; i++) /* damaged: all kernels agree, and stay inside */
         squeezed[i] = kind == EXTREME ? 0xff : (uint8_t)(next(&seed) >> 24);
-    el_kernels_portable.linear[EL_COMPRESSED][type](squeezed, 0, rows, &x, n_cols, expected, ldy);
-    kernel(squeezed, 0, rows, &x, n_cols, y, ldy);
+    el_kernels_portable.linear[EL_COMPRESSED][type](index, 0, rows, &x, n_cols, expected, ldy);
+    kernel(index, 0, rows, &x, n_cols, y, ldy);
     return finish(&b, ok && same_floats(y, expected, n_cols * ldy));
 }
 
