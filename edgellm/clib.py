@@ -115,10 +115,11 @@ def library_path() -> str:
     return str(_module().__file__)
 
 
-def kernel_level(block: BlockType, panels: bool) -> str | None:
-    """The level whose linear kernel runs a block format in rows or panels; None when there is no such kernel."""
+def kernel_level(block: BlockType, layout: int) -> str | None:
+    """The level whose linear kernel runs a block format in rows (0), panels (1), or another layout (enum el_layout);
+    None when there is no such kernel."""
     ffi, lib = library()
-    name = lib.el_kernel_level(block.id, int(panels))
+    name = lib.el_kernel_level(block.id, int(layout))
     return None if name == ffi.NULL else ffi.string(name).decode()
 
 
