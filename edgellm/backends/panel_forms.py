@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ..weights import Weights
 
 WORTH = 0.95  # of the dense panels' bytes, at most: less is lost in kernels that have more to do
-_SAMPLE = 4  # groups of 16 rows that are looked at first
+_SAMPLE = {"sparse": 64, "compressed": 4}  # groups of 16 rows that are looked at first; counting codes takes longer
 _STRETCH = 2 << 20  # bytes of rows that one task counts
 
 
@@ -127,5 +127,5 @@ def sampled_share(data: np.ndarray, kind: BlockType, rows: int, k: int, form: st
     """Bytes in a form, of those of dense panels, by a few groups; 1 where it cannot be told."""
     ffi, _ = clib.library()
     found = ffi.new("int64_t *")
-    dense = functions(form).sample(kind.id, ffi.from_buffer(data), rows, k, _SAMPLE, found)
+    dense = functions(form).sample(kind.id, ffi.from_buffer(data), rows, k, _SAMPLE[form], found)
     return found[0] / dense if dense > 0 else 1.0
