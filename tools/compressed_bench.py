@@ -22,9 +22,10 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+from speculation_figures import write_region
 
 import edgellm
-from edgellm.backends import native, panel_forms
+from edgellm.backends import compressed
 from edgellm.bench import one_test, tokens_for
 from edgellm.blocks import BlockType
 from edgellm.gguf import GGUFFile, GGUFWriter, TensorInfo, open_gguf
@@ -83,7 +84,7 @@ def write_thin(file: GGUFFile, out: Path, pattern: str, head: bool, seed: int = 
 def load(path: Path, dense: bool, threads: int | str) -> edgellm.Model:
     if not dense:
         return edgellm.load(path, n_ctx=512, threads=threads, backend="native")
-    with patch.object(native, "choose_forms", lambda *_: {}):
+    with patch.object(compressed, "find_compressed", lambda *_: {}):
         return edgellm.load(path, n_ctx=512, threads=threads, backend="native")
 
 
@@ -121,12 +122,12 @@ def break_even(file: GGUFFile) -> tuple[float, float]:
     rows, k = min(512, math.prod(t.shape[:-1])), t.shape[-1]
     data = file.data(t.name)[: rows * t.type.row_bytes(k)]
     found = []
-    for limit in (1.0, panel_forms.WORTH):
+    for limit in (1.0, compressed.WORTH):
         low, high = 0.0, 1.0
         while high - low > 0.005:
             middle = (low + high) / 2
             part = thinned(data, t.type, str(middle), np.random.default_rng(1))
-            small = panel_forms.sampled_share(part, t.type, rows, k, "compressed") < limit
+            small = compressed.sampled_share(part, t.type, rows, k) < limit
             low, high = (low, middle) if small else (middle, high)
         found.append(high)
     return found[0], found[1]
@@ -140,6 +141,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=32, help="decoded in each measurement")
     parser.add_argument("--threads", default="auto")
+    parser.add_argument("--write", type=Path, help="a page with a section for the table")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     threads = args.threads if args.threads == "auto" else int(args.threads)
@@ -155,15 +157,29 @@ def main() -> None:
     if args.json:
         print(json.dumps({"model": str(args.model), "break_even": even, "rows": rows}))
         return
-    print(f"{args.model.name}: fewer bytes from {even[0]:.0%} zeros on, compressed at load from {even[1]:.0%}")
-    print("| zeros | MB a token: dense | compressed | byte ratio | decode: dense t/s | compressed | ratio |"
-          + "".join(f" pass of {n} |" for n in WIDTHS))  # fmt: skip
-    print("|---|" + "---:|" * (6 + len(WIDTHS)))
+    lines = table(args.model.name, even, rows)
+    if args.write:
+        write_region(args.write, "compressed-panels", lines)
+    print("\n".join(lines))
+
+
+def table(name: str, even: tuple[float, float], rows: list[dict[str, Any]]) -> list[str]:
+    """Markdown."""
+    lines = [
+        f"{name}: fewer bytes from {even[0]:.0%} zeros on, compressed at load from {even[1]:.0%}.",
+        "",
+        "| zeros | MB a token: dense | compressed | byte ratio | decode: dense, t/s | compressed | faster |"
+        + "".join(f" pass of {n} |" for n in WIDTHS),
+        "|---|" + "---:|" * (6 + len(WIDTHS)),
+    ]
     for r in rows:
         d = r["decode"]
-        print(f"| {r['pattern']} | {r['dense_bytes'] / 1e6:.0f} | {r['bytes'] / 1e6:.0f} | {r['byte_ratio']:.2f} | "
-              f"{d['dense']:.1f} | {d['compressed']:.1f} | {d['ratio']:.2f} |"
-              + "".join(f" {r[f'pass of {n}']['ratio']:.2f} |" for n in WIDTHS))  # fmt: skip
+        lines.append(
+            f"| {r['pattern']} | {r['dense_bytes'] / 1e6:.0f} | {r['bytes'] / 1e6:.0f} | {r['byte_ratio']:.2f} | "
+            f"{d['dense']:.1f} | {d['compressed']:.1f} | {d['ratio']:.2f} x |"
+            + "".join(f" {r[f'pass of {n}']['ratio']:.2f} x |" for n in WIDTHS)
+        )
+    return lines
 
 
 if __name__ == "__main__":

@@ -20,8 +20,10 @@ from ..errors import NotEnoughMemoryError
 from ..parallel import parallel
 from ..plan import Plan
 from ..weights import Weights
-from . import LoadProgress, sparse
+from . import LoadProgress, compressed, sparse
+from .compressed import CompressedIndex
 from .lowering import panel_weights
+from .sparse import SparseIndex
 
 _ROWS, _PANELS = 0, 1  # EL_ROWS, EL_PANELS of native/edgellm.h
 _PACK_BYTES = 2 << 20  # of rows that one packing task turns into panels
@@ -51,7 +53,10 @@ class WeightTable:
         self._stored = {name: panels.size for name, panels in stored.items() if weights.sparse(name)}
         mapped = {} if copy else stored
         rows = [name for name in wanted if name not in stored] if pack else []
-        self._sparse = sparse.find_sparse(rows, weights, n_threads)  # those that lie in rows in the file
+        found = sparse.find_sparse(rows, weights, n_threads)  # those that lie in rows in the file
+        self._thin: dict[str, SparseIndex | CompressedIndex] = {
+            **found, **compressed.find_compressed(rows, weights, n_threads, found)
+        }  # fmt: skip
         offsets = self._reserve([name for name in wanted if name not in mapped and (pack or name in stored)], weights)
         for name in self.ids:
             if name in mapped:
@@ -85,11 +90,14 @@ class WeightTable:
         return offsets
 
     def _layout(self, name: str) -> int:
-        return sparse.LAYOUT if name in self._sparse or name in self._stored else _PANELS
+        thin = self._thin.get(name)
+        if thin is not None:
+            return compressed.LAYOUT if isinstance(thin, CompressedIndex) else sparse.LAYOUT
+        return sparse.LAYOUT if name in self._stored else _PANELS
 
     def _panel_bytes(self, name: str, weights: Weights) -> int:
-        if name in self._sparse:
-            return self._sparse[name].n_bytes
+        if name in self._thin:
+            return self._thin[name].n_bytes
         if name in self._stored:
             return self._stored[name]
         return int(self._lib.el_panel_bytes(weights.type(name).id, *_matrix(weights.shape(name))))
@@ -152,10 +160,14 @@ class WeightTable:
         """Rows into panels, in stretches of whole groups; also fills in the struct."""
         kind, (rows, k) = weights.type(name), _matrix(weights.shape(name))
         source, target = self._ffi.from_buffer(weights.data(name)), self._panel_struct(name, offset, weights)
-        row, place, thin = kind.row_bytes(k), weights.span(name)[0], self._sparse.get(name)
+        row, place, thin = kind.row_bytes(k), weights.span(name)[0], self._thin.get(name)
         if thin is not None:
             self._ffi.memmove(target, thin.index, thin.index.size)
-        pack = self._lib.el_pack_panels if thin is None else self._lib.el_pack_sparse
+        pack = {
+            _PANELS: self._lib.el_pack_panels,
+            sparse.LAYOUT: self._lib.el_pack_sparse,
+            compressed.LAYOUT: self._lib.el_pack_compressed,
+        }[self._layout(name)]
 
         def run(first: int, last: int) -> None:
             clib.check(pack(kind.id, source, target, rows, k, first, last), f"packing {name}")

@@ -1,6 +1,6 @@
 """What a backend will take of memory for one model, worked out before anything of it is made.
 
-Weights: `weight_sizes` follows what each backend does with them (zero tiles are not stored). Scratch: the native
+Weights: `weight_sizes` follows what each backend does with them (zero tiles and codes are not stored). Scratch: the native
 backend's buffers are made once without being written to, and C says what passes would touch (el_plan_bytes); the others
 are NumPy arrays of known size.
 """
@@ -19,6 +19,7 @@ from ..blocks import F32
 from ..machine import huge_pages
 from ..ops import Op
 from ..quants.panels import panel_bytes
+from .compressed import find_compressed
 from .lowering import activation_planes, lower, panel_weights
 from .sparse import find_sparse
 
@@ -54,6 +55,7 @@ def weight_sizes(
     wanted = set(panel_weights(plan, weights)) if backend == "native" else set()
     rows = [name for name in wanted if weights.panels(name) is None] if pack else []
     sparse = find_sparse(rows, weights, n_threads)
+    compressed = find_compressed(rows, weights, n_threads, sparse)
     for name, shape in plan.weights.items():
         info = weights.type(name)
         in_file = weights.panels(name) is not None
@@ -61,7 +63,9 @@ def weight_sizes(
             own += 4 * math.prod(shape)
         elif name in wanted and (pack or in_file):
             n_bytes = panel_bytes(math.prod(shape[:-1]), shape[-1], info)
-            if name in sparse:
+            if name in compressed:
+                n_bytes = compressed[name].n_bytes
+            elif name in sparse:
                 n_bytes = sparse[name].n_bytes
             elif weights.sparse(name):
                 n_bytes = weights.stored_bytes(name)

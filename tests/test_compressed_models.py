@@ -1,4 +1,4 @@
-"""Which form a matrix's panels take at load: by bytes, and with the logits of the dense panels."""
+"""Compressed panels in models: taken where they are smaller, and with the logits of dense panels."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from test_panels_compressed import thin_rows
 
 import edgellm
 from edgellm import clib, quants
-from edgellm.backends import native, panel_forms
-from edgellm.backends.panel_forms import WORTH, best_form
+from edgellm.backends import compressed
+from edgellm.backends.compressed import WORTH, compressed_index
 from edgellm.prune import prune
 
 if not clib.available():
@@ -25,7 +25,7 @@ IDS = [1, 300, 17, 5, 260, 99, 98, 41, 7, 7, 300, 12]
 @pytest.fixture
 def compress_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a machine whose kernels expand codes fast; elsewhere the portable ones do the same."""
-    monkeypatch.setattr(panel_forms, "forms_for", lambda kind: ["sparse", "compressed"])
+    monkeypatch.setattr(compressed, "has_fast_kernel", lambda kind: True)
 
 
 def layouts(model: edgellm.Model) -> dict[str, int]:
@@ -52,7 +52,7 @@ def test_a_pruned_model_is_compressed_and_says_the_same(
     assert {name for name, layout in forms.items() if layout == COMPRESSED} == pruned
     assert COMPRESSED not in logits(whole)[1].values()
     assert COMPRESSED not in logits(thin, pack=False)[1].values()
-    monkeypatch.setattr(native, "choose_forms", lambda *_: {})
+    monkeypatch.setattr(compressed, "find_compressed", lambda *_: {})
     dense, forms = logits(thin)
     assert COMPRESSED not in forms.values()
     assert found.tobytes() == dense.tobytes()
@@ -62,19 +62,19 @@ def test_a_pruned_model_is_compressed_and_says_the_same(
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.5, 0.9])
 def test_the_form_is_taken_that_has_fewer_bytes(kind: str, share: float, compress_everywhere: None) -> None:
     rows, k = 1024, 512
-    form = best_form(thin_rows(kind, rows, k, share), quants.resolve_type(kind), rows, k)
+    form = compressed_index(thin_rows(kind, rows, k, share), quants.resolve_type(kind), rows, k)
     dense = quants.panel_bytes(rows, k, kind)
     if share < (0.1 if kind == "Q8_0" else 0.31):
         assert form is None
     else:
-        assert form is not None and form.layout == COMPRESSED and form.n_bytes <= WORTH * dense
+        assert form is not None and form.n_bytes <= WORTH * dense
 
 
 def test_without_fast_kernels_panels_stay_dense(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clib, "kernel_level", lambda block, layout: "portable")
-    assert best_form(thin_rows("Q8_0", 256, 512, 0.9), quants.resolve_type("Q8_0"), 256, 512) is None
+    assert compressed_index(thin_rows("Q8_0", 256, 512, 0.9), quants.resolve_type("Q8_0"), 256, 512) is None
 
 
 def test_types_without_an_exact_zero_are_not_compressed(compress_everywhere: None) -> None:
     kind = quants.resolve_type("Q6_K")
-    assert best_form(np.ones(64 * kind.row_bytes(256), np.uint8), kind, 64, 256) is None
+    assert compressed_index(np.ones(64 * kind.row_bytes(256), np.uint8), kind, 64, 256) is None
