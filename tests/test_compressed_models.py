@@ -51,6 +51,8 @@ def test_a_pruned_model_is_compressed_and_says_the_same(
     pruned = {name for name in forms if name.startswith("blk.") and "norm" not in name}
     assert {name for name, layout in forms.items() if layout == COMPRESSED} == pruned
     assert COMPRESSED not in logits(whole)[1].values()
+    sizes = [edgellm.estimate(path, n_ctx=64, backend="native").panels for path in (thin, whole)]
+    assert sizes[0] < 0.95 * sizes[1]
     assert COMPRESSED not in logits(thin, pack=False)[1].values()
     monkeypatch.setattr(compressed, "find_compressed", lambda *_: {})
     dense, forms = logits(thin)

@@ -1,6 +1,6 @@
 """What a backend will take of memory for one model, worked out before anything of it is made.
 
-Weights: `weight_sizes` follows what each backend does with them (zero tiles and codes are not stored). Scratch: the native
+Weights: `weight_sizes` follows what each backend does with them (many zeros are not stored). Scratch: the native
 backend's buffers are made once without being written to, and C says what passes would touch (el_plan_bytes); the others
 are NumPy arrays of known size.
 """
@@ -100,9 +100,7 @@ def runtime_bytes(backend: str) -> int:
     return (0 if compiled else _NUMBA_KERNELS) + (0 if "numba" in sys.modules else _NUMBA_IMPORT)
 
 
-def _native_scratch(
-    plan: Plan, weights: Weights, n_threads: int, max_tokens: int, pack: bool
-) -> Callable[[int], int]:
+def _native_scratch(plan: Plan, weights: Weights, n_threads: int, max_tokens: int, pack: bool) -> Callable[[int], int]:
     page = _HUGE_PAGE if huge_pages() in ("always", "madvise") else 4096
     known = _plan_bytes(plan, weights, n_threads, max_tokens, pack, page)
     attention = [s.params for s in plan.steps if s.op is Op.ATTENTION]
