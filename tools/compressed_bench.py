@@ -24,15 +24,17 @@ from unittest.mock import patch
 import numpy as np
 from speculation_figures import write_region
 
-import edgellm
-from edgellm.backends import compressed
-from edgellm.bench import one_test, tokens_for
-from edgellm.blocks import BlockType
-from edgellm.gguf import GGUFFile, GGUFWriter, TensorInfo, open_gguf
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import edgellm  # noqa: E402
+from edgellm.backends import compressed  # noqa: E402
+from edgellm.bench import one_test, tokens_for  # noqa: E402
+from edgellm.blocks import BlockType  # noqa: E402
+from edgellm.gguf import GGUFFile, GGUFWriter, TensorInfo, open_gguf  # noqa: E402
 
 KINDS = ("Q8_0", "Q4_0")
 STRETCH = 8 << 20  # bytes of blocks that are changed at once
-WIDTHS = (2, 4, 8)  # tokens of a pass, beside decoding one by one
+WIDTHS = (2, 4, 8, 128)  # tokens of a pass, beside decoding one by one
 
 
 def zeros(shape: tuple[int, ...], pattern: str, rng: np.random.Generator) -> np.ndarray:
@@ -90,9 +92,9 @@ def load(path: Path, dense: bool, threads: int | str) -> edgellm.Model:
 
 def weight_bytes(model: edgellm.Model) -> int:
     """Bytes of matrices that a decoded token reads."""
-    table = model._loaded.runner._table
-    multiplied = [table.structs[i] for name, i in table.ids.items() if name != "token_embd.weight"]
-    return sum(one.bytes for one in multiplied)
+    loaded = model._loaded
+    multiplied = {step.weights[0] for step in loaded.plan.steps if step.op.value == "linear"}
+    return sum(n for name, n in loaded.runner.weight_bytes().items() if name in multiplied)
 
 
 def compare(path: Path, rounds: int, n_tokens: int, threads: int | str) -> dict[str, Any]:
@@ -109,7 +111,7 @@ def compare(path: Path, rounds: int, n_tokens: int, threads: int | str) -> dict[
                 order = [("dense", dense), ("compressed", thin)]
                 for name, model in order if i % 2 else order[::-1]:
                     print(f"{path.name}: {what}, round {i + 1} of {rounds}, {name}", file=sys.stderr)
-                    rates[name] += one_test(model, n_prompt, n_gen, 0, 1 if n_gen else 8).samples_ts
+                    rates[name] += one_test(model, n_prompt, n_gen, 0, 8 if 0 < n_prompt < 16 else 1).samples_ts
             pairs = [b / a for a, b in zip(rates["dense"], rates["compressed"], strict=True)]
             found[what] = {name: statistics.median(r) for name, r in rates.items()}
             found[what]["ratio"] = statistics.median(pairs)
