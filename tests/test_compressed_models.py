@@ -24,7 +24,8 @@ IDS = [1, 300, 17, 5, 260, 99, 98, 41, 7, 7, 300, 12]
 
 @pytest.fixture
 def compress_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a machine whose kernels expand codes fast; elsewhere the portable ones do the same."""
+    """As on a machine whose kernels expand codes fast (elsewhere the portable ones do the same), and for any size."""
+    monkeypatch.setattr(compressed, "SMALL", 0)
     monkeypatch.setattr(compressed, "has_fast_kernel", lambda kind: True)
 
 
@@ -80,3 +81,12 @@ def test_without_fast_kernels_panels_stay_dense(monkeypatch: pytest.MonkeyPatch)
 def test_types_without_an_exact_zero_are_not_compressed(compress_everywhere: None) -> None:
     kind = quants.resolve_type("Q6_K")
     assert compressed_index(np.ones(64 * kind.row_bytes(256), np.uint8), kind, 64, 256) is None
+
+
+def test_small_models_stay_dense(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What caches hold is bound by instructions: there compressed panels are slower."""
+    monkeypatch.setattr(compressed, "has_fast_kernel", lambda kind: True)
+    thin = tmp_path / "thin.gguf"
+    whole = tiny_llama_gguf(tmp_path / "whole.gguf", type="Q8_0", dim=256, ffn=288, n_heads=8)
+    prune(whole, thin, 0.6, "unstructured", "magnitude", text="ab " * 400, chunk_size=32)
+    assert COMPRESSED not in logits(thin)[1].values()

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ..weights import Weights
 
 LAYOUT = 3  # EL_COMPRESSED of native/edgellm.h
+SMALL = 64 << 20  # bytes of matrices that caches may hold: there instructions count, and expanding takes more of them
 _SAMPLE = 4  # groups whose codes are counted first
 _SCAN_BYTES = 4 << 20  # of rows that one task counts
 
@@ -45,6 +46,8 @@ def find_compressed(
 ) -> dict[str, CompressedIndex]:
     """The matrices of `names`, which lie in rows, that take the fewest bytes compressed; `sparse` are those that may
     do without zero tiles. Kept as long as `weights`, as those are."""
+    if sum(weights.span(name)[1] for name in names) < SMALL:
+        return {}
     known = _found.setdefault(weights, {})
     for name in names:
         if name in known:
