@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers import tiny_llama_gguf
 from test_native import nmse, opened, run, some_ids
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
+
+from sparse_files import write_with_zeros
 
 import edgellm
 from edgellm import blocks, clib
@@ -145,6 +150,25 @@ def test_passes_of_a_model(tmp_path: Path, kind: str) -> None:
         for chunk in (1, 7, 64):
             assert np.array_equal(exact, run(three, plan, ids, chunk=chunk)), chunk
         three.close()
+
+
+@pytest.mark.parametrize("kind", PANELS)
+def test_sparse_panels_are_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """The same bits as dense panels with the same zeros, through tiles and beside them."""
+    big = {"dim": 256, "n_heads": 4, "ffn": 768} if kind.endswith("_K") else {"dim": 96, "n_heads": 6, "ffn": 416}
+    path = tmp_path / "zeros.gguf"
+    write_with_zeros(tiny_llama_gguf(tmp_path / "m.gguf", type=kind, biases=True, **SIZES, **big), path, 0.5, head=True)
+    with opened(path) as (plan, weights):
+        ids, found = some_ids(70, plan.n_vocab), []
+        for sparse in (True, False):
+            if not sparse:
+                monkeypatch.setattr("edgellm.backends.sparse.find_sparse", lambda *_: {})
+            backend = NativeBackend(plan, weights, n_threads=2)
+            assert backend.has_prefill and ({2} <= {backend._table.structs[i].layout for i in range(8)}) == sparse
+            found.append((run(backend, plan, ids), run(backend, plan, ids, chunk=9)))
+            backend.close()
+        assert all(np.array_equal(a, b) for a, b in zip(*found, strict=True))
+        assert not np.array_equal(*found[0]), "the first pass goes through tiles"
 
 
 def test_types_without_prefill_kernels_keep_their_bits(tmp_path: Path) -> None:

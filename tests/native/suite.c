@@ -17,6 +17,7 @@
 #include <stdlib.h>
 
 #include "kernels.h"
+#include "kernels/groups.h"
 #include "selftest.h"
 
 static int failures, checks;
@@ -229,12 +230,28 @@ static void wrong_q8_0(const void *w, int64_t row0, int64_t row1, const el_act *
     if (n_cols == 3) y[0] = nextafterf(y[0], 1e9f);
 }
 
+/* Takes the stored tiles for the first ones along k. */
+static void wrong_sparse(const void *w, int64_t row0, int64_t row1, const el_act *x, int64_t n_cols, float *y, int64_t ldy) {
+    uint8_t index[1 << 14];
+    size_t record = (size_t)el_record_bytes((x->k + 63) / 64), bytes = record * (size_t)((row1 + 15) / 16);
+    if (bytes > sizeof index) return;
+    memcpy(index, w, bytes);
+    for (uint8_t *r = index; r < index + bytes; r += record) {
+        uint64_t first = ((uint64_t)1 << el_load_record(r).n) - 1;
+        memcpy(r + sizeof(el_record), &first, 8);
+    }
+    el_kernels_portable.linear[EL_SPARSE][EL_TYPE_Q8_0](index, row0, row1, x, n_cols, y, ldy);
+}
+
 static void selftest_suite(void) {
     el_kernels wrong = {.name = "wrong", .need = 1};
     expect(el_selftest(&wrong), "self-test", "an empty table", 0, 0, 0, 0, 0);
     wrong.linear[EL_ROWS][EL_TYPE_Q8_0] = wrong_q8_0;
     expect(!el_selftest(&wrong), "self-test", "one wrong bit that was let pass", 0, 0, 0, 0, 0);
     wrong.linear[EL_ROWS][EL_TYPE_Q8_0] = NULL;
+    wrong.linear[EL_SPARSE][EL_TYPE_Q8_0] = wrong_sparse;
+    expect(!el_selftest(&wrong), "self-test", "tiles in the wrong place that were let pass", 0, 0, 0, 0, 0);
+    wrong.linear[EL_SPARSE][EL_TYPE_Q8_0] = NULL;
     for (int fault = EL_FAULT_RESULT; fault <= EL_FAULT_ILLEGAL; fault++) {
         el_add_fault(&wrong, fault);
         expect(!el_selftest(&wrong), "self-test", "a fault that was let pass", fault, 0, 0, 0, 0);
