@@ -41,9 +41,9 @@ class SparsePasses:
         self._used: list[Any] = []
 
     def _stored(self, site: Site, block_rows: int | None) -> native.KMajor:
-        """Blocks of 256 rows, or of 128 where each thread would have less than two of those."""
+        """Blocks of 256 rows, or of 128 where there would not be one of those for each thread."""
         weights = self.model.loaded.weights
-        size = block_rows or (256 if site.rows >= 512 * self.model.loaded.threads else 128)
+        size = block_rows or (256 if site.rows >= 256 * self.model.loaded.threads else 128)
         kind = weights.type(site.tensor)
         return native.KMajor(self.module, weights.data(site.tensor), kind, site.rows, site.k, size)
 
