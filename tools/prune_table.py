@@ -39,6 +39,7 @@ def measure(args: argparse.Namespace, folder: str) -> dict[tuple[str, str], Prun
             args.model, Path(folder) / "pruned.gguf", None if pattern == "2:4" else share, pattern, method,
             text=text, n_chunks=args.chunks, held_out=args.held_out, type=args.type,
         )  # fmt: skip
+        print(f"  {cell(found[pattern, method or str(share)])}", file=sys.stderr, flush=True)
     return found
 
 
