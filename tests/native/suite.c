@@ -230,14 +230,16 @@ static void wrong_q8_0(const void *w, int64_t row0, int64_t row1, const el_act *
     if (n_cols == 3) y[0] = nextafterf(y[0], 1e9f);
 }
 
-/* Takes the stored tiles for the first ones along k. */
+/* Takes the stored tiles for the first ones along k; the half one stays, or it would be read as a whole one. */
 static void wrong_sparse(const void *w, int64_t row0, int64_t row1, const el_act *x, int64_t n_cols, float *y, int64_t ldy) {
     uint8_t index[1 << 14];
-    size_t record = (size_t)el_record_bytes((x->k + 63) / 64), bytes = record * (size_t)((row1 + 15) / 16);
+    int64_t n_tiles = (x->k + 63) / 64;
+    size_t record = (size_t)el_record_bytes(n_tiles), bytes = record * (size_t)((row1 + 15) / 16);
     if (bytes > sizeof index) return;
     memcpy(index, w, bytes);
     for (uint8_t *r = index; r < index + bytes; r += record) {
-        uint64_t first = ((uint64_t)1 << el_load_record(r).n) - 1;
+        uint64_t half = x->k % 64 && el_tile_live(r, n_tiles - 1);
+        uint64_t first = (((uint64_t)1 << (el_load_record(r).n - half)) - 1) | half << (n_tiles - 1);
         memcpy(r + sizeof(el_record), &first, 8);
     }
     el_kernels_portable.linear[EL_SPARSE][EL_TYPE_Q8_0](index, row0, row1, x, n_cols, y, ldy);
