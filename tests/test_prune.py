@@ -18,7 +18,7 @@ from tiny_families import FAMILIES, tiny_family_gguf
 
 import edgellm
 from edgellm import clib
-from edgellm.blocks import ALL, BY_NAME
+from edgellm.blocks import ALL, BY_NAME, F32
 from edgellm.cli import cli
 from edgellm.convert.pack import pack
 from edgellm.errors import (
@@ -30,10 +30,12 @@ from edgellm.errors import (
     UnsupportedFeatureError,
 )
 from edgellm.gguf import open_gguf
+from edgellm.imatrix import Imatrix
 from edgellm.perplexity import perplexity
 from edgellm.prune import prune
+from edgellm.prune.choose import prune_matrix
 from edgellm.prune.masks import blocks, lowest, scores, two_of_four, unstructured
-from edgellm.prune.wish import EXACT_ZERO
+from edgellm.prune.wish import EXACT_ZERO, parse
 from edgellm.quants import dequantize
 
 TEXT = "hello there, once upon a time in the world you and he and I were in the ocean. " * 14
@@ -76,6 +78,26 @@ def test_wanda_is_the_paper_s(w: np.ndarray, sparsity: float, seed: int) -> None
     for row, a, b in zip(w, found, want, strict=True):  # rounding may swap equals: the sums must be the same
         size = np.abs(row) * np.sqrt(means)
         assert size[a].sum() == pytest.approx(size[b].sum(), rel=1e-5)
+
+
+@settings(deadline=None)
+@given(matrices(), st.floats(0.01, 0.99), st.integers(0, 9))
+def test_wanda_among_the_weights_of_a_matrix(w: np.ndarray, sparsity: float, seed: int) -> None:
+    means = np.random.default_rng(seed).chisquare(2, w.shape[1])
+    wish, seen = parse(sparsity, "unstructured", "wanda", None), Imatrix()
+    seen.add("w", 0, 1, np.sqrt(means)[None].astype(np.float32))
+    mask = prune_matrix(w.copy(), 1, ("w", 0), seen, F32, wish, lambda: None)
+    size = np.abs(w) * np.sqrt(means)
+    assert mask.sum() == int(w.size * sparsity)
+    assert size[mask].max(initial=0) <= size[~mask].min(initial=np.inf) * (1 + 1e-5)
+
+
+@pytest.mark.parametrize(("pattern", "method", "group"), [
+    ("unstructured", "wanda", "column"), ("2:4", "wanda", "row"), ("unstructured", "magnitude", "row"),
+])  # fmt: skip
+def test_a_group_goes_with_wanda(pattern: str, method: str, group: str) -> None:
+    with pytest.raises(InvalidArgumentError, match="group"):
+        parse(None, pattern, method, None, group)
 
 
 @settings(deadline=None)
@@ -142,7 +164,7 @@ def test_whole_groups_are_zero_in_every_type(kind: object, seed: int) -> None:
 def test_a_file_is_pruned_as_the_paper_says(tmp_path: Path, family: str) -> None:
     """The inputs of a layer are measured after the layers before it were pruned."""
     src = tiny_family_gguf(tmp_path / "in.gguf", family, n_layers=3)
-    report = prune(src, tmp_path / "out.gguf", 0.5, text=TEXT, backend="reference", **CUT)
+    report = prune(src, tmp_path / "out.gguf", 0.5, text=TEXT, backend="reference", group="row", **CUT)
     names = [[t.name for t in report.tensors if t.name.startswith(f"blk.{i}.")] for i in range(3)]
     assert all(names)
     twins.wanda_file(src, tmp_path / "slow.gguf", TEXT, names, 0.5, chunk_size=64, n_chunks=4)

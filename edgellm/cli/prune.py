@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 @click.option("--pattern", default="unstructured", show_default=True, metavar="PATTERN",
               help="unstructured, 2:4, block16, heads or layers.")
 @click.option("--method", metavar="METHOD", help="magnitude, wanda or sparsegpt [default: wanda].")
+@click.option("--group", metavar="GROUP",
+              help="For wanda: the share goes of each row or of the whole matrix [default: matrix].")
 @click.option("-f", "--file", "text_file", metavar="TEXT",
               help="Text (UTF-8) that weights are chosen by, and whose end perplexity is measured on.")
 @click.option("--type", "type", metavar="TYPE",

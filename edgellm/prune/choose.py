@@ -29,7 +29,7 @@ def prune_matrix(
     means = mean_squares(seen, unit, n_matrices, w.shape[1]) if wish.reads_text else None
     scores = masks.scores(w, means)
     if wish.pattern == "unstructured":
-        mask = masks.unstructured(scores, wish.sparsity, per_row=wish.method == "wanda")
+        mask = masks.unstructured(scores, wish.sparsity, per_row=wish.group == "row")
     elif wish.pattern == "2:4":
         mask = masks.two_of_four(scores)
     else:

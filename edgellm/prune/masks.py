@@ -2,7 +2,8 @@
 becomes 0.
 
 Magnitude scores a weight by |w|. Wanda (Sun et al. 2023) scores it by |w| * ||x||, the norm of what its column is
-multiplied with: roughly what the output would miss.
+multiplied with: roughly what the output would miss. The same share of each row goes there; of the whole matrix is the
+other choice, and the better one for small models (docs/sparsity.md).
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def lowest(values: np.ndarray, n: int) -> np.ndarray:
 
 
 def unstructured(found: np.ndarray, sparsity: float, per_row: bool) -> np.ndarray:
-    """The lowest share of scores `found` (rows, k): of each row (Wanda), or of the whole matrix (magnitude)."""
+    """The lowest share of scores `found` (rows, k), of each row or of the whole matrix."""
     if not per_row:
         return lowest(found, int(found.size * sparsity))
     n = int(found.shape[1] * sparsity)

@@ -34,6 +34,7 @@ def prune(
     text: str | None = None,
     dataset: str = "",
     type: str | None = None,
+    group: str | None = None,
     chunk_size: int | None = None,
     n_chunks: int | None = None,
     held_out: int | None = None,
@@ -47,7 +48,8 @@ def prune(
     rows x 64 columns; x 256 in types with blocks of 256), "heads" (of each layer's attention, by what they add to its
     output) or "layers" (whole ones leave the file, by block influence, Men et al. 2024). `method`, not for heads and
     layers: "magnitude" (the smallest go), "wanda" (None; the smallest times the norm of their inputs, Sun et al. 2023)
-    or "sparsegpt" (what is left is changed to make up for what went, Frantar and Alistarh 2023).
+    or "sparsegpt" (what is left is changed to make up for what went, Frantar and Alistarh 2023). `group`, for wanda in
+    pattern unstructured: the share goes of the whole "matrix" (None) or, as its authors do it, of each "row".
     All but magnitude need `text`: its first `n_chunks` (None: 64) windows of `chunk_size` tokens (None: 512, or fewer
     if the model was trained for fewer) go through the model layer by layer, each layer after those before it were
     pruned. Perplexity before and after is measured on the last `held_out` windows (None: a fifth, at most 32).
@@ -61,7 +63,7 @@ def prune(
     from ..loader import Loaded
 
     start = time.perf_counter()
-    wish = parse(sparsity, pattern, method, type)
+    wish = parse(sparsity, pattern, method, type, group)
     check(chunk_size or CHUNK_SIZE, n_chunks, held_out)
     chunk_size = _chunk_size(src) if chunk_size is None else chunk_size
     loaded = Loaded(

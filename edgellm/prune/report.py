@@ -69,6 +69,8 @@ def metadata(wish: PruneWish, dataset: str, n_ctx: int, chunks: int, held_out: i
         ("pattern", wish.pattern, "str"), ("method", wish.method, "str"), ("sparsity", wish.sparsity, "f32"),
         ("chunks", chunks, "u32"), ("held_out", held_out, "u32"), ("chunk_size", n_ctx, "u32"), ("zeros", 0.0, "f32"),
     ]  # fmt: skip
+    if wish.method == "wanda" and wish.pattern == "unstructured":
+        keys.append(("group", wish.group, "str"))
     if dataset:
         keys.append(("dataset", dataset, "str"))
     if held_out:

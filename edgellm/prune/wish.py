@@ -13,6 +13,7 @@ PATTERNS = ("unstructured", "2:4", "block16", "heads", "layers")
 WHOLE = ("heads", "layers")  # patterns of whole parts of the model, which have a measure of their own
 INFLUENCE = "influence"
 METHODS = ("magnitude", "wanda", "sparsegpt")
+GROUPS = ("matrix", "row")
 # Types that write a single 0 as exactly 0, whatever stands beside it. In the others only whole groups of 32 can be 0.
 EXACT_ZERO = frozenset({"F32", "F16", "BF16", "Q4_0", "Q5_0", "Q8_0", "Q3_K", "Q6_K", "TQ1_0", "TQ2_0", "MXFP4"})
 TILE_K = 64  # k of a block of block16: a tile of Q4_0 and Q8_0 (formats/panels.md)
@@ -22,12 +23,13 @@ TILE_ROWS = 16
 @dataclass(frozen=True)
 class PruneWish:
     """`sparsity`: the share of weights, heads or layers that go, 0 < sparsity < 1. `type`: those of the output;
-    None: as they were."""
+    None: as they were. `group`: wanda takes that share of each row, or of the whole matrix."""
 
     sparsity: float
     pattern: str
     method: str
     type: Wish | None = None
+    group: str = "matrix"
 
     @property
     def reads_text(self) -> bool:
@@ -35,9 +37,11 @@ class PruneWish:
         return self.method != "magnitude"
 
 
-def parse(sparsity: float | None, pattern: str, method: str | None, type: str | None) -> PruneWish:
+def parse(
+    sparsity: float | None, pattern: str, method: str | None, type: str | None, group: str | None = None
+) -> PruneWish:
     """The options of the command; `sparsity` None is 0.5, `method` None is wanda, or the
-    influence of heads and layers. Raises InvalidArgumentError."""
+    influence of heads and layers, `group` None is matrix. Raises InvalidArgumentError."""
     _one_of("pattern", pattern, PATTERNS)
     if pattern in WHOLE:
         if method not in (None, INFLUENCE):
@@ -53,7 +57,11 @@ def parse(sparsity: float | None, pattern: str, method: str | None, type: str | 
         raise InvalidArgumentError(f"sparsity is {sparsity}; it is a share between 0 and 1, such as 0.5")
     if pattern == "2:4" and sparsity != 0.5:
         raise InvalidArgumentError(f"sparsity is {sparsity}, but two of four weights are one half; give 0.5")
-    return PruneWish(float(sparsity), pattern, method, None if type is None else parse_wish(type))
+    if group is not None:
+        _one_of("group", group, GROUPS)
+        if method != "wanda" or pattern != "unstructured":
+            raise InvalidArgumentError("a group is for method wanda in pattern unstructured; leave it out")
+    return PruneWish(float(sparsity), pattern, method, None if type is None else parse_wish(type), group or "matrix")
 
 
 def check_zeros(kind: BlockType, pattern: str, name: str, path: str) -> None:
