@@ -82,6 +82,12 @@ INLINE float one_bf16(const uint8_t *p) { return el_bf16_to_f32((uint16_t)(p[0] 
     _mm256_storeu_ps(lanes + 8, b);                                                                    \
     for (int64_t at = k0; at < k; at++) lanes[at - k0] = el_fmaf(ONE(row + at * BYTES), f[at], lanes[at - k0]);
 
+/* What is read ROW_AHEAD bytes after `at` of a row, of R side by side: behind its end comes the R-th row after it. */
+INLINE int64_t row_ahead(int64_t at, int64_t row_bytes, const int R) {
+    at += ROW_AHEAD;
+    return at < row_bytes ? at : at + (R - 1) * row_bytes;
+}
+
 /* R rows times C columns share their loads. Rows past the end repeat the last one and are not stored. */
 #define FLOAT_ROWS(NAME, BYTES, LOAD, ONE)                                                                       \
     INLINE void NAME##_tile(const uint8_t *const *row, const int R, const el_act *x, int64_t m0, const int C,    \
@@ -93,7 +99,7 @@ INLINE float one_bf16(const uint8_t *p) { return el_bf16_to_f32((uint16_t)(p[0] 
         for (; k0 + EL_LANES <= k; k0 += EL_LANES) {                                                             \
             UNROLL for (int r = 0; r < R; r++) {                                                                 \
                 const uint8_t *p = row[r] + k0 * BYTES;                                                          \
-                prefetch(p + ROW_AHEAD);                                                                         \
+                prefetch(row[r] + row_ahead(k0 * BYTES, k * BYTES, R));                                          \
                 __m256 w0 = LOAD(p), w1 = LOAD(p + 8 * BYTES);                                                   \
                 UNROLL for (int c = 0; c < C; c++) {                                                             \
                     const float *f = x->f + (m0 + c) * x->ldf + k0;                                              \

@@ -11,6 +11,12 @@ INLINE __m512 load_bf16(const uint8_t *p, __mmask16 m) {
 
 enum { ROW_AHEAD = 1024 }; /* four rows are read side by side: less for each */
 
+/* What is read ROW_AHEAD bytes after `at` of a row, of R side by side: behind its end comes the R-th row after it. */
+INLINE int64_t row_ahead(int64_t at, int64_t row_bytes, const int R) {
+    at += ROW_AHEAD;
+    return at < row_bytes ? at : at + (R - 1) * row_bytes;
+}
+
 /* R rows times C columns share their loads. Rows past the end repeat the last one and are not stored. */
 #define FLOAT_ROWS(NAME, BYTES, LOAD)                                                                            \
     INLINE void NAME##_step(const uint8_t *const *row, const int R, const float *x, int64_t ldf, const int C, int64_t at, \
@@ -29,7 +35,7 @@ enum { ROW_AHEAD = 1024 }; /* four rows are read side by side: less for each */
         int64_t k0 = 0;                                                                                          \
         UNROLL for (int r = 0; r < R; r++) UNROLL for (int c = 0; c < C; c++) acc[r][c] = _mm512_setzero_ps();   \
         for (; k0 + EL_LANES <= x->k; k0 += EL_LANES) {                                                          \
-            UNROLL for (int r = 0; r < R; r++) prefetch(row[r] + k0 * BYTES + ROW_AHEAD);                           \
+            UNROLL for (int r = 0; r < R; r++) prefetch(row[r] + row_ahead(k0 * BYTES, x->k * BYTES, R));           \
             NAME##_step(row, R, f, x->ldf, C, k0, 0xffff, acc);                                                  \
         }                                                                                                        \
         if (k0 < x->k) NAME##_step(row, R, f, x->ldf, C, k0, first_lanes(x->k - k0), acc);                       \
