@@ -33,23 +33,20 @@ def prune(
     *,
     text: str | None = None,
     dataset: str = "",
-    type: str | None = None,
-    group: str | None = None,
-    chunk_size: int | None = None,
-    n_chunks: int | None = None,
-    held_out: int | None = None,
+    type: str | None = None, group: str | None = None,
+    chunk_size: int | None = None, n_chunks: int | None = None, held_out: int | None = None,
     backend: str = "auto",
     threads: int | str = "auto",
     overwrite: bool = True,
-) -> PruneReport:
+) -> PruneReport:  # fmt: skip
     """Write the GGUF file `src` as `out` with a share `sparsity` (None: 0.5) of its layers' weights set to 0.
 
     `pattern`: "unstructured" (any weights), "2:4" (two of every four neighbours in a row), "block16" (blocks of 16
     rows x 64 columns; x 256 in types with blocks of 256), "heads" (of each layer's attention, by what they add to its
     output) or "layers" (whole ones leave the file, by block influence, Men et al. 2024). `method`, not for heads and
     layers: "magnitude" (the smallest go), "wanda" (None; the smallest times the norm of their inputs, Sun et al. 2023)
-    or "sparsegpt" (what is left is changed to make up for what went, Frantar and Alistarh 2023). `group`, for wanda in
-    pattern unstructured: the share goes of the whole "matrix" (None) or, as its authors do it, of each "row".
+    or "sparsegpt" (what is left is changed to make up for what went, Frantar and Alistarh 2023). `group`, for
+    unstructured wanda: the share goes of the whole "matrix" (None) or, as in the paper, of each "row".
     All but magnitude need `text`: its first `n_chunks` (None: 64) windows of `chunk_size` tokens (None: 512, or fewer
     if the model was trained for fewer) go through the model layer by layer, each layer after those before it were
     pruned. Perplexity before and after is measured on the last `held_out` windows (None: a fifth, at most 32).
